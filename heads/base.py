@@ -1,0 +1,57 @@
+"""The contract between a branch (head) and the task that trains it.
+
+Letters in shapes: B images, M box rows of the image with most boxes, S spatial axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Head(nn.Module):
+    """Turns feature maps into raw outputs, and those into losses or predictions.
+
+    A head's constructor takes the trunk's (or neck's) ``levels`` first, so no channel number is written
+    twice. None of the three methods looks at ``self.training`` to choose what it returns: validation calls
+    ``losses`` and ``predict`` on one ``raw``, and the network runs once.
+    """
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, ...]) -> Any:
+        """Compute the raw outputs: a dataclass of tensors.
+
+        Args:
+            features: one ``[B, C_i, *S_i]`` map per level, finest first.
+            image_size: spatial size of the padded input batch, in pixels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement forward(features, image_size)")
+
+    def losses(self, raw: Any, targets: Any) -> dict[str, Tensor]:
+        """Return named scalar losses in float32; the task sums and logs them."""
+        raise NotImplementedError(f"{type(self).__name__} must implement losses(raw, targets)")
+
+    def predict(self, raw: Any, image_sizes: Tensor) -> Any:
+        """Return final predictions, in input pixels.
+
+        Args:
+            raw: what ``forward`` returned.
+            image_sizes: ``[B, n]`` int64, the size of each image inside the padded batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement predict(raw, image_sizes)")
+
+
+class BoxTargets(Protocol):
+    """What a detection head reads from a batch; any object with these tensors will do.
+
+    Attributes:
+        image_sizes: ``[B, 2]`` int64, height and width of each image inside the padded canvas.
+        boxes: ``[B, M, 4]`` float32, x1 y1 x2 y2 in canvas pixels.
+        labels: ``[B, M]`` int64 in 0..K-1; -1 marks a padding row.
+        crowd: ``[B, M]`` bool, regions in which objects were not told apart.
+    """
+
+    image_sizes: Tensor
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
