@@ -6,6 +6,7 @@ Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ class Backbone(nn.Module):
     """
 
     levels: tuple[FeatureLevel, ...]
+    frozen: tuple[str, ...] = ()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Compute the feature maps.
@@ -43,3 +45,20 @@ class Backbone(nn.Module):
             One ``[B, levels[i].channels, *S_i]`` map per level, finest first.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement forward(image)")
+
+    def freeze(self, *names: str) -> None:
+        """Stop the named submodules from changing: neither gradients nor running statistics reach them.
+
+        Raises:
+            AttributeError: if there is no submodule of that name.
+        """
+        for name in names:
+            self.get_submodule(name).requires_grad_(False).eval()
+        self.frozen += names
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode of everything but the frozen submodules, which stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self

@@ -78,11 +78,13 @@ def collate_detection(samples: list[DetectionSample], rows_multiple: int = 16) -
     for sample in samples:
         height, width = sample.image.shape[-2:]
         if sample.canvas != canvas:
-            raise ValueError(f"image id {sample.image_id} asks for canvas {sample.canvas}, its batch for {canvas}")
+            raise ValueError(
+                f"image id {sample.image_id} asks for canvas {sample.canvas}, its batch for {canvas}"
+            )
         if height > canvas[0] or width > canvas[1]:
             raise ValueError(
-                f"image id {sample.image_id} is {height}x{width} (height x width) after resizing and does not fit "
-                f"the canvas {canvas[0]}x{canvas[1]}"
+                f"image id {sample.image_id} is {height}x{width} (height x width) after resizing and does "
+                f"not fit the canvas {canvas[0]}x{canvas[1]}"
             )
     most = max(1, max(len(sample.labels) for sample in samples))
     rows = -(-most // rows_multiple) * rows_multiple

@@ -1,0 +1,1 @@
+"""Predictions in; figures, result files and pictures out."""

@@ -1,0 +1,39 @@
+# trunkline: set-up, demo and tests. Needs Python 3.11 or newer and nothing else.
+#
+#   make setup   create the environment in .venv from uv.lock
+#   make demo    train a small detector on synthetic images, print its COCO figures, draw its predictions
+#   make test    run the tests
+#   make lint    check the style
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+UV := $(shell command -v uv || echo $(BIN)/uv)
+
+.PHONY: setup demo test lint
+
+setup: $(BIN)/.ready
+
+$(BIN)/.ready: uv.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; name one: make setup PYTHON=python3.12"; exit 1; }
+	@test -x "$(UV)" || { $(PYTHON) -m venv .venv && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
+	UV_PROJECT_ENVIRONMENT=.venv "$(UV)" sync --frozen --inexact
+	@touch $@
+
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/trunkline sample detection $(DEMO)/data
+	$(BIN)/trunkline fit --config detection/faster_rcnn_r18_fpn_demo \
+	  --data.root $(DEMO)/data --trainer.default_root_dir $(DEMO)/run
+	$(BIN)/trunkline predict --config detection/faster_rcnn_r18_fpn_demo \
+	  --ckpt_path $(DEMO)/run/lightning_logs/version_0/checkpoints/last.ckpt \
+	  --data.predict $(DEMO)/data/images/val --output.folder $(DEMO)/predictions \
+	  --trainer.default_root_dir $(DEMO)/run
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .

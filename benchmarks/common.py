@@ -1,0 +1,67 @@
+"""What every benchmark writes beside its numbers."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from trunkline.evaluation.files import write_json
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "numpy",
+    "pycocotools",
+    "faster-coco-eval",
+    "albumentations",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Return the hardware, versions, commit and date that a result belongs to."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_result(path: str | os.PathLike[str], result: dict[str, Any]) -> Path:
+    """Write a result with its environment as indented JSON and say where."""
+    written = write_json(path, {**result, "environment": environment()}, indent=2)
+    print(f"wrote {written}")
+    return written
+
+
+def _cpu() -> str:
+    """The processor's model name; ``platform`` knows only its architecture on Linux."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit that ran, with ``+changes`` if tracked files differ from it; None outside git."""
+    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    try:
+        run = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()

@@ -1,0 +1,191 @@
+"""Augmentation pipelines named in YAML; the only file that knows albumentations.
+
+Letters in shapes: h w height and width of the image in pixels, m boxes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it must not ask the network
+
+import albumentations as A  # noqa: E402, N812
+import cv2  # noqa: E402
+
+Entry = Mapping[str, Mapping[str, Any] | None]
+
+_NESTING = (A.OneOf, A.SomeOf, A.OneOrOther, A.RandomOrder, A.Sequential)
+_CHANGE_TYPE = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
+
+
+class AugmentationError(ValueError):
+    """A transform does not exist, is wrongly configured, or cannot be used for detection."""
+
+
+def limit_threads(worker_id: int = 0) -> None:
+    """Keep OpenCV to one thread in a DataLoader worker, as torch does; use it as ``worker_init_fn``."""
+    cv2.setNumThreads(0)
+
+
+class Augmentation:
+    """Applies a pipeline of albumentations transforms to an image and its boxes.
+
+    The pipeline runs before the image is resized to the size that the sampler asked for. So crops and
+    scales are in pixels of the original image, each image still gets the wanted short side, and colour
+    transforms see the original pixels. To train at several scales give the data module several short sides;
+    transforms that only resize (such as ``SmallestMaxSize``) are undone by that last resize, unless a crop
+    or padding follows.
+
+    All randomness comes from the ``seed`` of each call: the result does not depend on the number of
+    workers, on which of them serves the image, or on what it served before.
+
+    Args:
+        transforms: one single-key mapping per transform, the name in albumentations to its arguments, for
+            example ``{"HorizontalFlip": {"p": 0.5}}``. ``OneOf``, ``SomeOf``, ``OneOrOther``,
+            ``RandomOrder`` and ``Sequential`` take a list of the same form as ``transforms``.
+        min_visibility: a box of which a transform leaves less than this share of its area is dropped, 0..1.
+        min_box_size: a box whose width or height falls below this is dropped, in pixels before the last
+            resize.
+
+    Raises:
+        AugmentationError: for an unknown transform or argument, a value that albumentations refuses, or a
+            transform that cannot carry boxes along, needs more than one image, or changes the pixel type.
+    """
+
+    def __init__(self, transforms: Sequence[Entry], min_visibility: float = 0.1, min_box_size: float = 1.0):
+        if not 0 <= min_visibility <= 1:
+            raise AugmentationError(f"min_visibility is {min_visibility}; it is a share, 0 to 1")
+        self.compose = A.Compose(
+            _build_all(transforms),
+            bbox_params=A.BboxParams(
+                format="albumentations",  # relative, so that no rounding to float32 pixels happens inside
+                min_visibility=min_visibility,
+                min_width=min_box_size,
+                min_height=min_box_size,
+            ),
+        )
+
+    def __call__(
+        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Augment one image.
+
+        Args:
+            image: ``[h, w, 3]`` uint8.
+            boxes: ``[m, 4]`` float32 x1 y1 x2 y2 in pixels; m may be 0. They are clipped to the image first:
+                albumentations stops at a box that is a rounding error outside.
+            labels: ``[m]`` int64.
+            crowd: ``[m]`` bool.
+            seed: non-negative; the same seed gives the same result.
+
+        Returns:
+            The image (its size may differ) and the boxes that remain, clipped to it, with their labels and
+            crowd flags.
+
+        Raises:
+            AugmentationError: if a transform fails on this image, or returns something else than 8-bit RGB.
+        """
+        # One generator for all transforms: seeding each of them with the same number would make, say, two
+        # flips of probability 0.5 always happen together.
+        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        rows = _relative_rows(boxes, image.shape[:2])
+        try:
+            result = self.compose(image=image, bboxes=rows)
+        except Exception as error:
+            raise AugmentationError(
+                f"augmentation failed on {image.shape[0]}x{image.shape[1]} pixels (height x width): {error}"
+            ) from error
+        image = result["image"]
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise AugmentationError(
+                f"the augmentation turned 8-bit RGB into {image.dtype} of shape {image.shape}; remove the "
+                "transform that does so (images are normalised on the device, after augmentation)"
+            )
+        rows = result["bboxes"] if len(result["bboxes"]) else np.zeros((0, 5))  # [m, 5], but [0, 4]
+        height, width = image.shape[:2]
+        kept = rows[:, 4].astype(np.int64)
+        boxes = (rows[:, :4].clip(0, 1) * (width, height, width, height)).astype(np.float32)
+        return image, boxes, labels[kept], crowd[kept]
+
+
+def _relative_rows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return ``[m', 5]`` float64: boxes in 0..1 and the row each came from; flat ones are left out."""
+    height, width = size
+    relative = (boxes.astype(np.float64) / (width, height, width, height)).clip(0, 1)
+    rows = np.column_stack([relative, np.arange(len(boxes))])
+    return rows[(rows[:, 2] > rows[:, 0]) & (rows[:, 3] > rows[:, 1])]
+
+
+def _build_all(entries: Iterable[Entry]) -> list[Any]:
+    if isinstance(entries, str | Mapping) or not isinstance(entries, Iterable):
+        raise AugmentationError(
+            f"transforms are a list of single-key mappings like HorizontalFlip: {{p: 0.5}}, got {entries!r}"
+        )
+    return [_build(entry) for entry in entries]
+
+
+def _build(entry: Entry) -> Any:
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        raise AugmentationError(f"a transform is a mapping of one name to its arguments, got {entry!r}")
+    ((name, given),) = entry.items()
+    arguments = dict(given or {})
+    cls = _find(name)
+    _check_arguments(name, cls, arguments)
+    if issubclass(cls, _NESTING):
+        arguments["transforms"] = _build_all(arguments.get("transforms", ()))
+    try:
+        transform = cls(**arguments)
+    except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        raise AugmentationError(f"augmentation {name}: {error}") from error
+    if not issubclass(cls, _NESTING):
+        _check_usable(name, transform)
+    return transform
+
+
+def _find(name: str) -> type:
+    cls = getattr(A, name, None)
+    if inspect.isclass(cls) and issubclass(cls, (A.BasicTransform, *_NESTING)):
+        return cls
+    known = [
+        other
+        for other, value in vars(A).items()
+        if inspect.isclass(value) and issubclass(value, (A.ImageOnlyTransform, A.DualTransform, *_NESTING))
+    ]
+    lower = {other.lower(): other for other in known}
+    near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; see the list at albumentations.ai/docs"
+    raise AugmentationError(f"albumentations {A.__version__} has no transform {name!r}{hint}")
+
+
+def _check_arguments(name: str, cls: type, arguments: dict[str, Any]) -> None:
+    parameters = inspect.signature(cls.__init__).parameters
+    known = [key for key in parameters if key != "self"]
+    for key in arguments:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise AugmentationError(
+                f"augmentation {name} has no argument {key!r}{hint} (it takes {', '.join(known)})"
+            )
+
+
+def _check_usable(name: str, transform: A.BasicTransform) -> None:
+    if name in _CHANGE_TYPE:
+        raise AugmentationError(
+            f"augmentation {name} changes the pixel type; remove it, images are normalised on the device"
+        )
+    if not isinstance(transform, A.ImageOnlyTransform) and A.core.type_definitions.Targets.BBOXES not in (
+        transform._targets if isinstance(transform._targets, tuple) else (transform._targets,)
+    ):
+        raise AugmentationError(f"augmentation {name} cannot carry boxes along; remove it")
+    extra = set(transform.targets_as_params) - {"image", "bboxes"}
+    if extra:
+        needed = ", ".join(sorted(extra))
+        raise AugmentationError(f"augmentation {name} needs {needed}, which detection data lacks; remove it")

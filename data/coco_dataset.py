@@ -1,0 +1,88 @@
+"""The data set behind the loaders of COCO-format data.
+
+Letters in shapes: h w a resized image, m boxes of one image. Sizes are (height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import Dataset
+
+from .augment import Augmentation, AugmentationError
+from .batches import DetectionSample
+from .canvas import Request, scaled_size
+from .coco_index import CocoIndex
+from .io import ImageError, read_image, resize
+
+
+class CocoDetectionDataset(Dataset):
+    """Images of an index with their boxes, augmented, then resized as the request says.
+
+    Args:
+        index: images and annotations.
+        augmentation: applied before resizing; None for none.
+        long_side: limit of the longer side after resizing, in pixels.
+    """
+
+    def __init__(self, index: CocoIndex, augmentation: Augmentation | None = None, long_side: int = 1333):
+        self.index = index
+        self.augmentation = augmentation
+        self.long_side = long_side
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, request: Request) -> DetectionSample:
+        """Load one image.
+
+        Raises:
+            ImageError: if the file cannot be decoded, or its size is not the one in the annotations.
+            AugmentationError: if a transform fails on this image.
+        """
+        path, rows = self.index.path(request.index), self.index.rows(request.index)
+        original_size = tuple(self.index.sizes[request.index].tolist())
+        image = read_image(path)
+        if image.shape[:2] != original_size:
+            raise ImageError(
+                f"{path}: is {image.shape[0]}x{image.shape[1]} pixels (height x width), the annotations say "
+                f"{original_size[0]}x{original_size[1]}; check_images lists all such images before training"
+            )
+        boxes = self.index.boxes[rows].numpy()
+        labels, crowd = self.index.labels[rows].numpy(), self.index.crowd[rows].numpy()
+        if self.augmentation is not None:
+            try:
+                image, boxes, labels, crowd = self.augmentation(image, boxes, labels, crowd, request.seed)
+            except AugmentationError as error:
+                raise AugmentationError(f"{path}: {error}") from error
+        height, width = image.shape[:2]
+        size = scaled_size((height, width), request.short_side, self.long_side, request.canvas)
+        pixels = torch.from_numpy(resize(image, size))
+        factor = torch.tensor([size[1] / width, size[0] / height] * 2)
+        limit = torch.tensor([size[1], size[0]] * 2)
+        return DetectionSample(
+            image=pixels.permute(2, 0, 1).contiguous(),  # [h, w, 3] -> [3, h, w]
+            boxes=torch.minimum(torch.from_numpy(boxes) * factor, limit),
+            labels=torch.from_numpy(labels).clone(),
+            crowd=torch.from_numpy(crowd).clone(),
+            image_id=int(self.index.image_ids[request.index]),
+            original_size=original_size,
+            canvas=request.canvas,
+        )
+
+
+class RequestedBatches(Dataset):
+    """Serves whole batches, so that the loader's sampler can be the batch sampler; Lightning sets its epoch.
+
+    ``fixed`` lists the batches by number, for Lightning's overfit_batches, which asks for 0, 1, 2, ...
+    """
+
+    def __init__(self, dataset: CocoDetectionDataset, fixed: list[list[Request]] | None):
+        self.dataset = dataset
+        self.fixed = fixed
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.fixed is None else len(self.fixed)
+
+    def __getitem__(self, batch: list[Request] | int) -> list[DetectionSample]:
+        requests = self.fixed[batch] if isinstance(batch, int) else batch
+        return [self.dataset[request] for request in requests]

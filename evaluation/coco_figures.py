@@ -1,0 +1,186 @@
+"""The COCO figures of a set of detections, as the libraries that define them compute them.
+
+Letters in shapes: T IoU thresholds, R recall thresholds, K categories, A ranges of area, L limits on the
+number of detections per image and category.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from faster_coco_eval import COCO as FasterCOCO
+from faster_coco_eval import COCOeval_faster
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+BACKENDS = ("faster", "pycocotools")
+AREAS = ("all", "small", "medium", "large")
+LIMITS = (1, 10, 100)
+
+
+class _Figure(NamedTuple):
+    """The part of precision or recall that a figure is the mean of."""
+
+    recall: bool
+    threshold: int | None  # index into the IoU thresholds 0.50, 0.55 ... 0.95; None for all ten
+    area: int
+    limit: int
+
+
+_FIGURES = {
+    "AP": _Figure(False, None, 0, 2),
+    "AP50": _Figure(False, 0, 0, 2),
+    "AP75": _Figure(False, 5, 0, 2),
+    "APs": _Figure(False, None, 1, 2),
+    "APm": _Figure(False, None, 2, 2),
+    "APl": _Figure(False, None, 3, 2),
+    "AR1": _Figure(True, None, 0, 0),
+    "AR10": _Figure(True, None, 0, 1),
+    "AR100": _Figure(True, None, 0, 2),
+    "ARs": _Figure(True, None, 1, 2),
+    "ARm": _Figure(True, None, 2, 2),
+    "ARl": _Figure(True, None, 3, 2),
+}
+
+
+class ClassResult(NamedTuple):
+    """The figures of one class.
+
+    Attributes:
+        category_id: the id in the annotation file.
+        name: the name in the annotation file.
+        objects: number of its objects in the evaluated images, crowd regions not counted.
+        ap: average precision in 0..1, mean over the IoU thresholds 0.50 to 0.95; NaN without objects.
+        ap50: average precision in 0..1 at IoU 0.50; NaN without objects.
+    """
+
+    category_id: int
+    name: str
+    objects: int
+    ap: float
+    ap50: float
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """What an evaluation found.
+
+    Attributes:
+        figures: the 12 COCO figures in 0..1 by the names AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl;
+            NaN where there is no object to find (pycocotools says -1).
+        per_class: one row per category, ids ascending.
+        images: number of images evaluated.
+    """
+
+    figures: dict[str, float]
+    per_class: tuple[ClassResult, ...]
+    images: int
+
+    def summary(self) -> str:
+        """Return the 12 figures in COCO's wording, one line each."""
+        lines = []
+        for name, figure in _FIGURES.items():
+            title = "Average Recall     (AR)" if figure.recall else "Average Precision  (AP)"
+            iou = "0.50:0.95" if figure.threshold is None else f"{0.5 + 0.05 * figure.threshold:.2f}"
+            area, limit = AREAS[figure.area], LIMITS[figure.limit]
+            value = self.figures[name]
+            lines.append(f" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={limit:>3} ] = {value:.3f}")
+        return "\n".join(lines)
+
+    def class_table(self) -> str:
+        """Return the rows of ``per_class`` as aligned text with a header."""
+        cells = [("id", "class", "objects", "AP", "AP50")]
+        cells += [
+            (str(row.category_id), row.name, str(row.objects), f"{row.ap:.3f}", f"{row.ap50:.3f}")
+            for row in self.per_class
+        ]
+        widths = [max(len(line[column]) for line in cells) for column in range(5)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if column == 1 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in cells
+        )
+
+
+def evaluate(
+    backend: str,
+    image_ids: Sequence[int],
+    categories: dict[int, str],
+    truth: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+) -> CocoResult:
+    """Compute the figures of the given images.
+
+    Args:
+        backend: ``faster`` or ``pycocotools``.
+        image_ids: ids of the images to evaluate, those without objects or detections too.
+        categories: names by category id, ids ascending.
+        truth: COCO annotations of these images, with ids from 1, ``area`` and ``iscrowd``; written into.
+        results: COCO results of these images; written into.
+    """
+    objects = Counter(item["category_id"] for item in truth if not item["iscrowd"])
+    for index, item in enumerate(results, start=1):
+        item.update(id=index, area=item["bbox"][2] * item["bbox"][3], iscrowd=0)
+    shared = {
+        "images": [{"id": image_id} for image_id in image_ids],
+        "categories": [{"id": category_id, "name": name} for category_id, name in categories.items()],
+    }
+    precision, recall = _run(backend, {**shared, "annotations": truth}, {**shared, "annotations": results})
+    per_class = tuple(
+        ClassResult(
+            category_id,
+            name,
+            objects[category_id],
+            _mean(precision[:, :, index, 0, 2]),
+            _mean(precision[0, :, index, 0, 2]),
+        )
+        for index, (category_id, name) in enumerate(categories.items())
+    )
+    figures = {name: _mean(_part(figure, precision, recall)) for name, figure in _FIGURES.items()}
+    return CocoResult(figures, per_class, len(image_ids))
+
+
+def _run(backend: str, truth: dict[str, Any], detections: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Run the library quietly and return its precision ``[T, R, K, A, L]`` and recall ``[T, K, A, L]``."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        if backend == "pycocotools":
+            run = COCOeval(_indexed(COCO, truth), _indexed(COCO, detections), iouType="bbox")
+        else:
+            indexed = (_indexed(FasterCOCO, truth), _indexed(FasterCOCO, detections))
+            run = COCOeval_faster(*indexed, iouType="bbox", print_function=_say_nothing)
+        run.evaluate()
+        run.accumulate()
+    return np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])
+
+
+def _indexed(kind: type, dataset: dict[str, Any]) -> Any:
+    """Build a COCO object from a dict. pycocotools' ``loadRes`` would fail on an empty list of results."""
+    coco = kind()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def _say_nothing(*_: object) -> None:
+    """Take the place of a library's print."""
+
+
+def _part(figure: _Figure, precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    values = recall if figure.recall else precision
+    values = values[..., figure.area, figure.limit]
+    return values if figure.threshold is None else values[figure.threshold]
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the defined values (-1 marks classes without objects), NaN if there are none."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else math.nan

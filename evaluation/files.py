@@ -1,0 +1,83 @@
+"""Files that are either complete or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path:
+    """Write a whole file so that no reader ever sees half of it.
+
+    The content goes to a hidden file in the same folder, reaches the disk, and then takes the name ``path``
+    in one step. If anything fails, an older file of that name stays as it was and nothing else is left.
+
+    Args:
+        path: the file to write; missing parent folders are created.
+        content: text (written as UTF-8, line ends as they are) or bytes.
+
+    Returns:
+        ``path`` as a ``Path``.
+
+    Raises:
+        OSError: if the folder cannot be written.
+        TypeError: if ``content`` is neither text nor bytes.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else memoryview(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are readable by the owner alone, and os.replace would keep that.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> Path:
+    """Write strict JSON atomically.
+
+    JSON has no NaN, so a NaN (a figure that is not defined, such as the AP of a class without objects) is
+    written as ``null``; NumPy numbers and arrays become plain numbers and lists.
+
+    Args:
+        path: the file to write; missing parent folders are created.
+        value: dicts, lists, tuples, text, numbers, booleans, ``None``, NumPy numbers and arrays.
+        indent: spaces per level; ``None`` writes one line.
+
+    Returns:
+        ``path`` as a ``Path``.
+
+    Raises:
+        ValueError: if an infinite number is inside.
+        TypeError: if something inside has no form in JSON.
+    """
+    try:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    except (TypeError, ValueError):
+        # Only now walk through everything: results of half a million plain rows never need it.
+        text = json.dumps(_plain(value), indent=indent, allow_nan=False)
+    return write_atomically(path, text + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Replace NaN by ``None`` and NumPy values by Python's, all the way down."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,76 @@
+"""Anchors: the boxes that the RPN starts from, a few in every cell of every level.
+
+Letters in shapes: L levels, R anchors per cell, H W cells of a level, A anchors of all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...backbones.base import FeatureLevel
+from .options import AnchorOptions
+
+
+class Anchors(nn.Module):
+    """Anchors of all levels, in the order level, row, column, ratio, size.
+
+    They are those of Faster R-CNN as torchvision's ``AnchorGenerator`` makes them (sides rounded to even
+    numbers, centred on the upper left corner of their cell), except that cells are ``levels[i].stride``
+    apart. torchvision divides the padded image's size by the map's instead, which is another number
+    wherever a map was rounded up.
+
+    Args:
+        levels: the maps that the RPN sees, finest first.
+        options: sizes and ratios.
+
+    Raises:
+        ValueError: if the number of levels is not the number of size entries, or strides are not 2-D.
+    """
+
+    base: Tensor
+
+    def __init__(self, levels: Sequence[FeatureLevel], options: AnchorOptions) -> None:
+        super().__init__()
+        strides = [level.stride for level in levels]
+        if any(len(stride) != 2 for stride in strides):
+            raise ValueError(f"anchors need 2-D levels, but the trunk's strides are {strides}")
+        sizes = options.sizes_per_level()
+        if len(sizes) != len(strides):
+            raise ValueError(
+                f"anchors.sizes has {len(sizes)} entries, but the trunk (or neck) gives {len(strides)} "
+                f"levels of strides {strides}: give anchors.sizes one entry per level"
+            )
+        self.strides = strides
+        self.per_cell = len(sizes[0]) * len(options.ratios)
+        base = torch.stack([_base_anchors(level, options.ratios) for level in sizes])  # [L, R, 4]
+        # Whole numbers, kept as such: a network cast to bfloat16 must not round them.
+        self.register_buffer("base", base, persistent=False)
+
+    def forward(self, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Lay out the anchors.
+
+        Args:
+            sizes: rows and columns of each level's map.
+
+        Returns:
+            ``[A, 4]`` float32 x1 y1 x2 y2 in pixels of the padded image; they may reach outside.
+        """
+        laid_out = []
+        for base, (height, width), (step_y, step_x) in zip(self.base, sizes, self.strides, strict=True):
+            y = torch.arange(height, device=base.device)[:, None].expand(height, width) * step_y
+            x = torch.arange(width, device=base.device)[None].expand(height, width) * step_x
+            corner = torch.stack([x, y, x, y], dim=-1)  # [H, W, 4]
+            laid_out.append((corner[:, :, None] + base).flatten(0, 2))  # [H, W, R, 4] -> [H*W*R, 4]
+        return torch.cat(laid_out).float()
+
+
+def _base_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """Anchors around the origin, ``[R, 4]`` int64, ratios outermost."""
+    side = torch.tensor(sizes, dtype=torch.float32)
+    root = torch.tensor(ratios, dtype=torch.float32).sqrt()
+    width = (1 / root)[:, None] * side  # [ratios, sizes]
+    height = root[:, None] * side
+    return (torch.stack([-width, -height, width, height], dim=-1) / 2).round().flatten(0, 1).long()

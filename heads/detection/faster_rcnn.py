@@ -1,0 +1,91 @@
+"""Faster R-CNN (Ren 2015) as a head: anchors, region proposals and a second stage on any pyramid.
+
+Letters in shapes: B images, A anchors of all levels, M box rows of the ground truth, D rows of detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...backbones.base import FeatureLevel
+from ..base import BoxTargets, Head
+from .options import AnchorOptions, RoIOptions, RPNOptions
+from .roi import Detections, RoI
+from .rpn import RPN, RawProposals
+
+
+@dataclass
+class RawDetections(RawProposals):
+    """What the network computes before any choice is made; serves ``losses`` and ``predict`` alike.
+
+    Attributes:
+        objectness, deltas, anchors, anchors_per_level: see :class:`RawProposals`.
+        features: the maps, finest first, from which the second stage pools.
+    """
+
+    features: tuple[Tensor, ...]
+
+
+class FasterRCNN(Head):
+    """Two-stage detector; formulas and defaults are those of torchvision's ``FasterRCNN``.
+
+    Differences from it: every step works on the whole padded batch; crowd regions are ignored, not
+    background; anchors are spaced by the declared strides; an object makes its best anchors positive only
+    if they touch it; predictors start smaller (see :class:`RoI`).
+
+    Args:
+        levels: the trunk's or neck's levels, finest first, all with the same channels.
+        num_classes: K foreground classes.
+        anchors: shapes of the boxes to start from; one entry of sizes per level.
+        rpn: options of the region proposal network.
+        roi: options of the second stage.
+
+    Raises:
+        ValueError: if levels and options do not fit each other.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[FeatureLevel],
+        num_classes: int,
+        anchors: AnchorOptions = AnchorOptions(),  # noqa: B008 (frozen)
+        rpn: RPNOptions = RPNOptions(),  # noqa: B008 (frozen)
+        roi: RoIOptions = RoIOptions(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes (foreground classes) must be at least 1, got {num_classes}")
+        self.num_classes = num_classes
+        self.rpn = RPN(levels, anchors, rpn)
+        self.roi = RoI(levels, num_classes, roi)
+
+    def forward(self, features: Sequence[Tensor], image_size: tuple[int, ...] | None = None) -> RawDetections:
+        """Compute what losses and detections are made from.
+
+        Args:
+            features: one ``[B, C, H_i, W_i]`` map per level, finest first.
+            image_size: not needed here: anchors follow from the maps and the strides.
+        """
+        raw = self.rpn(features)
+        return RawDetections(**vars(raw), features=tuple(features))
+
+    def losses(self, raw: RawDetections, targets: BoxTargets) -> dict[str, Tensor]:
+        """``rpn_objectness``, ``rpn_box``, ``roi_class`` and ``roi_box``, float32 scalars.
+
+        Sampling is random (torch's global generator), in validation too. Padding rows of the targets change
+        nothing; images without boxes are background throughout.
+        """
+        options = self.rpn.options
+        proposals, valid = self.rpn.proposals(
+            raw, targets.image_sizes, options.pre_nms_train, options.post_nms_train
+        )
+        return self.rpn.losses(raw, targets) | self.roi.losses(raw.features, proposals, valid, targets)
+
+    def predict(self, raw: RawDetections, image_sizes: Tensor) -> Detections:
+        """Detections ``[B, D]`` clipped to ``image_sizes`` ``[B, 2]`` (height, width), by falling score."""
+        options = self.rpn.options
+        proposals, valid = self.rpn.proposals(raw, image_sizes, options.pre_nms_test, options.post_nms_test)
+        return self.roi.predict(raw.features, proposals, valid, image_sizes)

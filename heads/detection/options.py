@@ -1,0 +1,163 @@
+"""The options of the detector: small frozen dataclasses, nested under the head in a configuration file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+BoxLoss = Literal["smooth_l1", "giou", "diou", "ciou"]
+BOX_LOSSES: tuple[str, ...] = ("smooth_l1", "giou", "diou", "ciou")
+
+
+def _require(condition: bool, options: Any, name: str, rule: str) -> None:
+    """Raise a ValueError that names the option, its rule and its value."""
+    if not condition:
+        raise ValueError(f"{type(options).__name__}.{name} must be {rule}, got {getattr(options, name)!r}")
+
+
+def _require_fractions(options: Any, *names: str) -> None:
+    for name in names:
+        _require(0 <= getattr(options, name) <= 1, options, name, "between 0 and 1")
+
+
+def _require_counts(options: Any, *names: str) -> None:
+    for name in names:
+        _require(getattr(options, name) >= 1, options, name, "at least 1")
+
+
+def _require_training(options: Any) -> None:
+    """Check what the RPN's and the RoI head's options have in common."""
+    _require_fractions(options, "fg_iou", "bg_iou", "positive_fraction", "nms_threshold")
+    _require(options.bg_iou <= options.fg_iou, options, "bg_iou", f"at most fg_iou ({options.fg_iou})")
+    _require(0 < options.crowd_overlap <= 1, options, "crowd_overlap", "above 0 and at most 1")
+    _require(options.min_box_size >= 0, options, "min_box_size", "at least 0")
+    _require(options.smooth_l1_beta >= 0, options, "smooth_l1_beta", "at least 0")
+    _require(options.box_loss in BOX_LOSSES, options, "box_loss", f"one of {', '.join(BOX_LOSSES)}")
+
+
+@dataclass(frozen=True)
+class AnchorOptions:
+    """Shapes of the boxes that the RPN starts from.
+
+    Attributes:
+        sizes: one entry per pyramid level, finest first: the side of a square anchor in pixels, or several.
+        ratios: height over width; every size occurs with every ratio.
+
+    Raises:
+        ValueError: if a size or ratio is missing or not positive.
+    """
+
+    sizes: tuple[float | tuple[float, ...], ...] = (32, 64, 128, 256, 512)
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+    def __post_init__(self) -> None:
+        levels = self.sizes_per_level()
+        _require(len(levels) > 0 and all(levels), self, "sizes", "at least one size per level")
+        _require(all(size > 0 for level in levels for size in level), self, "sizes", "positive")
+        _require(len({len(level) for level in levels}) == 1, self, "sizes", "equally many on every level")
+        _require(len(self.ratios) > 0 and all(ratio > 0 for ratio in self.ratios), self, "ratios", "positive")
+
+    def sizes_per_level(self) -> tuple[tuple[float, ...], ...]:
+        """``sizes`` with every entry spelt out as a tuple."""
+        return tuple(tuple(size) if isinstance(size, (tuple, list)) else (size,) for size in self.sizes)
+
+
+@dataclass(frozen=True)
+class RPNOptions:
+    """Training and use of the region proposal network; defaults are torchvision's.
+
+    Attributes:
+        fg_iou: an anchor is positive from this IoU with a box on; so is the best anchor of each box.
+        bg_iou: an anchor is negative below this IoU with every box; in between it is ignored.
+        batch_size: anchors sampled per image for the losses.
+        positive_fraction: largest share of positives among them.
+        pre_nms_train, pre_nms_test: anchors per level that enter NMS, in ``losses`` and in ``predict``.
+        post_nms_train, post_nms_test: proposals per image that leave it.
+        nms_threshold: of two proposals of a level with a larger IoU, only the better one stays.
+        min_box_size: proposals with a shorter side, in pixels, are dropped.
+        smooth_l1_beta: error (in box deltas) at which smooth L1 turns from quadratic to linear.
+        box_loss: smooth L1 on the deltas, or an IoU loss on the boxes.
+        crowd_overlap: a negative with at least this share of its own area in a crowd region is ignored.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    fg_iou: float = 0.7
+    bg_iou: float = 0.3
+    batch_size: int = 256
+    positive_fraction: float = 0.5
+    pre_nms_train: int = 2000
+    pre_nms_test: int = 1000
+    post_nms_train: int = 2000
+    post_nms_test: int = 1000
+    nms_threshold: float = 0.7
+    min_box_size: float = 1e-3
+    smooth_l1_beta: float = 1 / 9
+    box_loss: BoxLoss = "smooth_l1"
+    crowd_overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_training(self)
+        _require_counts(self, "batch_size", "pre_nms_train", "pre_nms_test")
+        _require_counts(self, "post_nms_train", "post_nms_test")
+
+
+@dataclass(frozen=True)
+class RoIOptions:
+    """Training and use of the second stage; defaults are torchvision's.
+
+    Attributes:
+        fg_iou: a proposal takes the class of the box with which it has the highest IoU, from this IoU on.
+        bg_iou: below this IoU it is background; in between it is ignored.
+        batch_size: proposals sampled per image for the losses.
+        positive_fraction: largest share of positives among them.
+        hidden: width of the two fully connected layers.
+        pool_size: cells per side of the pooled features.
+        sampling_ratio: bilinear samples per cell and axis.
+        levels: number of finest pyramid levels that are pooled from.
+        canonical_size: side in pixels of a proposal that is pooled from ``canonical_level``.
+        canonical_level: level of such a proposal, where stride 4 is level 2 and stride 32 is level 5.
+        smooth_l1_beta: error (in box deltas) at which smooth L1 turns from quadratic to linear.
+        box_loss: smooth L1 on the deltas, or an IoU loss on the boxes.
+        class_agnostic: regress one box per proposal instead of one per class.
+        score_threshold: detections need a higher score.
+        nms_threshold: of two detections of a class with a larger IoU, only the better one stays.
+        detections_per_image: rows that ``predict`` returns per image.
+        nms_candidates: the best (proposal, class) pairs per image that enter NMS. The result is that of no
+            limit whenever NMS leaves at least ``detections_per_image`` of these, or when no more than these
+            pass ``score_threshold``.
+        min_box_size: detections with a shorter side, in pixels, are dropped.
+        crowd_overlap: a background proposal with at least this share of its own area in a crowd region is
+            ignored.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    fg_iou: float = 0.5
+    bg_iou: float = 0.5
+    batch_size: int = 512
+    positive_fraction: float = 0.25
+    hidden: int = 1024
+    pool_size: int = 7
+    sampling_ratio: int = 2
+    levels: int = 4
+    canonical_size: float = 224
+    canonical_level: int = 4
+    smooth_l1_beta: float = 1 / 9
+    box_loss: BoxLoss = "smooth_l1"
+    class_agnostic: bool = False
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    detections_per_image: int = 100
+    nms_candidates: int = 4096
+    min_box_size: float = 1e-2
+    crowd_overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_training(self)
+        _require_fractions(self, "score_threshold")
+        _require_counts(self, "batch_size", "hidden", "pool_size", "sampling_ratio", "levels")
+        _require_counts(self, "detections_per_image", "nms_candidates")
+        _require(self.canonical_size > 0, self, "canonical_size", "positive")

@@ -1,0 +1,161 @@
+"""RoIAlign from the pyramid level that fits each box, with one call for all levels and images.
+
+Letters in shapes: B images, C channels, L levels, H W cells of a level, N boxes per image, Q cells per side
+of the pooled features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torchvision.ops import roi_align
+
+from .boxes import box_areas
+
+# Cells by which a level's last row and column go on in the atlas: roi_align reads two beyond the border.
+_MARGIN = 2
+# torchvision's: a box whose side is exactly at the border between two levels goes to the coarser one.
+_LEVEL_EPS = 1e-6
+
+Corner = tuple[int, int]
+
+
+def atlas_corners(sizes: Sequence[tuple[int, int]]) -> tuple[list[Corner], tuple[int, int]]:
+    """Where each level goes: the finest at the upper left, the others side by side below it.
+
+    Returns:
+        (row, column) of each level's first cell, and the atlas's rows and columns.
+    """
+    top = sizes[0][0] + _MARGIN
+    corners, column = [(0, 0)], 0
+    for _, width in sizes[1:]:
+        corners.append((top, column))
+        column += width + _MARGIN
+    below = max((height + _MARGIN for height, _ in sizes[1:]), default=0)
+    return corners, (top + below, max(sizes[0][1] + _MARGIN, column))
+
+
+class _Atlas(torch.autograd.Function):
+    """Copies all levels into one map, each with its last row and column repeated at the lower right.
+
+    Slices and ``cat`` would do the same; this copies every value once in each direction.
+    """
+
+    @staticmethod
+    def forward(ctx, *levels: Tensor) -> Tensor:
+        ctx.sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
+        corners, size = atlas_corners(ctx.sizes)
+        atlas = levels[0].new_zeros(levels[0].shape[:2] + size)
+        for level, (height, width), (row, column) in zip(levels, ctx.sizes, corners, strict=True):
+            area = atlas[:, :, row : row + height + _MARGIN, column : column + width + _MARGIN]
+            area[:, :, :height, :width] = level
+            area[:, :, :height, width:] = level[..., -1:]
+            area[:, :, height:] = area[:, :, height - 1 : height]
+        return atlas
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+        corners, _ = atlas_corners(ctx.sizes)
+        gradients = []
+        for (height, width), (row, column) in zip(ctx.sizes, corners, strict=True):
+            area = gradient[:, :, row : row + height + _MARGIN, column : column + width + _MARGIN]
+            level = area[:, :, :height, :width].clone()
+            level[..., -1, :] += area[:, :, height:, :width].sum(2)
+            level[..., -1] += area[:, :, :height, width:].sum(3)
+            level[..., -1, -1] += area[:, :, height:, width:].sum((2, 3))
+            gradients.append(level)
+        return tuple(gradients)
+
+
+def level_of_box(
+    boxes: Tensor, finest_stride: int, levels: int, canonical_size: float, canonical_level: int
+) -> Tensor:
+    """Index of the level to pool each box from (FPN, Lin 2017, equation 1).
+
+    Args:
+        boxes: ``[..., 4]`` in pixels.
+        finest_stride: stride of level index 0; stride 4 is the paper's level 2.
+        levels: number of levels.
+        canonical_size: side of a square box that belongs to ``canonical_level``.
+        canonical_level: in the paper's count.
+
+    Returns:
+        ``[...]`` int64 in 0..levels-1.
+    """
+    lowest = int(math.log2(finest_stride))
+    side = torch.sqrt(box_areas(boxes))
+    level = torch.floor(canonical_level + torch.log2(side / canonical_size) + _LEVEL_EPS)
+    return level.clamp(min=lowest, max=lowest + levels - 1).long() - lowest
+
+
+def _share_inside(start: Tensor, end: Tensor, length: Tensor, cells: int, ratio: int) -> Tensor:
+    """Share of each pooled cell's samples along one axis that lie on the map: ``[N, Q]``.
+
+    roi_align gives a box at least the width of one cell of the map, so a narrow box at the far border
+    reaches beyond it, and samples there count as zero. The order of operations is the kernel's.
+    """
+    cell = (end - start).clamp(min=1)[:, None, None] / cells
+    position = torch.arange(cells, device=start.device, dtype=start.dtype)[:, None] * cell  # [N, Q, 1]
+    step = torch.arange(ratio, device=start.device, dtype=start.dtype) + 0.5
+    samples = start[:, None, None] + position + step * cell / ratio  # [N, Q, ratio]
+    return (samples <= length[:, None, None]).to(start.dtype).mean(-1)
+
+
+def _of_level(level: Tensor, values: Sequence[float]) -> Tensor:
+    """``values[level]`` in float32, without a table that would have to be copied to the device."""
+    chosen = torch.full_like(level, values[0], dtype=torch.float32)
+    for index, value in enumerate(values[1:], start=1):
+        chosen = torch.where(level == index, float(value), chosen)
+    return chosen
+
+
+def pool_boxes(
+    features: Sequence[Tensor],
+    strides: Sequence[tuple[int, int]],
+    boxes: Tensor,
+    *,
+    pool_size: int = 7,
+    sampling_ratio: int = 2,
+    canonical_size: float = 224,
+    canonical_level: int = 4,
+) -> Tensor:
+    """RoIAlign of every box from its level: what torchvision's ``MultiScaleRoIAlign`` gives.
+
+    torchvision selects the boxes of each level, a shape that depends on the data. Here the levels lie in
+    one atlas and boxes are moved to their level's place, so one ``roi_align`` serves all. The repeated
+    border makes samples at the edge read what they read in the level alone. Samples off the map occur
+    only for boxes narrower than a cell, whose other samples all read the border cell; so the zeros that
+    torchvision averages in amount to a factor per pooled row and column.
+
+    Args:
+        features: ``[B, C, H_i, W_i]`` per level, finest first.
+        strides: pixels per cell (vertical, horizontal) of each level.
+        boxes: ``[B, N, 4]`` in pixels, inside the padded image.
+        pool_size: Q.
+        sampling_ratio: bilinear samples per pooled cell and axis, at least 1.
+        canonical_size, canonical_level: see :func:`level_of_box`.
+
+    Returns:
+        ``[B*N, C, Q, Q]``, computed in float32, in the type of the features.
+    """
+    sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+    atlas = _Atlas.apply(*(feature.float() for feature in features))
+    corners, _ = atlas_corners(sizes)
+    level = level_of_box(boxes, strides[0][0], len(features), canonical_size, canonical_level).flatten()
+    scale_y, scale_x = (_of_level(level, [1 / step for step in axis]) for axis in zip(*strides, strict=True))
+    height, width = (_of_level(level, axis) for axis in zip(*sizes, strict=True))
+    row, column = (_of_level(level, axis) for axis in zip(*corners, strict=True))
+    x1, y1, x2, y2 = boxes.flatten(0, 1).unbind(-1)
+    x1, x2 = torch.minimum(x1 * scale_x, width), torch.minimum(x2 * scale_x, width)
+    y1, y2 = torch.minimum(y1 * scale_y, height), torch.minimum(y2 * scale_y, height)
+    image = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1]).to(x1)
+    regions = torch.stack([image, x1 + column, y1 + row, x2 + column, y2 + row], dim=-1)  # [B*N, 5]
+    pooled = roi_align(atlas, regions, pool_size, 1.0, sampling_ratio)
+    inside_y = _share_inside(y1, y2, height, pool_size, sampling_ratio)
+    inside_x = _share_inside(x1, x2, width, pool_size, sampling_ratio)
+    return pooled.mul_(inside_y[:, None, :, None] * inside_x[:, None, None, :]).to(features[0].dtype)

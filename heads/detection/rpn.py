@@ -1,0 +1,179 @@
+"""Region proposal network (Faster R-CNN, Ren 2015; on a pyramid, FPN, Lin 2017) on whole padded batches.
+
+Letters in shapes: B images, C channels, L levels, R anchors per cell, H W cells of a level, A anchors of all
+levels, M box rows of the ground truth, S sampled anchors, T anchors kept before NMS, P proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...backbones.base import FeatureLevel
+from ..base import BoxTargets
+from .anchors import Anchors
+from .boxes import at_least, box_loss, clip, decode, gather_rows, nms_keep
+from .matching import Matcher, sample
+from .options import AnchorOptions, RPNOptions
+
+_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass
+class RawProposals:
+    """What the RPN computes for every anchor.
+
+    Attributes:
+        objectness: ``[B, A]`` logits.
+        deltas: ``[B, A, 4]``, to be applied to the anchors.
+        anchors: ``[A, 4]`` float32 x1 y1 x2 y2 in pixels.
+        anchors_per_level: how many of the A belong to each level.
+    """
+
+    objectness: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    anchors_per_level: tuple[int, ...]
+
+
+class RPN(nn.Module):
+    """A 3x3 convolution shared by all levels, then objectness and deltas of every anchor.
+
+    Weights start from a normal distribution of width 0.01, biases from 0, as in the paper.
+
+    Args:
+        levels: the maps to look at, finest first, of one width.
+        anchors: sizes and ratios.
+        options: thresholds, numbers and losses.
+
+    Raises:
+        ValueError: if levels differ in channels, or their number from that of the anchor sizes.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[FeatureLevel],
+        anchors: AnchorOptions = AnchorOptions(),  # noqa: B008 (frozen)
+        options: RPNOptions = RPNOptions(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__()
+        widths = [level.channels for level in levels]
+        if len(set(widths)) != 1:
+            raise ValueError(
+                f"the detector shares its layers between levels, but they have {widths} channels: add a neck "
+                f"that makes them equal, such as FPN"
+            )
+        self.options = options
+        self.anchors = Anchors(levels, anchors)
+        self.conv = nn.Conv2d(widths[0], widths[0], 3, padding=1)
+        self.objectness = nn.Conv2d(widths[0], self.anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(widths[0], 4 * self.anchors.per_cell, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        self.matcher = Matcher(options.fg_iou, options.bg_iou, options.crowd_overlap, low_quality=True)
+
+    def forward(self, features: Sequence[Tensor]) -> RawProposals:
+        """Score and refine the anchors of all levels (``[B, C, H_i, W_i]`` each)."""
+        objectness, deltas = [], []
+        for feature in features:
+            hidden = F.relu(self.conv(feature))
+            # [B, R, H, W] -> [B, H, W, R] -> [B, H*W*R], the order of the anchors
+            objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
+            # [B, R*4, H, W] -> [B, H, W, R*4] -> [B, H*W*R, 4]
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        return RawProposals(
+            objectness=torch.cat(objectness, dim=1),
+            deltas=torch.cat(deltas, dim=1),
+            anchors=self.anchors(sizes),
+            anchors_per_level=tuple(height * width * self.anchors.per_cell for height, width in sizes),
+        )
+
+    def losses(self, raw: RawProposals, targets: BoxTargets) -> dict[str, Tensor]:
+        """Losses on a random sample of anchors; needs no proposals.
+
+        Args:
+            raw: what ``forward`` returned.
+            targets: the ground truth.
+
+        Returns:
+            ``rpn_objectness``, binary cross-entropy averaged over the batch's sampled anchors, and
+            ``rpn_box``, the box loss summed over positives and divided by the number of sampled anchors (so
+            that an image without boxes weighs it down, not up). Both are torchvision's. float32 scalars.
+        """
+        options = self.options
+        anchors = raw.anchors[None]  # [1, A, 4]
+        matches = self.matcher(anchors, targets)
+        keys = torch.rand(raw.objectness.shape, device=anchors.device)
+        chosen = sample(
+            matches.positive, matches.negative, keys, options.batch_size, options.positive_fraction
+        )
+        logits = raw.objectness.gather(1, chosen.index).float()
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, chosen.positive.float(), reduction="none")
+
+        rows = matches.index.gather(1, chosen.index)
+        box = box_loss(
+            gather_rows(raw.deltas, chosen.index),
+            raw.anchors[chosen.index],
+            gather_rows(targets.boxes.float(), rows),
+            chosen.positive,
+            weights=_WEIGHTS,
+            kind=options.box_loss,
+            beta=options.smooth_l1_beta,
+        )
+        number = chosen.valid.sum().clamp(min=1)
+        return {
+            "rpn_objectness": torch.where(chosen.valid, cross_entropy, 0).sum() / number,
+            "rpn_box": box / number,
+        }
+
+    @torch.no_grad()
+    def proposals(
+        self, raw: RawProposals, image_sizes: Tensor, pre_nms: int, post_nms: int
+    ) -> tuple[Tensor, Tensor]:
+        """Turn raw outputs into the boxes that the second stage looks at.
+
+        The best anchors of each level are decoded, clipped to their image, and thinned out by NMS within
+        each level. Anchors with a NaN or infinite output give no proposal.
+
+        Args:
+            raw: what ``forward`` returned.
+            image_sizes: ``[B, 2]`` int64 height and width.
+            pre_nms: anchors of each level and image that enter NMS.
+            post_nms: largest number of proposals per image.
+
+        Returns:
+            boxes ``[B, P, 4]`` float32, by falling objectness, and which of them are valid ``[B, P]``; the
+            others are zero. P is ``post_nms``, or less if the levels have fewer anchors in total.
+        """
+        scores, index, level = self._best_anchors(raw, pre_nms)
+        deltas = gather_rows(raw.deltas, index)
+        boxes = decode(deltas, raw.anchors[index], _WEIGHTS)
+        # Before clipping, which would turn an infinite corner into one on the border.
+        valid = torch.isfinite(scores) & torch.isfinite(boxes).all(-1)
+        boxes = clip(boxes, image_sizes)
+        valid = valid & at_least(boxes, self.options.min_box_size)
+        keep = nms_keep(boxes, scores, level.expand_as(index), valid, self.options.nms_threshold)
+        order = torch.where(keep, scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+        order = order[:, :post_nms]
+        valid = keep.gather(1, order)
+        return torch.where(valid[..., None], gather_rows(boxes, order), 0), valid
+
+    def _best_anchors(self, raw: RawProposals, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The highest logits of each level: logits ``[B, T]``, anchor index ``[B, T]``, level ``[T]``."""
+        logits = raw.objectness.float()
+        # top-k puts NaN first; as the lowest score it cannot push out a sound anchor.
+        logits = torch.where(torch.isfinite(logits), logits, -torch.inf)
+        scores, index, level, start = [], [], [], 0
+        for position, count in enumerate(raw.anchors_per_level):
+            best = logits[:, start : start + count].topk(min(number, count))
+            scores.append(best.values)
+            index.append(best.indices + start)
+            level.append(torch.full_like(best.indices[0], position))
+            start += count
+        return torch.cat(scores, dim=1), torch.cat(index, dim=1), torch.cat(level)

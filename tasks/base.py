@@ -1,0 +1,179 @@
+"""The base of all tasks: joins trunk, neck and head, and trains them.
+
+Letters in shapes: B images, C channels, H W the padded canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+
+from ..backbones.base import Backbone, FeatureLevel
+from ..backbones.weights import load_weights, pretrained_is_skipped, skip_pretrained
+from ..heads.base import Head
+from .optimization import OptimizationOptions, build_optimizer, build_schedulers
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    """SGD as in the detection recipes of He et al.: rate 0.02 for 16 images, momentum 0.9, decay 1e-4."""
+    return torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=1e-4)
+
+
+class Task(LightningModule):
+    """A Lightning module composed of a trunk, an optional neck and a head.
+
+    Under the command line the constructor's arguments are stored as plain dictionaries, so a checkpoint
+    opens with ``weights_only=True`` and rebuilds the model by itself. A task composed in Python stores none:
+    pass the same parts to ``load_from_checkpoint``.
+
+    Args:
+        backbone: the trunk.
+        head: builds the head from the levels that the trunk (or the neck) declares.
+        neck: builds the neck around the trunk, or None.
+        optimizer: builds the optimiser from parameter groups; None for SGD with rate 0.02.
+        lr_scheduler: builds the learning-rate schedule from the optimiser; None for a constant rate.
+        optimization: warm-up, schedule interval, the trunk's rate, weight decay of norms and biases.
+        weights: a file or a torchvision weights name to start the whole task from, or None.
+        channels_last: keep 4-D weights and images in channels-last memory order (faster on most GPUs).
+        pixel_mean: per channel, on the 0..1 scale.
+        pixel_std: per channel, on the 0..1 scale.
+
+    Raises:
+        ValueError: if parts do not fit each other, or ``weights`` do not fit the model.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Callable[[Sequence[FeatureLevel]], Head],
+        neck: Callable[[Backbone], Backbone] | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        optimization: OptimizationOptions = OptimizationOptions(),
+        weights: str | None = None,
+        channels_last: bool = False,
+        pixel_mean: Sequence[float] = IMAGENET_MEAN,
+        pixel_std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if _given_hyperparameters.get() is not None:  # set by the command line and by load_from_checkpoint
+            self.save_hyperparameters()
+        self.backbone = backbone if neck is None else neck(backbone)
+        self.head = head(self.backbone.levels)
+        self.make_optimizer = optimizer or default_optimizer
+        self.make_scheduler = lr_scheduler
+        self.optimization = optimization
+        self.channels_last = channels_last
+        # Not in the state dict: constants of the configuration, not something learned.
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        if min(pixel_std) <= 0:
+            raise ValueError(f"pixel_std must be positive, not {tuple(pixel_std)}")
+        if weights is not None and not pretrained_is_skipped():
+            load_weights(self, weights)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        self._unchecked: tuple[Tensor, list[str], Tensor, int, torch.cuda.Event] | None = None
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The backbone below the neck, or the backbone itself."""
+        return getattr(self.backbone, "bottom_up", self.backbone)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Task:
+        """Rebuild a task from a checkpoint; the trunk's pretrained weights are not fetched again.
+
+        Opens the file with ``weights_only=True`` unless told otherwise. Arguments as in
+        ``LightningModule.load_from_checkpoint``.
+        """
+        kwargs.setdefault("weights_only", True)
+        with skip_pretrained():
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def normalise(self, image: Tensor, image_sizes: Tensor) -> Tensor:
+        """Bring uint8 images to the trunk's input scale, on their own device.
+
+        Args:
+            image: ``[B, C, H, W]`` uint8.
+            image_sizes: ``[B, 2]`` int64 height and width inside the canvas.
+
+        Returns:
+            ``[B, C, H, W]`` float32; zero (the mean colour) outside each image, as if padded after
+            normalising.
+        """
+        height, width = image.shape[-2:]
+        rows = torch.arange(height, device=image.device) < image_sizes[:, :1]  # [B, H]
+        columns = torch.arange(width, device=image.device) < image_sizes[:, 1:]  # [B, W]
+        inside = rows[:, None, :, None] & columns[:, None, None, :]  # [B, 1, H, W]
+        normalised = (image.float() / 255 - self.pixel_mean) / self.pixel_std * inside
+        if self.channels_last:
+            normalised = normalised.contiguous(memory_format=torch.channels_last)
+        return normalised
+
+    def configure_optimizers(self) -> dict[str, Any] | tuple[list, list]:
+        optimizer = build_optimizer(self.make_optimizer, self, self.trunk, self.optimization)
+        return [optimizer], build_schedulers(optimizer, self.make_scheduler, self.optimization)
+
+    def total_loss(self, losses: dict[str, Tensor], image_ids: Tensor) -> Tensor:
+        """Sum the named losses, and stop the run if the sum is not finite.
+
+        On an accelerator the check looks at the previous step, so that the host does not wait for this one.
+        """
+        names, parts = list(losses), torch.stack([loss.float() for loss in losses.values()])
+        total = parts.sum()
+        if not parts.is_cuda:
+            self._raise_if_not_finite(names, parts.detach(), image_ids, self.global_step)
+            return total
+        self.check_previous_loss()
+        host = torch.empty(parts.shape, dtype=parts.dtype, pin_memory=True)
+        host.copy_(parts.detach(), non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._unchecked = (host, names, image_ids, self.global_step, copied)
+        return total
+
+    def check_previous_loss(self) -> None:
+        """Look at the loss of the last step that has not been looked at, if there is one."""
+        if self._unchecked is not None:
+            host, names, image_ids, step, copied = self._unchecked
+            self._unchecked = None
+            copied.synchronize()
+            self._raise_if_not_finite(names, host, image_ids, step)
+
+    @staticmethod
+    def _raise_if_not_finite(names: list[str], parts: Tensor, image_ids: Tensor, step: int) -> None:
+        if bool(torch.isfinite(parts).all()):
+            return
+        values = ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, parts.tolist(), strict=True))
+        raise FloatingPointError(
+            f"the loss is not finite at step {step} ({values}) on the images with ids {image_ids.tolist()}. "
+            "Look at those images and boxes; if they are sound, lower the learning rate, lengthen "
+            "optimization.warmup_steps, set trainer.gradient_clip_val, or train in bf16-mixed instead of 16-mixed"
+        )
+
+    def on_train_epoch_end(self) -> None:
+        self.check_previous_loss()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_previous_loss()  # weights that a non-finite loss has touched are not worth keeping
+
+    def prediction_writer(self, folder: Path, pictures: bool, min_score: float) -> Callback:
+        """Return the callback that writes this task's predictions under ``folder``.
+
+        Args:
+            folder: created where needed.
+            pictures: whether to draw overlays beside the results file.
+            min_score: predictions below this score are written to the results but not drawn.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement prediction_writer")

@@ -1,0 +1,114 @@
+"""Parameter groups, warm-up and schedules, as every task builds them from its YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
+
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+
+
+@dataclass(frozen=True)
+class OptimizationOptions:
+    """How the optimiser treats groups of parameters, and how the learning rate starts.
+
+    Attributes:
+        warmup_steps: optimiser steps over which the rate grows linearly to its full value; 0 for none.
+        warmup_factor: the share of the full rate at the first step, in (0, 1].
+        interval: whether the scheduler counts epochs or optimiser steps.
+        trunk_lr_factor: the trunk's learning rate as a multiple of everybody else's.
+        decay_norms_and_biases: whether weight decay also applies to normalisation layers and biases.
+    """
+
+    warmup_steps: int = 0
+    warmup_factor: float = 0.001
+    interval: Literal["epoch", "step"] = "epoch"
+    trunk_lr_factor: float = 1.0
+    decay_norms_and_biases: bool = True
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"optimization.warmup_steps must be 0 or more, not {self.warmup_steps}")
+        if not 0 < self.warmup_factor <= 1:
+            raise ValueError(f"optimization.warmup_factor must lie in (0, 1], not {self.warmup_factor}")
+        if self.trunk_lr_factor <= 0:
+            raise ValueError(
+                f"optimization.trunk_lr_factor must be positive, not {self.trunk_lr_factor}; "
+                "to keep the trunk as it is, set backbone.frozen_stages"
+            )
+
+
+def parameter_groups(model: nn.Module, trunk: nn.Module, options: OptimizationOptions) -> list[dict[str, Any]]:
+    """Split the trainable parameters by rate (trunk or not) and by weight decay.
+
+    Returns:
+        Up to four optimiser groups, each with ``params``, ``name``, ``lr_factor`` and, where it applies,
+        ``weight_decay: 0.0``. Groups without parameters are left out.
+    """
+    in_trunk = {id(parameter) for parameter in trunk.parameters()}
+    of_norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, NORMS)
+        for parameter in module.parameters(recurse=False)
+    }
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        trunk_member = id(parameter) in in_trunk
+        norm_or_bias = id(parameter) in of_norms or name.endswith("bias")
+        decayed = options.decay_norms_and_biases or not norm_or_bias
+        if (trunk_member, decayed) not in groups:
+            groups[trunk_member, decayed] = {
+                "params": [],
+                "name": ("trunk" if trunk_member else "branches") + ("" if decayed else ", no decay"),
+                "lr_factor": options.trunk_lr_factor if trunk_member else 1.0,
+                **({} if decayed else {"weight_decay": 0.0}),
+            }
+        groups[trunk_member, decayed]["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(
+    make: Callable[[Iterable], Optimizer], model: nn.Module, trunk: nn.Module, options: OptimizationOptions
+) -> Optimizer:
+    """Build the optimiser and scale the rate of each group by its ``lr_factor``."""
+    groups = parameter_groups(model, trunk, options)
+    if not groups:
+        raise ValueError("no parameter is trainable: everything is frozen; lower backbone.frozen_stages")
+    optimizer = make(groups)
+    for group in optimizer.param_groups:
+        group["lr"] *= group["lr_factor"]
+    return optimizer
+
+
+def build_schedulers(
+    optimizer: Optimizer, make: Callable[[Optimizer], LRScheduler] | None, options: OptimizationOptions
+) -> list[dict[str, Any]]:
+    """Build the scheduler configurations for Lightning.
+
+    Warm-up (per step) and the main schedule (per epoch or step) multiply the rate independently, which
+    holds for PyTorch's chainable schedulers (MultiStepLR, StepLR, CosineAnnealingLR, PolynomialLR, LambdaLR
+    excepted). The main schedule is built first so that its base rate is the full one.
+    """
+    configurations = []
+    if make is not None:
+        scheduler = make(optimizer)
+        configuration = {"scheduler": scheduler, "interval": options.interval, "name": "lr"}
+        if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau carries the metric's name
+            configuration["monitor"] = scheduler.monitor
+        configurations.append(configuration)
+    if options.warmup_steps > 0:
+        warmup = LinearLR(optimizer, start_factor=options.warmup_factor, total_iters=options.warmup_steps)
+        configurations.append({"scheduler": warmup, "interval": "step", "name": "lr-warmup"})
+    return configurations

@@ -1,0 +1,184 @@
+"""Decoding: every pixel format and orientation becomes upright 8-bit RGB, or an error that names the file."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from trunkline.data.io import ImageError, image_size, read_image, resize, stored_size
+
+
+@pytest.fixture
+def picture():
+    """A smooth 6 x 10 picture in which every corner differs."""
+    ys, xs = np.mgrid[:6, :10]
+    return np.stack([xs * 25, ys * 45, 200 - xs * 10 - ys * 10], axis=2).astype(np.uint8)
+
+
+# Where the pixels of the upright picture are stored, by EXIF orientation (the standard's figure, in words).
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],  # mirrored left to right
+    3: lambda upright: upright[::-1, ::-1],  # upside down
+    4: lambda upright: upright[::-1],  # mirrored top to bottom
+    5: lambda upright: upright.transpose(1, 0, 2),  # rows are columns
+    6: lambda upright: upright.transpose(1, 0, 2)[::-1],  # row 0 is the right side
+    7: lambda upright: upright.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda upright: upright.transpose(1, 0, 2)[:, ::-1],  # row 0 is the left side, from the bottom
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_exif_orientation_is_undone(tmp_path, picture, orientation, suffix):
+    path = tmp_path / f"turned.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(STORED[orientation](picture)))
+    image.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    assert np.array_equal(read_image(path), picture)
+    assert image_size(path) == (6, 10)
+    assert stored_size(path) == (((10, 6), True) if orientation >= 5 else ((6, 10), False))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_of_jpeg_agrees_with_pillow(tmp_path, orientation):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, size=(16, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    assert np.array_equal(read_image(path), np.asarray(ImageOps.exif_transpose(Image.open(path))))
+    assert image_size(path) == read_image(path).shape[:2]
+
+
+def test_png_orientation_behind_the_pixels_is_seen_in_the_size_too(tmp_path, picture):
+    path = tmp_path / "late.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(path, exif=exif)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    length = int.from_bytes(data[start : start + 4], "big") + 12
+    chunk, rest = data[start : start + length], data[:start] + data[start + length :]
+    end = rest.index(b"IEND") - 4
+    path.write_bytes(rest[:end] + chunk + rest[end:])
+    assert image_size(path) == (10, 6) == read_image(path).shape[:2]
+
+
+def test_grey_is_repeated(tmp_path):
+    grey = np.array([[0, 90, 255]], dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png").tolist() == [[[0] * 3, [90] * 3, [255] * 3]]
+
+
+def test_one_bit_becomes_black_and_white(tmp_path):
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "bits.png")
+    assert read_image(tmp_path / "bits.png").tolist() == [[[255] * 3, [0] * 3]]
+
+
+@pytest.mark.parametrize("transparency", [None, 1])
+def test_palette_becomes_its_colours(tmp_path, transparency):
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), mode="P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(tmp_path / "palette.png", **({} if transparency is None else {"transparency": transparency}))
+    assert read_image(tmp_path / "palette.png").tolist() == [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_dropped_and_the_colour_beneath_kept(tmp_path, mode):
+    pixels = {"RGBA": [[[10, 20, 30, 0], [40, 50, 60, 255]]], "LA": [[[10, 0], [40, 255]]]}[mode]
+    Image.fromarray(np.array(pixels, dtype=np.uint8)).save(tmp_path / "alpha.png")
+    expected = {"RGBA": [[[10, 20, 30], [40, 50, 60]]], "LA": [[[10] * 3, [40] * 3]]}[mode]
+    assert read_image(tmp_path / "alpha.png").tolist() == expected
+
+
+def test_cmyk_follows_the_ink_formula(tmp_path):
+    # R = 255 * (1 - C) * (1 - K), and so on: full cyan has no red; half black halves all.
+    pixels = np.array([[[255, 0, 0, 0], [0, 0, 0, 127], [0, 0, 0, 0]]], dtype=np.uint8)
+    Image.fromarray(pixels, mode="CMYK").save(tmp_path / "inks.tif")
+    red, half, white = read_image(tmp_path / "inks.tif")[0].tolist()
+    assert red == [0, 255, 255] and white == [255] * 3
+    assert all(abs(value - 128) <= 1 for value in half)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_grey_is_divided_by_256(tmp_path, suffix):
+    grey = np.array([[0, 255, 256, 0x7FFF, 0xFFFF]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / f"deep.{suffix}")
+    assert read_image(tmp_path / f"deep.{suffix}")[0, :, 0].tolist() == [0, 0, 1, 127, 255]
+
+
+def test_thirty_two_bit_grey_is_cut_to_sixteen(tmp_path):
+    Image.fromarray(np.array([[-5, 512, 70000]], dtype=np.int32)).save(tmp_path / "deep.tif")
+    assert read_image(tmp_path / "deep.tif")[0, :, 1].tolist() == [0, 2, 255]
+
+
+def test_result_is_writable_contiguous_bytes(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "image.png")
+    pixels = read_image(tmp_path / "image.png")
+    assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous and pixels.flags.writeable
+
+
+def damaged(kind, tmp_path, picture):
+    path = tmp_path / f"{kind}.png"
+    if kind == "missing":
+        return path
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("not an image at all")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        noise = np.random.default_rng(0).integers(0, 256, size=(64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "float":
+        path = path.with_suffix(".tif")
+        Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("missing", "check the image folder"),
+        ("folder", "is a folder"),
+        ("text", "convert, replace or remove"),
+        ("empty", "convert, replace or remove"),
+        ("truncated", "replace or remove"),
+        ("float", "8 or 16 bits"),
+    ],
+)
+def test_unusable_file_is_named_with_a_remedy(tmp_path, picture, kind, remedy):
+    path = damaged(kind, tmp_path, picture)
+    with pytest.raises(ImageError, match=remedy) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+def test_header_is_enough_for_the_size(tmp_path, picture):
+    path = damaged("truncated", tmp_path, picture)
+    assert image_size(path) == (64, 64)
+    with pytest.raises(ImageError, match="missing.png"):
+        image_size(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize("size", [(31, 50), (6, 9), (120, 33)])
+def test_resize_is_pillows_antialiased_bilinear(size):
+    image = np.random.default_rng(0).integers(0, 256, size=(60, 40, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    actual = resize(image, size)
+    assert actual.shape == (*size, 3) and actual.dtype == np.uint8
+    assert np.abs(actual.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_shrinking_averages_a_checkerboard():
+    board = np.indices((64, 64)).sum(axis=0) % 2 * np.uint8(255)
+    small = resize(np.repeat(board[:, :, None].astype(np.uint8), 3, axis=2), (8, 8))
+    assert np.abs(small.astype(int) - 127).max() <= 3  # sampling every eighth pixel would give 0 or 255
+
+
+def test_resize_to_the_same_size_is_the_image_itself():
+    image = np.zeros((4, 5, 3), dtype=np.uint8)
+    assert resize(image, (4, 5)) is image

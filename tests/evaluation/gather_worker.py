@@ -1,0 +1,38 @@
+"""Run by test_gather.py: two processes that share the images of a validation run.
+
+Reads a pickle of (ground truth, predictions, rounds) and writes what each rank found in each round.
+"""
+
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+import torch.multiprocessing
+from trunkline.evaluation.coco import CocoEvaluator
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    truth, predictions, rounds = pickle.loads((folder / "input.pickle").read_bytes())
+    found = []
+    evaluator = CocoEvaluator(truth)
+    for shares in rounds:
+        evaluator.reset()
+        for image_id, shift in shares[rank]:
+            boxes, scores, categories = predictions[image_id]
+            evaluator.add(image_id, boxes + shift, scores, categories)
+        evaluator.gather()
+        evaluator.gather()  # again: nothing may change
+        result = evaluator.compute() if len(evaluator) else None
+        found.append((len(evaluator), result, evaluator.results()))
+    (folder / f"output{rank}.pickle").write_bytes(pickle.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(work, args=(Path(sys.argv[1]),), nprocs=2)

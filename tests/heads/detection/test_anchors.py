@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from trunkline.backbones.base import FeatureLevel
+from trunkline.heads.detection.anchors import Anchors
+from trunkline.heads.detection.options import AnchorOptions
+
+
+def test_hand_written_coordinates():
+    level = FeatureLevel(8, (4, 6))
+    anchors = Anchors([level], AnchorOptions(sizes=(8,), ratios=(1.0, 4.0)))([(2, 2)])
+    # Ratio 1 is 8x8; ratio 4 is 4 wide and 16 high. Rows are 4 apart, columns 6.
+    expected = [[-4, -4, 4, 4], [-2, -8, 2, 8], [2, -4, 10, 4], [4, -8, 8, 8]]
+    expected += [[-4, 0, 4, 8], [-2, -4, 2, 12], [2, 0, 10, 8], [4, -4, 8, 12]]
+    assert anchors.dtype == torch.float32
+    assert anchors.tolist() == expected
+
+
+@pytest.mark.parametrize("sizes", [(32, 64, 128, 256, 512), tuple((s, s * 2 ** (1 / 3)) for s in (16, 32, 64, 96, 200))])
+def test_order_and_rounding_are_torchvisions(levels, make_features, sizes):
+    # On a canvas divisible by 64. Elsewhere torchvision's strides, canvas // map, are not the network's:
+    # a canvas of 96 gives P6 two cells, which it would set 48 pixels apart instead of 64.
+    options = AnchorOptions(sizes=sizes, ratios=(0.5, 1.0, 2.0))
+    features = make_features(batch=1)
+    theirs = AnchorGenerator(options.sizes_per_level(), (options.ratios,) * 5)
+    (expected,) = theirs(ImageList(torch.zeros(1, 3, 128, 192), [(128, 192)]), features)
+    ours = Anchors(levels, options)([tuple(feature.shape[-2:]) for feature in features])
+    assert torch.equal(ours, expected)
+
+
+def test_strides_are_the_declared_ones(levels):
+    ours = Anchors(levels, AnchorOptions())([(24, 24), (12, 12), (6, 6), (3, 3), (2, 2)])  # a canvas of 96
+    centers = (ours[-12::3, :2] + ours[-12::3, 2:]) / 2
+    assert centers.tolist() == [[0, 0], [64, 0], [0, 64], [64, 64]]
+
+
+def test_a_network_cast_to_bfloat16_keeps_exact_anchors(levels):
+    sizes = [(2, 2)] * 5
+    anchors = Anchors(levels, AnchorOptions())
+    expected = anchors(sizes)
+    assert torch.equal(anchors.to(torch.bfloat16)(sizes), expected)
+
+
+def test_number_of_levels_must_match(levels):
+    with pytest.raises(ValueError, match=r"anchors.sizes has 2 entries.* gives 5 levels"):
+        Anchors(levels, AnchorOptions(sizes=(32, 64)))
+
+
+def test_volumes_are_refused():
+    with pytest.raises(ValueError, match="2-D"):
+        Anchors([FeatureLevel(8, (4, 4, 4))], AnchorOptions(sizes=(32,)))

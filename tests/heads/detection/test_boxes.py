@@ -1,0 +1,175 @@
+import math
+
+import pytest
+import torch
+from torchvision import ops
+from torchvision.models.detection._utils import BoxCoder
+
+from trunkline.heads.detection.boxes import (
+    at_least,
+    box_loss,
+    clip,
+    decode,
+    encode,
+    iou_loss,
+    nms_keep,
+    pairwise_intersection,
+    pairwise_iou,
+)
+
+UNIT, TEN = (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)
+
+
+def random_boxes(*shape, size=100.0):
+    corner = torch.rand(*shape, 2) * size
+    return torch.cat([corner, corner + 1 + torch.rand(*shape, 2) * size / 2], dim=-1)
+
+
+def test_iou_by_hand():
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 0, 0]], [[5.0, 5, 15, 25], [0, 0, 4, 4]]])
+    others = torch.tensor([[[5.0, 0, 15, 10], [20, 20, 30, 30], [3, 3, 3, 3]]])
+    # Image 0: half of each overlaps, 50 of 150. Image 1: 10x5 of 200 + 100 - 50; 10 wide, 5 high of 200 + 100.
+    intersections = [[[50, 0, 0], [0, 0, 0]], [[50, 0, 0], [0, 0, 0]]]
+    assert pairwise_intersection(boxes, others).tolist() == intersections
+    expected = torch.tensor([[[50 / 150, 0, 0], [0, 0, 0]], [[50 / 250, 0, 0], [0, 0, 0]]])
+    torch.testing.assert_close(pairwise_iou(boxes, others), expected)
+
+
+def test_iou_is_torchvisions_in_every_image():
+    torch.manual_seed(0)
+    boxes, others = random_boxes(3, 7), random_boxes(3, 20)
+    expected = torch.stack([ops.box_iou(a, b) for a, b in zip(boxes, others, strict=True)])
+    torch.testing.assert_close(pairwise_iou(boxes, others), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", [UNIT, TEN])
+def test_coding_is_torchvisions(weights):
+    torch.manual_seed(0)
+    boxes, references, deltas = random_boxes(50), random_boxes(50), torch.randn(50, 4) * 3
+    deltas[0] = 1e4  # exp() of this would overflow
+    coder = BoxCoder(weights)
+    torch.testing.assert_close(encode(boxes, references, weights), coder.encode_single(boxes, references))
+    torch.testing.assert_close(decode(deltas, references, weights), coder.decode_single(deltas, references))
+
+
+def test_decode_by_hand_and_inverse():
+    reference = torch.tensor([[10.0, 20, 30, 60]])  # centre 20 40, sides 20 40
+    deltas = torch.tensor([[0.5, -0.25, math.log(2), 0.0]])  # centre 30 30, sides 40 40
+    torch.testing.assert_close(decode(deltas, reference, UNIT), torch.tensor([[10.0, 10, 50, 50]]))
+    torch.testing.assert_close(encode(torch.tensor([[10.0, 10, 50, 50]]), reference, UNIT), deltas)
+    # Growth stops at 1000/16: 20 * 62.5 = 1250 around 20.
+    grown = decode(torch.tensor([[0.0, 0, 99, 0]]), reference, UNIT)
+    torch.testing.assert_close(grown, torch.tensor([[-605.0, 20, 645, 60]]))
+
+
+def test_decode_computes_in_float32():
+    reference = torch.tensor([[1000.25, 0, 1001.25, 1]])  # bfloat16 has no 1000.25
+    decoded = decode(torch.zeros(1, 4, dtype=torch.bfloat16), reference, UNIT)
+    assert decoded.dtype == torch.float32
+    torch.testing.assert_close(decoded, reference, rtol=0, atol=0)
+
+
+def test_clip_uses_each_images_own_height_and_width():
+    boxes = torch.tensor([[[-5.0, -5, 500, 500]], [[10, 20, 500, 500]]])
+    sizes = torch.tensor([[30, 40], [100, 50]])
+    assert clip(boxes, sizes).tolist() == [[[0, 0, 40, 30]], [[10, 20, 50, 100]]]
+
+
+def test_at_least():
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.5], [0, 0, math.nan, 9]])
+    assert at_least(boxes, 2.0).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference"),
+    [
+        ("giou", ops.generalized_box_iou_loss),
+        ("diou", ops.distance_box_iou_loss),
+        ("ciou", ops.complete_box_iou_loss),
+    ],
+)
+def test_iou_losses_and_their_gradients_are_torchvisions(kind, reference):
+    torch.manual_seed(0)
+    ours = random_boxes(200).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    targets = random_boxes(200)
+    targets[:100] = ours.detach()[:100] + torch.rand(100, 4)  # half of them overlap much
+    loss, expected = iou_loss(ours, targets, kind), reference(theirs, targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    loss.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", "giou", "diou", "ciou"])
+def test_box_loss_counts_learning_rows_only(kind):
+    torch.manual_seed(0)
+    references, targets = random_boxes(4), random_boxes(4)
+    deltas = torch.randn(4, 4, requires_grad=True)
+    learns = torch.tensor([True, False, True, False])
+    options = {"weights": TEN, "kind": kind, "beta": 0.1}
+    expected = box_loss(deltas[learns], references[learns], targets[learns], torch.ones(2).bool(), **options)
+    references[1], targets[3] = 0, math.nan  # a row without area, a row without sense
+    loss = box_loss(deltas, references, targets, learns, **options)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert torch.isfinite(deltas.grad).all()
+    assert deltas.grad[~learns].abs().sum() == 0 and deltas.grad[learns].abs().sum() > 0
+
+
+def test_smooth_l1_by_hand():
+    square = torch.tensor([[0.0, 0, 10, 10]])
+    deltas = torch.tensor([[0.5, 3.0, 0.0, 0.0]])  # the target is 0: quadratic below beta, linear above
+    loss = box_loss(deltas, square, square, torch.tensor([True]), weights=UNIT, kind="smooth_l1", beta=1.0)
+    assert loss.item() == pytest.approx(0.5 * 0.5**2 + 3.0 - 0.5)
+
+
+def slow_nms(boxes, scores, groups, valid, threshold):
+    """Greedy suppression in plain Python, one image at a time."""
+    keep = torch.zeros_like(valid)
+    for image in range(len(boxes)):
+        kept = []
+        for row in scores[image].argsort(descending=True).tolist():
+            rivals = [other for other in kept if groups[image, other] == groups[image, row]]
+            overlaps = [ops.box_iou(boxes[image, [row]], boxes[image, [other]]).item() for other in rivals]
+            if valid[image, row] and all(overlap <= threshold for overlap in overlaps):
+                kept.append(row)
+        keep[image, kept] = True
+    return keep
+
+
+@pytest.mark.parametrize("rows", [60, 400])  # torchvision chooses another way from 1000 boxes on
+def test_nms_is_greedy_suppression_in_every_image_and_group(rows):
+    torch.manual_seed(0)
+    boxes, scores = random_boxes(3, rows, size=60.0), torch.rand(3, rows)
+    groups, valid = torch.randint(4, (3, rows)), torch.rand(3, rows) > 0.2
+    keep = nms_keep(boxes, scores, groups, valid, 0.4)
+    assert 10 < keep.sum() < valid.sum()
+    assert torch.equal(keep, slow_nms(boxes, scores, groups, valid, 0.4))
+
+
+def test_nms_keeps_its_precision_with_many_groups():
+    # IoU is 0.4996 in every group; offsets of 20000 x 1000 pixels in float32 would round boxes to 2 pixels.
+    pair = torch.tensor([[900.0, 900, 903, 903], [901.0015, 900, 904.0015, 903]])
+    boxes = pair.repeat(1, 200, 1)
+    groups = (torch.arange(400) // 2 * 100)[None]
+    scores = torch.linspace(1, 0.1, 400)[None]
+    valid = torch.ones(1, 400, dtype=torch.bool)
+    assert nms_keep(boxes, scores, groups, valid, 0.5).all()
+    assert nms_keep(boxes, scores, groups, valid, 0.499).sum() == 200
+
+
+def test_nms_drops_what_is_not_finite():
+    boxes = torch.tensor([[[0.0, 0, 9, 9], [20, 20, 29, 29], [40, 40, 49, 49], [60, 60, 69, 69]]])
+    boxes[0, 1, 2] = math.nan
+    boxes[0, 2, 2] = math.inf
+    scores = torch.tensor([[0.5, 0.6, 0.7, math.nan]])
+    groups, valid = torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool)
+    assert nms_keep(boxes, scores, groups, valid, 0.5).tolist() == [[True, False, False, False]]
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 0), (1, 1)])
+def test_nms_without_valid_rows(shape):
+    groups = torch.zeros(shape, dtype=torch.long)
+    keep = nms_keep(torch.zeros(*shape, 4), torch.zeros(shape), groups, groups.bool(), 0.5)
+    assert keep.shape == shape and not keep.any()

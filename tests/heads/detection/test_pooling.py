@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+from trunkline.heads.detection.pooling import atlas_corners, level_of_box, pool_boxes
+
+STRIDES = [(4, 4), (8, 8), (16, 16), (32, 32)]
+
+
+def awkward_boxes(height, width, number):
+    """Boxes of all sizes inside the canvas, among them slivers and pixels at every border."""
+    torch.manual_seed(1)
+    center = torch.rand(2, number, 2) * torch.tensor([width, height])
+    half = torch.exp(torch.rand(2, number, 2) * 6 - 1) / 2
+    boxes = torch.cat([center - half, center + half], dim=-1)
+    boxes[..., 0::2] = boxes[..., 0::2].clamp(0, width)
+    boxes[..., 1::2] = boxes[..., 1::2].clamp(0, height)
+    fixed = [[0, 0, width, height], [width - 1, height - 1, width, height], [0, 0, 1, 1], [0, 0, 0, 0]]
+    fixed += [[width - 2, 0, width, height], [0, height - 0.01, width, height], [width - 1, 10, width, 11]]
+    fixed += [[width, height, width, height], [0, 3, 2, height], [width - 9.1, height - 7.3, width, height]]
+    boxes[:, : len(fixed)] = torch.tensor(fixed, dtype=torch.float32)
+    return boxes
+
+
+@pytest.mark.parametrize(("pool_size", "sampling_ratio"), [(7, 2), (3, 1), (5, 3)])
+@pytest.mark.parametrize("canonical_size", [60, 30])
+def test_values_and_gradients_are_torchvisions(pool_size, sampling_ratio, canonical_size):
+    height, width = 128, 192
+    ours = [torch.rand(2, 3, height // step, width // step, requires_grad=True) for step, _ in STRIDES]
+    theirs = [feature.detach().clone().requires_grad_() for feature in ours]
+    boxes = awkward_boxes(height, width, 300)
+    pool = MultiScaleRoIAlign(
+        ["0", "1", "2", "3"], pool_size, sampling_ratio, canonical_scale=canonical_size, canonical_level=4
+    )
+    expected = pool(dict(zip("0123", theirs, strict=True)), list(boxes), [(height, width)] * 2)
+    pooled = pool_boxes(
+        ours, STRIDES, boxes, pool_size=pool_size, sampling_ratio=sampling_ratio, canonical_size=canonical_size
+    )
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-5)
+    weights = torch.randn_like(expected) / 10
+    (pooled * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.grad.abs().sum() > 0  # every level is pooled from
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_one_level_is_plain_roi_align():
+    feature, boxes = torch.randn(2, 3, 16, 24), awkward_boxes(128, 192, 50)
+    regions = torch.cat([torch.arange(2.0).repeat_interleave(50)[:, None], boxes.flatten(0, 1)], dim=1)
+    expected = roi_align(feature, regions, 7, 1 / 8, 2)
+    torch.testing.assert_close(pool_boxes([feature], [(8, 8)], boxes), expected, rtol=0, atol=1e-5)
+
+
+def test_levels_do_not_mix():
+    # Every level is one constant, so any sample that strayed into a neighbour would show.
+    values = [1.0, 10.0, 100.0, 1000.0]
+    features = [torch.full((2, 1, -(-100 // s), -(-150 // s)), v) for (s, _), v in zip(STRIDES, values, strict=True)]
+    boxes = awkward_boxes(96, 144, 400)
+    expected = torch.tensor(values)[level_of_box(boxes, 4, 4, 40, 4).flatten()]
+    pooled = pool_boxes(features, STRIDES, boxes, canonical_size=40)
+    torch.testing.assert_close(pooled, expected[:, None, None, None].expand_as(pooled))
+
+
+def test_a_box_beyond_a_map_that_was_rounded_down_reads_its_border():
+    feature = torch.arange(16.0).view(1, 1, 4, 4)
+    box = torch.tensor([[[8.0, 8, 40, 40]]])  # the map covers 32 pixels
+    inside = torch.tensor([[[8.0, 8, 32, 32]]])
+    torch.testing.assert_close(pool_boxes([feature], [(8, 8)], box), pool_boxes([feature], [(8, 8)], inside))
+
+
+def test_strides_may_differ_between_axes():
+    feature = torch.rand(1, 2, 32, 8)
+    box = torch.tensor([[[16.0, 8, 64, 32]]])
+    expected = roi_align(feature, torch.tensor([[0.0, 2, 4, 8, 16]]), 3, 1.0, 2)  # x / 8, y / 2
+    torch.testing.assert_close(pool_boxes([feature], [(2, 8)], box, pool_size=3), expected)
+
+
+def test_level_by_hand():
+    # 224 pixels belong to level 4 (stride 16, index 2); half as many to level 3; a tiny one to the finest.
+    sides = torch.tensor([224.0, 223, 112, 111, 448, 5000, 1, 0])
+    boxes = torch.stack([sides * 0, sides * 0, sides, sides], dim=-1)
+    assert level_of_box(boxes, 4, 4, 224, 4).tolist() == [2, 1, 1, 0, 3, 3, 0, 0]
+    assert level_of_box(boxes, 8, 3, 224, 4).tolist() == [1, 0, 0, 0, 2, 2, 0, 0]
+    assert level_of_box(boxes, 4, 4, 112, 3)[0] == 2
+    assert level_of_box(boxes, 4, 4, 224, 5)[0] == 3
+
+
+def test_atlas_places_do_not_overlap():
+    sizes = [(5, 7), (3, 4), (2, 2), (1, 1)]
+    corners, (rows, columns) = atlas_corners(sizes)
+    taken = torch.zeros(rows, columns)
+    for (height, width), (row, column) in zip(sizes, corners, strict=True):
+        assert row + height + 2 <= rows and column + width + 2 <= columns
+        taken[row : row + height + 2, column : column + width + 2] += 1
+    assert taken.max() == 1
+
+
+def test_half_precision_maps_are_pooled_in_float32():
+    features = [torch.rand(2, 3, 128 // step, 192 // step, dtype=torch.bfloat16) for step, _ in STRIDES]
+    boxes = awkward_boxes(128, 192, 50)
+    pooled = pool_boxes(features, STRIDES, boxes)
+    expected = pool_boxes([feature.float() for feature in features], STRIDES, boxes)
+    assert pooled.dtype == torch.bfloat16
+    torch.testing.assert_close(pooled, expected.bfloat16())

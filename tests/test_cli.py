@@ -1,0 +1,100 @@
+"""The command: help, shipped configs, samples, and the errors a person meets first."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trunkline import __version__
+from trunkline.cli import main, resolve_config, shipped_configs, with_resolved_configs
+
+
+def test_help_lists_every_command(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "predict", "configs", "sample"):
+        assert f"\n  {command} " in text
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == f"trunkline {__version__}"
+
+
+def test_unknown_command_suggests_the_nearest():
+    with pytest.raises(SystemExit, match="did you mean 'predict'"):
+        main(["pedict"])
+
+
+def test_configs_lists_each_with_its_first_comment_line(capsys):
+    main(["configs"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(shipped_configs()) >= 3
+    assert any(line.startswith("detection/faster_rcnn_r50_fpn_coco ") and "COCO" in line for line in lines)
+
+
+def test_a_config_is_a_file_or_a_shipped_name(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("{}")
+    assert resolve_config(str(own)) == str(own)
+    assert Path(resolve_config("detection/faster_rcnn_r18_fpn_demo")).is_file()
+    with pytest.raises(SystemExit, match="did you mean 'detection/faster_rcnn_r18_fpn_demo'"):
+        resolve_config("detection/faster_rcnn_r18_fpn_dem")
+
+
+def test_config_names_are_resolved_wherever_they_stand():
+    name = "detection/faster_rcnn_r50_fpn_coco"
+    file = resolve_config(name)
+    assert with_resolved_configs(["fit", "--config", name]) == ["fit", "--config", file]
+    assert with_resolved_configs(["fit", f"--config={name}", "--x", name]) == ["fit", f"--config={file}", "--x", name]
+    assert with_resolved_configs(["fit", "-c", name]) == ["fit", "-c", file]
+
+
+def test_sample_writes_a_dataset_and_refuses_to_overwrite(tmp_path, capsys):
+    main(["sample", "detection", str(tmp_path / "d"), "--train", "3", "--val", "2"])
+    assert str(tmp_path / "d") in capsys.readouterr().out
+    for split, number in (("train", 3), ("val", 2)):
+        content = json.loads((tmp_path / "d" / "annotations" / f"instances_{split}.json").read_text())
+        assert len(content["images"]) == number == len(list((tmp_path / "d" / "images" / split).iterdir()))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
+    with pytest.raises(SystemExit, match="mine"):
+        main(["sample", "detection", str(tmp_path / "mine"), "--train", "1", "--val", "1"])
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
+
+
+def run(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "trunkline", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        (["--model.backbone.dept", "50"], "dept"),
+        (["--model.head.rpn.nms_treshold", "0.5"], "nms_treshold"),
+        (["--data.batch_sise", "2"], "batch_sise"),
+        (["--model.backbone.depth", "deep"], "depth"),
+    ],
+)
+def test_a_misspelt_key_or_wrong_type_is_an_error_that_names_it(override, named):
+    done = run("fit", "--config", "detection/faster_rcnn_r18_fpn_demo", *override)
+    assert done.returncode != 0
+    assert named in done.stderr, done.stderr
+
+
+def test_print_config_is_complete_and_reads_back(tmp_path):
+    done = run("fit", "--config", "detection/faster_rcnn_r18_fpn_demo", "--model.backbone.depth=34", "--print_config")
+    assert done.returncode == 0, done.stderr
+    for key in ("depth: 34", "smooth_l1_beta", "nms_threshold", "canvases", "warmup_steps", "max_epochs"):
+        assert key in done.stdout, key
+    (tmp_path / "printed.yaml").write_text(done.stdout)
+    again = run("fit", "--config", str(tmp_path / "printed.yaml"), "--print_config")
+    assert again.stdout == done.stdout, again.stderr

@@ -1,0 +1,114 @@
+"""Every shipped config trains, saves, reloads and predicts the same; any depth is one number away."""
+
+import json
+
+import pytest
+import torch
+
+from trunkline.cli import shipped_configs, with_resolved_configs
+from trunkline.tasks.command import TrunklineCLI
+from trunkline.tasks.detection import Detection
+
+TINY = [
+    "--model.backbone.weights=null",
+    "--data.batch_size=2",
+    "--data.workers=0",
+    "--data.short_side=64",
+    "--data.long_side=96",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.limit_val_batches=1",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.log_every_n_steps=1",
+]
+
+
+def command(monkeypatch, words):
+    """Run the command in this process and return the CLI object."""
+    words = with_resolved_configs(words)
+    monkeypatch.setattr("sys.argv", ["trunkline", *words])
+    return TrunklineCLI()
+
+
+def fit(monkeypatch, name, data, folder, *more):
+    overrides = [f"--data.root={data}", f"--trainer.default_root_dir={folder}", *TINY, *more]
+    return command(monkeypatch, ["fit", "--config", name, *overrides])
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if name.startswith("detection/")])
+def test_config_trains_saves_reloads_and_predicts_the_same(monkeypatch, tmp_path, shapes, name):
+    cli = fit(monkeypatch, name, shapes, tmp_path, "--trainer.max_steps=2")
+    assert cli.trainer.global_step == 2
+    (saved,) = tmp_path.rglob("last.ckpt")
+    checkpoint = torch.load(saved, weights_only=True)
+    assert [row["name"] for row in checkpoint["categories"]] == [c.name for c in cli.datamodule.categories]
+    reloaded = Detection.load_from_checkpoint(saved, map_location="cpu").eval()
+    assert reloaded.categories == cli.model.categories
+    model = cli.model.eval()
+    image = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 96], [50, 64]])
+    for task in (model, reloaded):  # an untrained head scores too low to detect anything: show all it has
+        task.head.roi.options = type(task.head.roi.options)(
+            **{**vars(task.head.roi.options), "score_threshold": 0.0}
+        )
+    with torch.no_grad():
+        expected, found = model(image, sizes), reloaded(image, sizes)
+    assert expected.count.sum() > 0
+    for field, value in vars(expected).items():
+        assert torch.equal(getattr(found, field), value), field
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_any_depth_trains_a_step_by_one_number(monkeypatch, tmp_path, shapes, depth):
+    cli = fit(
+        monkeypatch,
+        "detection/faster_rcnn_r18_fpn_demo",
+        shapes,
+        tmp_path,
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+        f"--model.backbone.depth={depth}",
+        "--trainer.callbacks=null",
+        "--trainer.logger=false",
+        "--trainer.enable_checkpointing=false",
+    )
+    assert cli.trainer.global_step == 1
+    blocks = sum(len(getattr(cli.model.trunk, f"layer{i}")) for i in range(1, 5))
+    assert blocks == {18: 8, 34: 16, 50: 16, 101: 33, 152: 50}[depth]
+
+
+def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, shapes, capsys):
+    """What predict writes, evaluated, gives what validate prints; files and overlays are where it says."""
+    name = "detection/faster_rcnn_r18_fpn_demo"
+    cli = fit(monkeypatch, name, shapes, tmp_path / "run", "--trainer.max_steps=6", "--trainer.max_epochs=-1")
+    (saved,) = tmp_path.rglob("last.ckpt")
+    common = [f"--ckpt_path={saved}", "--model.backbone.weights=torchvision", "--data.workers=0"]
+    sizes = ["--data.short_side=64", "--data.long_side=96", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    quiet = ["--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path / 'run2'}"]
+    # weights=torchvision would need the network: a checkpoint brings all weights, so nothing is fetched
+    cli = command(monkeypatch, ["validate", "--config", name, f"--data.root={shapes}", *common, *sizes, *quiet])
+    expected = cli.model.result
+    out = tmp_path / "out"
+    capsys.readouterr()
+    command(
+        monkeypatch,
+        ["predict", "--config", name, f"--data.predict={shapes}/annotations/instances_val.json"]
+        + [f"--data.root={shapes}", *common, *sizes, *quiet]
+        + [f"--output.folder={out}", "--output.min_score=0.0"],
+    )
+    text = capsys.readouterr().out
+    assert str(out / "results.json") in text and str(out / "overlays") in text
+    truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    results = json.loads((out / "results.json").read_text())
+    assert {row["category_id"] for row in results} <= {row["id"] for row in truth["categories"]}
+    assert len(list((out / "overlays").iterdir())) == len(truth["images"])
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    coco = COCO(str(shapes / "annotations" / "instances_val.json"))
+    evaluation = COCOeval(coco, coco.loadRes(str(out / "results.json")), "bbox") if results else None
+    if evaluation:
+        evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
+        assert evaluation.stats[0] == pytest.approx(expected.figures["AP"], abs=1e-6)

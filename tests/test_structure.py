@@ -1,0 +1,73 @@
+"""The import rules of the house: cli -> tasks -> {heads, data, evaluation} -> backbones."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOWED = {
+    "backbones": set(),
+    "heads": {"backbones"},
+    "data": set(),
+    "evaluation": set(),
+    "tasks": {"heads", "data", "evaluation", "backbones"},
+}
+MODEL_LIBRARIES = {"torch", "torchvision", "__future__"} | set(sys.stdlib_module_names)
+
+
+def imports_of(path: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """Return (absolute dotted module, imported names) for each import in a file of the package."""
+    package = path.relative_to(ROOT).parent.parts
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = tuple(alias.name for alias in node.names)
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            prefix = ("trunkline", *base) if node.level else ()
+            found.append((".".join([*prefix, *([node.module] if node.module else [])]), names))
+    return found
+
+
+@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def test_folder_imports_only_what_lies_below_it(folder):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        for module, _ in imports_of(path):
+            parts = module.split(".")
+            if parts[0] == "trunkline" and len(parts) > 1 and parts[1] != folder:
+                assert parts[1] in ALLOWED[folder], f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_heads_know_of_backbones_only_the_feature_level():
+    for path in sorted((ROOT / "heads").rglob("*.py")):
+        for module, names in imports_of(path):
+            if module.startswith("trunkline.backbones"):
+                assert set(names) == {"FeatureLevel"}, f"{path.relative_to(ROOT)} imports {names}"
+
+
+def test_model_code_needs_only_torch_and_torchvision():
+    for path in [*sorted((ROOT / "heads").rglob("*.py")), *sorted((ROOT / "backbones").rglob("*.py"))]:
+        for module, _ in imports_of(path):
+            assert module.split(".")[0] in MODEL_LIBRARIES | {"trunkline"}, f"{path.relative_to(ROOT)}: {module}"
+
+
+def test_one_file_knows_albumentations_and_one_decodes_images():
+    for path in sorted(ROOT.glob("[a-z]*/**/*.py")):
+        if path.relative_to(ROOT).parts[0] not in ALLOWED:
+            continue
+        libraries = {module.split(".")[0] for module, _ in imports_of(path)}
+        name = path.relative_to(ROOT).as_posix()
+        assert "albumentations" not in libraries or name == "data/augment.py", name
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from trunkline.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "trunkline fit" in done.stdout
