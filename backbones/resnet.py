@@ -125,7 +125,7 @@ class ResNet(Backbone):
         in_channels: channels of the image. Pretrained weights for three are summed (one channel) or
             repeated and rescaled (any other number).
         output_stride: 32, or 16 or 8 to replace the stride of the last one or two stages by dilation. Every
-            cell that the undilated network computes keeps its value, provided the image is not smaller.
+            cell of the undilated network keeps its value; new cells lie between.
         zero_init_residual: start every block as the identity (Goyal et al. 2017) by zeroing its last norm.
 
     Raises:

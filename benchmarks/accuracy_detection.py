@@ -32,9 +32,7 @@ from trunkline.backbones import FPN, ResNet
 from trunkline.data import CocoDetection
 from trunkline.evaluation.coco import CocoEvaluator
 from trunkline.heads import FasterRCNN
-from trunkline.heads.detection.anchors import AnchorOptions
-from trunkline.heads.detection.roi import RoIOptions
-from trunkline.heads.detection.rpn import RPNOptions
+from trunkline.heads.detection import AnchorOptions, RoIOptions, RPNOptions
 from trunkline.tasks.detection import Detection
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,7 +59,8 @@ class Trunkline(nn.Module):
         )
 
     def loss(self, batch):
-        return torch.stack(list(self.task.head.losses(self.task.raw(batch.image, batch.image_sizes), batch).values())).sum()
+        raw = self.task.raw(batch.image, batch.image_sizes)
+        return sum(self.task.head.losses(raw, batch).values())
 
     def detect(self, batch):
         found = self.task.to_original(self.task(batch.image, batch.image_sizes), batch)
@@ -152,13 +151,13 @@ def train(options) -> None:
     model = {"trunkline": Trunkline, "torchvision": Torchvision}[options.model](classes, options.channels).to(device)
     loader = data.train_dataloader()
     steps = options.epochs * len(loader)
-    optimizer = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=min(100, steps))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     curve, began = [], time.perf_counter()
     for epoch in range(options.epochs):
         model.train()
-        loader.batch_sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)
         total = 0.0
         for batch in tqdm(loader, desc=f"{options.model} epoch {epoch + 1}/{options.epochs}", leave=False):
             loss = model.loss(to(batch, device))
@@ -172,7 +171,8 @@ def train(options) -> None:
         figures = evaluate(model, data, device) if (epoch + 1) % options.evaluate_every == 0 else None
         row = {"epoch": epoch + 1, "train_loss": total / len(loader), "minutes": (time.perf_counter() - began) / 60}
         curve.append({**row, **({"figures": figures} if figures else {})})
-        print(f"{options.model} epoch {epoch + 1}: loss {row['train_loss']:.3f}", figures and f"AP50 {figures['AP50']:.4f}")
+        scored = f", AP50 {figures['AP50']:.4f}, AP {figures['AP']:.4f}" if figures else ""
+        print(f"{options.model} epoch {epoch + 1}: loss {row['train_loss']:.3f}{scored}", flush=True)
         settings = {k: v for k, v in vars(options).items() if k not in ("data", "plot", "tag")}
         write_result(
             RESULTS / f"accuracy_detection_{options.model}{options.tag}.json",
@@ -206,12 +206,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder in COCO format")
     parser.add_argument("--model", choices=["trunkline", "torchvision"])
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--evaluate-every", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--short-side", type=int, default=256)
+    parser.add_argument("--short-side", type=int, default=224)
     parser.add_argument("--channels", type=int, default=64, help="width of the FPN")
-    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--workers", type=int, default=0)

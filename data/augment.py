@@ -9,6 +9,7 @@ import difflib
 import inspect
 import os
 import random
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ import cv2  # noqa: E402
 Entry = Mapping[str, Mapping[str, Any] | None]
 
 _NESTING = (A.OneOf, A.SomeOf, A.OneOrOther, A.RandomOrder, A.Sequential)
+_ABSTRACT = (A.BasicTransform, A.DualTransform, A.ImageOnlyTransform, A.Transform3D)
 _CHANGE_TYPE = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
 
 
@@ -62,15 +64,15 @@ class Augmentation:
     def __init__(self, transforms: Sequence[Entry], min_visibility: float = 0.1, min_box_size: float = 1.0):
         if not 0 <= min_visibility <= 1:
             raise AugmentationError(f"min_visibility is {min_visibility}; it is a share, 0 to 1")
-        self.compose = A.Compose(
-            _build_all(transforms),
-            bbox_params=A.BboxParams(
-                format="albumentations",  # relative, so that no rounding to float32 pixels happens inside
-                min_visibility=min_visibility,
-                min_width=min_box_size,
-                min_height=min_box_size,
-            ),
+        boxes = A.BboxParams(
+            format="albumentations",  # relative, so that no rounding to float32 pixels happens inside
+            min_visibility=min_visibility,
+            min_width=min_box_size,
+            min_height=min_box_size,
         )
+        with warnings.catch_warnings():  # colour alone is a legal pipeline
+            warnings.filterwarnings("ignore", message="Got processor for bboxes, but no transform")
+            self.compose = A.Compose(_build_all(transforms), bbox_params=boxes)
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, seed: int
@@ -151,7 +153,7 @@ def _build(entry: Entry) -> Any:
 
 def _find(name: str) -> type:
     cls = getattr(A, name, None)
-    if inspect.isclass(cls) and issubclass(cls, (A.BasicTransform, *_NESTING)):
+    if inspect.isclass(cls) and issubclass(cls, (A.BasicTransform, *_NESTING)) and cls not in _ABSTRACT:
         return cls
     known = [
         other

@@ -150,6 +150,8 @@ class CocoDetection(pl.LightningDataModule):
             if split == "train" and self.hparams.skip_images_without_boxes:
                 index = index.with_boxes()
             setattr(self, f"{split}_index", index)
+        if "train" in indices and "val" not in indices:
+            logger.warning("training without validation: no val annotations under %s", self.hparams.root)
         if "train" in indices:
             self._augmentation = Augmentation(self.hparams.augment, self.hparams.min_visibility)
 
@@ -235,8 +237,7 @@ class CocoDetection(pl.LightningDataModule):
             return False
         try:
             self._find("val", "annotations")
-        except DataNotFoundError as error:
-            logger.warning("training without validation: %s", error)
+        except DataNotFoundError:
             return True
         return False
 

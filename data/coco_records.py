@@ -153,12 +153,18 @@ def read_annotations(
         labels=np.searchsorted(category_ids, chosen),
         xywh=xywh,
         crowd=np.array([bool(record.get("iscrowd", 0)) for record in records]),
-        area=_area_column(records, xywh),
+        area=_area_column(records, xywh, source),
     )
 
 
-def _area_column(records: list[dict], xywh: np.ndarray) -> np.ndarray:
+def _area_column(records: list[dict], xywh: np.ndarray, source: Path) -> np.ndarray:
     """The area of the mask, where the file gives it; else of the box."""
+    bad = [n for n, record in enumerate(records) if not isinstance(record.get("area"), int | float | None)]
+    _raise_if(
+        np.array(bad),
+        lambda n: f"annotation id {records[n]['id']}: area {records[n]['area']!r}",
+        f"{source}: an area is a number; correct or remove it",
+    )
     given = np.array([record.get("area") for record in records], dtype=np.float64)  # None becomes nan
     return np.where(np.isnan(given), xywh[:, 2] * xywh[:, 3], given)
 
@@ -240,7 +246,7 @@ def _require(records: list[Any], fields: dict[str, type], kind: str, source: Pat
             continue
         for field, kind_of in fields.items():
             value = record.get(field)
-            if type(value) is not kind_of:
+            if type(value) is not kind_of or (kind_of is int and value.bit_length() > 63):
                 name = f"{kind} id {record['id']}" if "id" in record else f"{kind} number {number}"
                 problems.append(f"{name}: {field} is {'missing' if field not in record else repr(value)}")
     if problems:

@@ -16,6 +16,7 @@ from torch.nn import functional
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 _ORIENTATION = 0x0112
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _SWAPPED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
 _PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
@@ -70,6 +71,8 @@ def stored_size(path: str | PathLike[str]) -> tuple[tuple[int, int], bool]:
     try:
         with Image.open(path) as image:
             width, height = image.size
+            if image.format == "TIFF":  # some versions of Pillow report the upright size here
+                width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
             orientation = 1
             if image.format != "PNG" or _png_may_be_turned(path):
                 orientation = image.getexif().get(_ORIENTATION, 1)

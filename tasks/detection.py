@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from ..backbones.base import Backbone, FeatureLevel
@@ -109,7 +110,7 @@ class Detection(Task):
         categories = [{"id": c.id, "name": c.name} for c in getattr(data, "categories", None) or ()]
         if categories:
             self.adopt_categories(categories)
-        index = getattr(data, "val_index", None)
+        index = getattr(data, "test_index" if stage == "test" else "val_index", None)
         if stage != "predict" and index is not None:
             self._evaluator = CocoEvaluator(index.as_coco(), backend=self.evaluator_backend)
 
@@ -175,7 +176,7 @@ class Detection(Task):
         # Every rank holds the same figures after gather(), so nothing is reduced here.
         self.log_dict(figures, rank_zero_only=False, sync_dist=False)
         self.log(f"{stage}_AP", figures[f"{stage}/AP"], prog_bar=True, logger=False)
-        if not self.trainer.training:
+        if self.trainer.state.fn != TrainerFn.FITTING:  # fit prints at its end
             self._print_result()
 
     def _log_mean_losses(self, stage: str) -> None:
@@ -264,6 +265,7 @@ class Detection(Task):
                 found["boxes"][kept] * back,
                 [names[k] for k in found["labels"][kept].tolist()],
                 scores=found["scores"][kept],
+                classes=found["labels"][kept].tolist(),
                 truth_boxes=batch.boxes[i].cpu()[real],
             )
             board.add_image(f"val/image {found['image_id']}", drawn, self.global_step, dataformats="HWC")

@@ -55,6 +55,7 @@ class DetectionWriter(BasePredictionWriter):
             found["boxes"][kept],
             [names[k] for k in found["labels"][kept].tolist()],
             scores=found["scores"][kept],
+            classes=found["labels"][kept].tolist(),
         )
         # The id keeps files of one name in different folders apart.
         save_picture(self.folder / "overlays" / f"{path.stem}_{found['image_id']}.jpg", picture)

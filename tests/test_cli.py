@@ -1,7 +1,6 @@
 """The command: help, shipped configs, samples, and the errors a person meets first."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,13 +65,18 @@ def test_sample_writes_a_dataset_and_refuses_to_overwrite(tmp_path, capsys):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
 
 
-def run(*words, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "trunkline", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
+@pytest.fixture()
+def run(monkeypatch, capsys):
+    """Run the command in this process; return its exit status and what it printed."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["trunkline"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(list(words))
+        return stopped.value.code, capsys.readouterr()
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -84,17 +88,23 @@ def run(*words, **environment):
         (["--model.backbone.depth", "deep"], "depth"),
     ],
 )
-def test_a_misspelt_key_or_wrong_type_is_an_error_that_names_it(override, named):
-    done = run("fit", "--config", "detection/faster_rcnn_r18_fpn_demo", *override)
-    assert done.returncode != 0
-    assert named in done.stderr, done.stderr
+def test_a_misspelt_key_or_wrong_type_is_an_error_that_names_it(run, override, named):
+    code, printed = run("fit", "--config", "detection/faster_rcnn_r18_fpn_demo", *override)
+    assert code not in (0, None)
+    assert named in printed.err
 
 
-def test_print_config_is_complete_and_reads_back(tmp_path):
-    done = run("fit", "--config", "detection/faster_rcnn_r18_fpn_demo", "--model.backbone.depth=34", "--print_config")
-    assert done.returncode == 0, done.stderr
+def test_print_config_is_complete_and_reads_back(run, tmp_path):
+    name = "detection/faster_rcnn_r18_fpn_demo"
+    code, first = run("fit", "--config", name, "--model.backbone.depth=34", "--print_config")
+    assert code in (0, None), first.err
     for key in ("depth: 34", "smooth_l1_beta", "nms_threshold", "canvases", "warmup_steps", "max_epochs"):
-        assert key in done.stdout, key
-    (tmp_path / "printed.yaml").write_text(done.stdout)
-    again = run("fit", "--config", str(tmp_path / "printed.yaml"), "--print_config")
-    assert again.stdout == done.stdout, again.stderr
+        assert key in first.out, key
+    (tmp_path / "printed.yaml").write_text(first.out)
+    _, again = run("fit", "--config", str(tmp_path / "printed.yaml"), "--print_config")
+    assert again.out == first.out, again.err
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "trunkline", "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"trunkline {__version__}", done.stderr

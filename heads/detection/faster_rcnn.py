@@ -62,12 +62,12 @@ class FasterRCNN(Head):
         self.rpn = RPN(levels, anchors, rpn)
         self.roi = RoI(levels, num_classes, roi)
 
-    def forward(self, features: Sequence[Tensor], image_size: tuple[int, ...] | None = None) -> RawDetections:
+    def forward(self, features: Sequence[Tensor], image_size: tuple[int, ...]) -> RawDetections:
         """Compute what losses and detections are made from.
 
         Args:
             features: one ``[B, C, H_i, W_i]`` map per level, finest first.
-            image_size: not needed here: anchors follow from the maps and the strides.
+            image_size: part of the contract; anchors follow from the maps and the strides alone.
         """
         raw = self.rpn(features)
         return RawDetections(**vars(raw), features=tuple(features))

@@ -1,4 +1,4 @@
-"""Reading COCO instances: the numbers survive, and every defect is an error with file, record id and remedy."""
+"""Reading COCO instances: the numbers survive; every defect is an error with file, record id and remedy."""
 
 import copy
 import io
@@ -81,7 +81,11 @@ def test_file_names_survive_the_byte_buffer(read, content, tmp_path):
 def test_as_coco_gives_back_the_file(read, content):
     back = read(content).as_coco()
     assert sorted(back["images"], key=lambda r: r["id"]) == sorted(content["images"], key=lambda r: r["id"])
-    assert back["categories"] == [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 90, "name": "cup"}]
+    assert back["categories"] == [
+        {"id": 3, "name": "cat"},
+        {"id": 18, "name": "dog"},
+        {"id": 90, "name": "cup"},
+    ]
     assert [record["id"] for record in back["annotations"]] == [1, 2, 3, 4]
 
     def plain(record):
@@ -130,7 +134,10 @@ BROKEN = {
     "no images key": (lambda c: c.pop("images"), ["no list images"]),
     "no images": (lambda c: c["images"].clear(), ["dataset is empty", "no images"]),
     "no categories": (lambda c: c["categories"].clear(), ["dataset is empty", "no categories"]),
-    "twice the image": (lambda c: c["images"].append(c["images"][1]), ["image id 7 occurs 2 times", "renumber"]),
+    "twice the image": (
+        lambda c: c["images"].append(c["images"][1]),
+        ["image id 7 occurs 2 times", "renumber"],
+    ),
     "twice the box": (
         lambda c: c["annotations"].append(c["annotations"][1]),
         ["annotation id 0 occurs 2 times", "renumber"],
@@ -160,6 +167,11 @@ BROKEN = {
     "no height": (lambda c: c["images"][1].pop("height"), ["image id 7: height is missing"]),
     "zero width": (lambda c: c["images"][1].update(width=0), ["image id 7", "90x0"]),
     "text id": (lambda c: c["images"][1].update(id="7"), ["id is '7'", "id (int)"]),
+    "text area": (
+        lambda c: c["annotations"][0].update(area="large"),
+        ["annotation id 5: area 'large'", "correct or remove it"],
+    ),
+    "id too long": (lambda c: c["images"][1].update(id=2**70), ["id is 1180591620717411303424"]),
     "no object": (lambda c: c["images"].append(3), ["image number 3: is no object"]),
 }
 
@@ -198,7 +210,13 @@ def test_bad_box_is_an_error_that_names_its_image(read, content, kind):
     content["annotations"].append(annotation(77, 40, 3, box))
     with pytest.raises(AnnotationError) as caught:
         read(content)
-    for word in ("boxes.json", "annotation id 77", "image id 40 (wide.jpg", reason, "on_bad_box to clip or drop"):
+    for word in (
+        "boxes.json",
+        "annotation id 77",
+        "image id 40 (wide.jpg",
+        reason,
+        "on_bad_box to clip or drop",
+    ):
         assert word in str(caught.value)
 
 
@@ -285,7 +303,9 @@ def test_only_decoding_finds_a_truncated_image(pictures):
 def test_other_size_is_reported_with_both(pictures):
     folder, index = pictures
     Image.new("RGB", (20, 40)).save(folder / "3.png")
-    with pytest.raises(ImageError, match=r"image id 103: .*is 20x40 pixels .* the annotations say 30x40; correct"):
+    with pytest.raises(
+        ImageError, match=r"image id 103: .*is 20x40 pixels .* the annotations say 30x40; correct"
+    ):
         check_images(index)
 
 

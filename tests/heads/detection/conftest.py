@@ -14,6 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from trunkline.backbones.base import FeatureLevel
+from trunkline.heads.detection import FasterRCNN, RoIOptions, RPNOptions
 
 STRIDES = (4, 8, 16, 32, 64)
 CHANNELS = 8
@@ -55,7 +56,9 @@ def make_targets():
             crowd=torch.zeros(len(images), rows, dtype=torch.bool),
         )
         for index, image in enumerate(images):
-            for row, (*box, label, crowd) in enumerate(entry if len(entry) == 6 else (*entry, False) for entry in image):
+            for row, (*box, label, crowd) in enumerate(
+                entry if len(entry) == 6 else (*entry, False) for entry in image
+            ):
                 targets.boxes[index, row] = torch.tensor(box, dtype=torch.float32)
                 targets.labels[index, row] = label
                 targets.crowd[index, row] = crowd
@@ -78,6 +81,18 @@ def spread_out():
         return head
 
     return spread
+
+
+@pytest.fixture
+def make_head(levels, spread_out):
+    """A small detector with such weights; keywords are options of the second stage."""
+
+    def make(num_classes=3, rpn=None, **roi):
+        rpn = RPNOptions(**{"pre_nms_train": 200, "pre_nms_test": 200, **(rpn or {})})
+        roi = RoIOptions(**{"hidden": 32, "score_threshold": 0.1, **roi})
+        return spread_out(FasterRCNN(levels, num_classes, rpn=rpn, roi=roi))
+
+    return make
 
 
 class TorchvisionTwin:

@@ -18,7 +18,9 @@ def test_hand_written_coordinates():
     assert anchors.tolist() == expected
 
 
-@pytest.mark.parametrize("sizes", [(32, 64, 128, 256, 512), tuple((s, s * 2 ** (1 / 3)) for s in (16, 32, 64, 96, 200))])
+@pytest.mark.parametrize(
+    "sizes", [(32, 64, 128, 256, 512), tuple((s, s * 2 ** (1 / 3)) for s in (16, 32, 64, 96, 200))]
+)
 def test_order_and_rounding_are_torchvisions(levels, make_features, sizes):
     # On a canvas divisible by 64. Elsewhere torchvision's strides, canvas // map, are not the network's:
     # a canvas of 96 gives P6 two cells, which it would set 48 pixels apart instead of 64.

@@ -28,7 +28,7 @@ def random_boxes(*shape, size=100.0):
 def test_iou_by_hand():
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 0, 0]], [[5.0, 5, 15, 25], [0, 0, 4, 4]]])
     others = torch.tensor([[[5.0, 0, 15, 10], [20, 20, 30, 30], [3, 3, 3, 3]]])
-    # Image 0: half of each overlaps, 50 of 150. Image 1: 10x5 of 200 + 100 - 50; 10 wide, 5 high of 200 + 100.
+    # Image 0: half of each overlaps, 50 of 150. Image 1: 10 x 5 of 200 + 100 - 50.
     intersections = [[[50, 0, 0], [0, 0, 0]], [[50, 0, 0], [0, 0, 0]]]
     assert pairwise_intersection(boxes, others).tolist() == intersections
     expected = torch.tensor([[[50 / 150, 0, 0], [0, 0, 0]], [[50 / 250, 0, 0], [0, 0, 0]]])

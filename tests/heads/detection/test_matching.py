@@ -78,12 +78,16 @@ def test_rows_to_learn_from(make_targets):
 
 
 def test_an_image_without_boxes_is_all_background(make_targets):
-    matches = Matcher(0.7, 0.3, 0.5, low_quality=True)(random_boxes(1, 20), make_targets([[], [(0, 0, 60, 60, 0)]]))
+    matches = Matcher(0.7, 0.3, 0.5, low_quality=True)(
+        random_boxes(1, 20), make_targets([[], [(0, 0, 60, 60, 0)]])
+    )
     assert matches.negative[0].all() and not matches.positive[0].any()
     assert matches.positive[1].any()
 
 
-@pytest.mark.parametrize(("positives", "negatives"), [(3, 500), (100, 500), (100, 10), (0, 5), (0, 0), (200, 300)])
+@pytest.mark.parametrize(
+    ("positives", "negatives"), [(3, 500), (100, 500), (100, 10), (0, 5), (0, 0), (200, 300)]
+)
 def test_quota_is_torchvisions(positives, negatives):
     torch.manual_seed(0)
     state = torch.full((2, 600), -1.0)

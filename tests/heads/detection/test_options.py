@@ -38,7 +38,10 @@ def test_proposal_numbers_are_positive(name):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("score_threshold", 1.1), ("canonical_size", 0)]
-    + [(n, 0) for n in ("hidden", "pool_size", "sampling_ratio", "levels", "detections_per_image", "nms_candidates")],
+    + [
+        (n, 0)
+        for n in ("hidden", "pool_size", "sampling_ratio", "levels", "detections_per_image", "nms_candidates")
+    ],
 )
 def test_second_stage_values_are_named(name, value):
     with pytest.raises(ValueError, match=name):
@@ -85,7 +88,7 @@ def parse(tmp_path, text, *overrides):
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Holder, "task")
     parsed = parser.parse_args(["--config", str(tmp_path / "config.yaml"), *overrides])
-    return parser.instantiate_classes(parsed).task.make
+    return parser.instantiate(parsed).task.make
 
 
 def test_a_configuration_file_reaches_every_part(tmp_path, levels):

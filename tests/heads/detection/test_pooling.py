@@ -34,7 +34,12 @@ def test_values_and_gradients_are_torchvisions(pool_size, sampling_ratio, canoni
     )
     expected = pool(dict(zip("0123", theirs, strict=True)), list(boxes), [(height, width)] * 2)
     pooled = pool_boxes(
-        ours, STRIDES, boxes, pool_size=pool_size, sampling_ratio=sampling_ratio, canonical_size=canonical_size
+        ours,
+        STRIDES,
+        boxes,
+        pool_size=pool_size,
+        sampling_ratio=sampling_ratio,
+        canonical_size=canonical_size,
     )
     torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-5)
     weights = torch.randn_like(expected) / 10
@@ -55,7 +60,9 @@ def test_one_level_is_plain_roi_align():
 def test_levels_do_not_mix():
     # Every level is one constant, so any sample that strayed into a neighbour would show.
     values = [1.0, 10.0, 100.0, 1000.0]
-    features = [torch.full((2, 1, -(-100 // s), -(-150 // s)), v) for (s, _), v in zip(STRIDES, values, strict=True)]
+    features = [
+        torch.full((2, 1, -(-100 // s), -(-150 // s)), v) for (s, _), v in zip(STRIDES, values, strict=True)
+    ]
     boxes = awkward_boxes(96, 144, 400)
     expected = torch.tensor(values)[level_of_box(boxes, 4, 4, 40, 4).flatten()]
     pooled = pool_boxes(features, STRIDES, boxes, canonical_size=40)

@@ -134,7 +134,9 @@ def test_sampling_options(make_rpn, make_features, make_targets):
     raw.deltas = torch.zeros_like(raw.deltas, requires_grad=True)
 
     def learning_rows(**options):
-        (gradient,) = torch.autograd.grad(losses_with(make_rpn(fg_iou=0.3, **options), raw, targets)["rpn_box"], raw.deltas)
+        (gradient,) = torch.autograd.grad(
+            losses_with(make_rpn(fg_iou=0.3, **options), raw, targets)["rpn_box"], raw.deltas
+        )
         return gradient.abs().sum(-1).gt(0).sum(1).tolist()
 
     assert learning_rows(batch_size=8, positive_fraction=0.5) == [4, 4]

@@ -25,6 +25,8 @@ def randomised(model):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, value in (*model.named_parameters(), *model.named_buffers()):
+            if name.endswith("num_batches_tracked"):
+                continue
             if name.endswith("running_var"):
                 value.uniform_(0.5, 1.5, generator=generator)
             elif name.endswith("running_mean") or name.endswith("bias"):
@@ -35,8 +37,11 @@ def randomised(model):
                 value.uniform_(0.8, 1.2, generator=generator)
             else:
                 value.normal_(std=(2 / value[0].numel()) ** 0.5, generator=generator)
-        model.rpn.head.bbox_pred.weight.mul_(0.3)
-        model.roi_heads.box_predictor.bbox_pred.weight.mul_(0.5)
+        model.rpn.head.bbox_pred.weight.mul_(0.05)
+        model.roi_heads.box_predictor.bbox_pred.weight.mul_(0.2)
+        # Inputs are never negative; rows that sum to 0 keep one class from winning everywhere.
+        scores = model.roi_heads.box_predictor.cls_score.weight
+        scores.sub_(scores.mean(1, keepdim=True)).mul_(0.4)
     return model
 
 
@@ -44,21 +49,20 @@ def randomised(model):
 def reference():
     everything = {f"{stage}_batch_size_per_image": 1_000_000 for stage in ("rpn", "box")}
     torch.manual_seed(0)
-    return randomised(
-        fasterrcnn_resnet50_fpn(
-            weights=None,
-            weights_backbone=None,
-            num_classes=CLASSES + 1,
-            box_positive_fraction=0.5,
-            box_score_thresh=0.1,
-            rpn_pre_nms_top_n_train=300,
-            rpn_pre_nms_top_n_test=300,
-            image_mean=[0.0] * 3,
-            image_std=[1.0] * 3,
-            _skip_resize=True,
-            **everything,
-        )
+    model = fasterrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=CLASSES + 1,
+        box_positive_fraction=0.5,
+        box_score_thresh=0.1,
+        rpn_pre_nms_top_n_train=300,
+        rpn_pre_nms_top_n_test=300,
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,
+        **everything,
     )
+    model.transform.resize = lambda image, target=None: (image, target)
+    return randomised(model)
 
 
 @pytest.fixture(scope="module")
@@ -115,5 +119,5 @@ def test_losses(ours, reference, images, make_targets):
     pairs = {"rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}
     pairs |= {"roi_class": "loss_classifier", "roi_box": "loss_box_reg"}
     for name, other in pairs.items():
-        assert expected[other] > 0.01
-        torch.testing.assert_close(losses[name], expected[other], rtol=1e-4, atol=1e-5, msg=name)
+        assert expected[other] > 0.001
+        torch.testing.assert_close(losses[name], expected[other], rtol=1e-4, atol=0, msg=name)

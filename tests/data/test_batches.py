@@ -1,0 +1,49 @@
+"""Collating by hand: padding of images and of box rows."""
+
+import pytest
+import torch
+
+from trunkline.data.batches import DetectionSample, collate_detection
+
+
+def sample(height, width, boxes, image_id=1, canvas=(4, 5), value=9):
+    return DetectionSample(
+        image=torch.full((3, height, width), value, dtype=torch.uint8),
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.arange(len(boxes)),
+        crowd=torch.arange(len(boxes)) % 2 == 1,
+        image_id=image_id,
+        original_size=(10 * height, 10 * width),
+        canvas=canvas,
+    )
+
+
+def test_two_images_one_without_boxes():
+    boxes = [[0, 0, 1, 1], [1, 0, 3, 2], [0, 0, 3, 2]]
+    batch = collate_detection([sample(2, 3, boxes, 11), sample(4, 1, [], 22)], rows_multiple=2)
+    assert len(batch) == 2 and batch.image.dtype == torch.uint8
+    expected = torch.zeros(2, 3, 4, 5, dtype=torch.uint8)
+    expected[0, :, :2, :3] = 9
+    expected[1, :, :4, :1] = 9
+    assert torch.equal(batch.image, expected)
+    assert batch.boxes.tolist() == [boxes + [[0] * 4], [[0] * 4] * 4]
+    assert batch.labels.tolist() == [[0, 1, 2, -1], [-1] * 4]
+    assert batch.crowd.tolist() == [[False, True, False, False], [False] * 4]
+    assert batch.image_sizes.tolist() == [[2, 3], [4, 1]]
+    assert batch.original_sizes.tolist() == [[20, 30], [40, 10]]
+    assert batch.image_ids.tolist() == [11, 22]
+
+
+@pytest.mark.parametrize(("boxes", "rows"), [(0, 16), (16, 16), (17, 32)])
+def test_rows_come_in_few_numbers(boxes, rows):
+    assert collate_detection([sample(2, 2, [[0, 0, 1, 1]] * boxes)]).labels.shape == (1, rows)
+
+
+def test_differing_canvases_name_the_image():
+    with pytest.raises(ValueError, match=r"image id 22 asks for canvas \(8, 8\)"):
+        collate_detection([sample(2, 2, []), sample(2, 2, [], 22, canvas=(8, 8))])
+
+
+def test_an_image_beyond_its_canvas_is_named():
+    with pytest.raises(ValueError, match="image id 22 is 5x2 .* canvas 4x5"):
+        collate_detection([sample(2, 2, []), sample(5, 2, [], 22)])

@@ -1,0 +1,172 @@
+"""The synthetic dataset: complete, correct against its own pixels, reproducible, and careful with folders."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from trunkline.data import synthetic
+from trunkline.data.coco_index import check_images, read_coco
+from trunkline.data.synthetic import write_detection
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_detection(tmp_path_factory.mktemp("made") / "shapes", train=48, val=5, progress=False)
+
+
+def digest(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = b"".join(str(path.relative_to(folder)).encode() + path.read_bytes() for path in files)
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 48), ("val", 5)])
+def test_a_coco_reader_takes_it(folder, split, count):
+    index = read_coco(folder / f"annotations/instances_{split}.json", folder / f"images/{split}")
+    check_images(index, "decode")
+    assert len(index) == count and len(list((folder / "images" / split).iterdir())) == count
+    assert [category.id for category in index.categories] == [1, 3, 7]
+    assert (index.offsets.diff() == 0).any()  # an image without objects
+    assert index.boxes.dtype.is_floating_point and len(index.boxes) > count
+
+
+def test_it_has_every_class_orientation_and_format(folder):
+    index = read_coco(folder / "annotations/instances_train.json", folder / "images/train")
+    assert set(index.labels.tolist()) == {0, 1, 2}
+    assert {tuple(size) for size in index.sizes.tolist()} == {(128, 160), (160, 128), (128, 128)}
+    assert {index.path(i).suffix for i in range(len(index))} == {".jpg", ".png"}
+    sides = (index.boxes[:, 2:] - index.boxes[:, :2]).amax(dim=1)
+    assert sides.min() >= 14 and sides.max() <= 90
+
+
+def test_boxes_are_tight_around_the_drawn_pixels(monkeypatch, tmp_path):
+    """On black, without grain, what is lit is the object."""
+    monkeypatch.setattr(synthetic, "_background", lambda h, w, *_: Image.new("RGB", (w, h)))
+    monkeypatch.setattr(synthetic, "_paint", lambda h, w, *_: Image.new("RGB", (w, h), (255, 255, 255)))
+    monkeypatch.setattr(synthetic, "_OBJECTS", (1, 1))
+
+    class Silent:
+        """A generator whose noise is silent."""
+
+        def __init__(self, rng):
+            self.rng = rng
+
+        def __getattr__(self, name):
+            return getattr(self.rng, name)
+
+        def normal(self, mean, deviation, size):
+            return np.zeros(size)
+
+    for seed in range(20):
+        picture, [(_, box, area)] = synthetic._draw_picture(96, 80, 1, Silent(np.random.default_rng(seed)))
+        lit = np.asarray(picture)[:, :, 0] >= 128
+        ys, xs = np.nonzero(lit)
+        assert box == [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
+        assert area == lit.sum()
+
+
+def test_shapes_fill_their_boxes_as_geometry_says():
+    """The covered share of a box is pi/4 for a circle and at most half for an equilateral triangle; a square
+    turned by 25 degrees covers 1 / (1 + sin 50 degrees) = 0.566, one turned less or a longer one more."""
+    rng = np.random.default_rng(0)
+    covered = {"circle": [], "rectangle": [], "triangle": []}
+    for name, shares in covered.items():
+        for _ in range(30):
+            mask = synthetic._shape_mask(name, 200, 200, rng)
+            _, _, width, height = synthetic._tight_box(mask)
+            shares.append((np.asarray(mask) >= 128).sum() / (width * height))
+    np.testing.assert_allclose(covered["circle"], np.pi / 4, atol=0.03)
+    assert max(covered["triangle"]) < 0.53 < 0.55 < min(covered["rectangle"])
+
+
+def test_objects_hardly_hide_each_other(folder):
+    index = read_coco(folder / "annotations/instances_train.json", folder / "images/train")
+    for i in range(len(index)):
+        boxes = index.boxes_xywh[index.rows(i)].tolist()
+        for n, box in enumerate(boxes):
+            for other in boxes[:n]:
+                canvas = np.zeros((2, 160, 160), dtype=bool)
+                for layer, (x, y, w, h) in enumerate((box, other)):
+                    canvas[layer, int(y) : int(y + h), int(x) : int(x + w)] = True
+                smaller = min(canvas[0].sum(), canvas[1].sum())
+                assert (canvas[0] & canvas[1]).sum() <= 0.15 * smaller
+
+
+def test_objects_stand_off_from_their_background(folder):
+    """Mean colour inside the middle of a box against the picture's border."""
+    index = read_coco(folder / "annotations/instances_train.json", folder / "images/train")
+    contrasts = []
+    for i in range(len(index)):
+        pixels = np.asarray(Image.open(index.path(i)).convert("RGB"), dtype=float)
+        free = Image.new("1", pixels.shape[1::-1], 1)
+        for box in index.boxes[index.rows(i)].tolist():
+            ImageDraw.Draw(free).rectangle(box, fill=0)
+        around = pixels[np.asarray(free)].mean(axis=0)
+        for x1, y1, x2, y2 in index.boxes[index.rows(i)].round().int().tolist():
+            x, y = (x1 + x2) // 2, (y1 + y2) // 2
+            contrasts.append(np.abs(pixels[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1)) - around).max())
+    assert min(contrasts) > 30
+
+
+def test_the_seed_decides_every_byte(tmp_path):
+    options = {"train": 3, "val": 2, "progress": False}
+    one = write_detection(tmp_path / "one", seed=5, **options)
+    same = write_detection(tmp_path / "same", seed=5, **options)
+    other = write_detection(tmp_path / "other", seed=6, **options)
+    assert digest(one) == digest(same) != digest(other)
+
+
+def test_train_and_val_differ(folder):
+    first = [(folder / "images" / split / "000001.jpg").read_bytes() for split in ("train", "val")]
+    assert first[0] != first[1]
+
+
+def test_size_and_counts_take_effect(tmp_path):
+    folder = write_detection(tmp_path / "x", train=12, val=1, size=(64, 72), progress=False)
+    sizes = read_coco(folder / "annotations/instances_train.json", folder).sizes
+    assert {tuple(size) for size in sizes.tolist()} <= {(64, 72), (72, 64), (64, 64)} and len(sizes) == 12
+
+
+def test_it_replaces_its_own_work_but_nobody_elses(tmp_path):
+    folder = write_detection(tmp_path / "made", train=2, val=1, progress=False)
+    before = digest(folder)
+    write_detection(folder, train=3, val=1, progress=False)
+    assert digest(folder) != before
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="notes.txt.*name a new or empty folder"):
+        write_detection(folder, train=1, val=1, overwrite=True, progress=False)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_foreign_images_are_replaced_only_on_request(tmp_path):
+    (tmp_path / "made" / "images").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="ask to overwrite"):
+        write_detection(tmp_path / "made", train=1, val=1, progress=False)
+    write_detection(tmp_path / "made", train=1, val=1, overwrite=True, progress=False)
+    assert (tmp_path / "made" / "annotations" / "instances_val.json").is_file()
+
+
+def test_an_empty_folder_is_filled_and_parents_are_made(tmp_path):
+    (tmp_path / "empty").mkdir()
+    write_detection(tmp_path / "empty", train=1, val=1, progress=False)
+    write_detection(tmp_path / "a" / "b", train=1, val=1, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "empty"]
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(json, "dumps", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_detection(tmp_path / "made", train=1, val=1, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [{"train": 0}, {"val": 0}, {"size": (16, 64)}])
+def test_too_little_is_an_error(tmp_path, options):
+    with pytest.raises(ValueError, match="at least"):
+        write_detection(tmp_path / "x", **{"train": 1, "val": 1, **options})
