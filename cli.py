@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -131,9 +133,47 @@ def _sample(words: list[str]) -> None:
 
 
 def _run(words: list[str]) -> None:
-    words = with_resolved_configs(words)
+    words = with_null_overrides(with_resolved_configs(words))
 
     from .tasks.command import TrunklineCLI
 
     sys.argv = ["trunkline", *words]  # Lightning records the command line and warns where the two differ
-    TrunklineCLI()
+    try:
+        TrunklineCLI()
+    except (ValueError, OSError, FloatingPointError) as error:
+        # What this package raises on purpose says all there is to say; anything else needs its traceback.
+        if os.environ.get("TRUNKLINE_TRACEBACK") or not _raised_here(error):
+            raise
+        sys.exit(f"\ntrunkline: error: {error}")
+
+
+def with_null_overrides(words: list[str]) -> list[str]:
+    """Rewrite ``--model.backbone.weights=null`` as a small inline config.
+
+    jsonargparse (4.53) hands nested values on as text, in which null becomes the string "None".
+    """
+    joined: list[str] = []
+    for word in words:
+        if word in ("null", "~") and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += "=null"
+        else:
+            joined.append(word)
+    rewritten = []
+    for word in joined:
+        key, equals, value = word.removeprefix("--").partition("=")
+        parts = key.split(".")
+        if equals and value in ("null", "~") and parts[0] in ("model", "data") and len(parts) > 2:
+            nested: object = None
+            for part in reversed(parts):
+                nested = {part: nested}
+            word = "--config=" + json.dumps(nested)
+        rewritten.append(word)
+    return rewritten
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the innermost frame of the error is in this package."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == "trunkline"

@@ -29,7 +29,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from tqdm import tqdm
 
 from trunkline.backbones import FPN, ResNet
-from trunkline.data import CocoDetection
+from trunkline.data.coco import CocoDetection
 from trunkline.evaluation.coco import CocoEvaluator
 from trunkline.heads import FasterRCNN
 from trunkline.heads.detection import AnchorOptions, RoIOptions, RPNOptions
@@ -44,7 +44,7 @@ ROI = {"batch_size": 128, "hidden": 256}
 class Trunkline(nn.Module):
     """Our detector behind the two calls that the loop below needs."""
 
-    def __init__(self, classes: int, channels: int) -> None:
+    def __init__(self, classes: int, channels: int, short_side: int) -> None:
         super().__init__()
         self.task = Detection(
             backbone=ResNet(depth=18),
@@ -70,7 +70,7 @@ class Trunkline(nn.Module):
 class Torchvision(nn.Module):
     """torchvision's detector behind the same two calls, given the same images at the same size."""
 
-    def __init__(self, classes: int, channels: int) -> None:
+    def __init__(self, classes: int, channels: int, short_side: int) -> None:
         super().__init__()
         trunk = torchvision.models.resnet18(weights=None)
         layers = {f"layer{i}": str(i - 1) for i in range(1, 5)}
@@ -87,7 +87,9 @@ class Torchvision(nn.Module):
             box_batch_size_per_image=ROI["batch_size"],
             box_head=TwoMLPHead(channels * 49, ROI["hidden"]),
             box_predictor=torchvision.models.detection.faster_rcnn.FastRCNNPredictor(ROI["hidden"], classes + 1),
-            _skip_resize=True,  # the data module has resized already
+            # The data module has resized already: every image has this short side, so nothing changes its size.
+            min_size=short_side,
+            max_size=2 * short_side,
         )
 
     @staticmethod
@@ -148,7 +150,8 @@ def train(options) -> None:
     data.prepare_data()
     data.setup("fit")
     classes = len(data.categories)
-    model = {"trunkline": Trunkline, "torchvision": Torchvision}[options.model](classes, options.channels).to(device)
+    kind = {"trunkline": Trunkline, "torchvision": Torchvision}[options.model]
+    model = kind(classes, options.channels, options.short_side).to(device)
     loader = data.train_dataloader()
     steps = options.epochs * len(loader)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)

@@ -1,6 +1,1 @@
-"""Files on disk in, batches out."""
-
-from .batches import DetectionBatch, DetectionSample, collate_detection
-from .coco import CocoDetection, CocoDetectionDataset
-
-__all__ = ["CocoDetection", "CocoDetectionDataset", "DetectionBatch", "DetectionSample", "collate_detection"]
+"""Files on disk in, batches out. (Nothing is imported here: writing a sample dataset needs no torch.)"""

@@ -66,7 +66,7 @@ class Augmentation:
             raise AugmentationError(f"min_visibility is {min_visibility}; it is a share, 0 to 1")
         boxes = A.BboxParams(
             format="albumentations",  # relative, so that no rounding to float32 pixels happens inside
-            min_visibility=min_visibility,
+            min_visibility=min(min_visibility, 1 - 1e-6),  # it never finds exactly all of a box visible
             min_width=min_box_size,
             min_height=min_box_size,
         )

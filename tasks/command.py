@@ -64,8 +64,14 @@ class TrunklineCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         # A checkpoint brings all weights, so pretrained ones need not be fetched first.
         checkpoint = self._get(self.config, "ckpt_path")
-        with skip_pretrained() if checkpoint else nullcontext():
-            super().instantiate_classes()
+        try:
+            with skip_pretrained() if checkpoint else nullcontext():
+                super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse buries what a constructor said under a dump of the whole configuration.
+            while str(error).startswith("Does not validate against any of the Union") and error.__cause__:
+                error = error.__cause__
+            raise error  # noqa: B904
 
     def before_predict(self) -> None:
         output = self.config_init["predict"]["output"]

@@ -105,6 +105,31 @@ def test_print_config_is_complete_and_reads_back(run, tmp_path):
     assert again.out == first.out, again.err
 
 
+@pytest.mark.parametrize("words", [["--model.backbone.weights=null"], ["--model.backbone.weights", "null"]])
+def test_null_reaches_a_nested_value(run, words):
+    """jsonargparse alone makes the string "None" of it."""
+    _, printed = run("fit", "--config", "detection/faster_rcnn_r50_fpn_coco", *words, "--print_config")
+    assert "IMAGENET1K_V1" not in printed.out and "weights: None" not in printed.out
+    assert printed.out.count("weights: null") == 2, printed.out  # the trunk's and the task's
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (["--model.weights=nowhere.pt"], "nowhere.pt: no such file"),
+        (["--model.head.roi.levels=9"], "roi.levels is 9, but the trunk"),
+        (["--data.root=nowhere"], "nowhere"),
+        (["--data.augment=[{Flip: {}}]"], "no transform 'Flip'"),
+        (["--model.head.num_classes=2"], "--model.head.num_classes 3"),
+    ],
+)
+def test_bad_values_end_in_one_clear_message(run, shapes, tmp_path, override, said):
+    where = [f"--data.root={shapes}", f"--trainer.default_root_dir={tmp_path}", "--data.workers=0"]
+    code, _ = run("fit", "--config", "detection/faster_rcnn_r18_fpn_demo", *where, *override)
+    assert code.startswith("\ntrunkline: error: ") and said in code
+    assert "Namespace(" not in code
+
+
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "trunkline", "--version"], capture_output=True, text=True)
     assert done.stdout.strip() == f"trunkline {__version__}", done.stderr

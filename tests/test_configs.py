@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from trunkline.cli import shipped_configs, with_resolved_configs
+from trunkline.cli import shipped_configs, with_null_overrides, with_resolved_configs
 from trunkline.tasks.command import TrunklineCLI
 from trunkline.tasks.detection import Detection
 
@@ -27,7 +27,7 @@ TINY = [
 
 def command(monkeypatch, words):
     """Run the command in this process and return the CLI object."""
-    words = with_resolved_configs(words)
+    words = with_null_overrides(with_resolved_configs(words))
     monkeypatch.setattr("sys.argv", ["trunkline", *words])
     return TrunklineCLI()
 

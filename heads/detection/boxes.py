@@ -196,7 +196,8 @@ def nms_keep(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, thres
     """Non-maximum suppression of all images and groups (levels, classes) in one call.
 
     Both boxes and scores go in as float64: ``batched_nms`` moves groups apart by adding a multiple of the
-    image size to their coordinates, which in float32 would cost digits when there are many groups.
+    image size to their coordinates, which in float32 would cost digits when there are many groups (and
+    does on Apple's GPUs).
 
     Args:
         boxes: ``[B, N, 4]``, x1 y1 at least 0.
@@ -212,9 +213,9 @@ def nms_keep(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, thres
     images = torch.arange(len(boxes), device=boxes.device)[:, None]
     ids = groups + images * (groups.max() + 1) if groups.numel() else groups
     rows = valid.flatten().nonzero().squeeze(1)
-    kept = batched_nms(
-        boxes.flatten(0, 1)[rows].double(), scores.flatten()[rows].double(), ids.flatten()[rows], threshold
-    )
+    exact = torch.float32 if boxes.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    chosen = boxes.flatten(0, 1)[rows].to(exact), scores.flatten()[rows].to(exact), ids.flatten()[rows]
+    kept = batched_nms(*chosen, threshold)
     keep = torch.zeros_like(valid).flatten()
     keep[rows[kept]] = True
     return keep.view_as(valid)

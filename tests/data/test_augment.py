@@ -39,6 +39,11 @@ def test_crop_clips_boxes_and_drops_what_is_left_of_too_little(image):
     np.testing.assert_allclose(boxes, [[22, 5, 27, 30], [4, 8, 20, 22]], atol=1e-5)
 
 
+def test_wholly_visible_boxes_pass_the_highest_demand(image):
+    crop = {"Crop": {"x_min": 8, "y_min": 0, "x_max": 40, "y_max": 30, "p": 1.0}}
+    assert Augmentation([crop], min_visibility=1.0)(image, BOXES, LABELS, CROWD, 0)[2].tolist() == [0, 2]
+
+
 def test_small_remains_are_dropped(image):
     crop = {"Crop": {"x_min": 8, "y_min": 0, "x_max": 40, "y_max": 30, "p": 1.0}}
     keep = Augmentation([crop], min_visibility=0.0, min_box_size=2.0)

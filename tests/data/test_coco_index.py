@@ -279,6 +279,14 @@ def test_images_that_fit_pass(pictures):
         check_images(pictures[1], mode)
 
 
+def test_many_images_are_checked_with_a_progress_bar(pictures, monkeypatch, capsys):
+    check_images(pictures[1])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("trunkline.data.coco_index._SHOW_PROGRESS_FROM", 30)
+    check_images(pictures[1])
+    assert "checking images" in capsys.readouterr().err
+
+
 def test_missing_and_broken_images_are_listed_at_once(pictures):
     folder, index = pictures
     for i in range(25):

@@ -130,6 +130,13 @@ def test_size_and_counts_take_effect(tmp_path):
     assert {tuple(size) for size in sizes.tolist()} <= {(64, 72), (72, 64), (64, 64)} and len(sizes) == 12
 
 
+def test_progress_is_shown_unless_declined(tmp_path, capsys):
+    write_detection(tmp_path / "loud", train=1, val=1)
+    assert "drawing images" in capsys.readouterr().err
+    write_detection(tmp_path / "quiet", train=1, val=1, progress=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_it_replaces_its_own_work_but_nobody_elses(tmp_path):
     folder = write_detection(tmp_path / "made", train=2, val=1, progress=False)
     before = digest(folder)

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 
 from trunkline.backbones import FPN, ResNet
-from trunkline.data import CocoDetection
+from trunkline.data.coco import CocoDetection
 from trunkline.data.batches import DetectionBatch
 from trunkline.evaluation.coco import CocoEvaluator
 from trunkline.heads import FasterRCNN

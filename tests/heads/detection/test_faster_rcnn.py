@@ -3,9 +3,10 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trunkline.backbones.base import FeatureLevel
-from trunkline.heads.detection import AnchorOptions, FasterRCNN, RoIOptions
+from trunkline.heads.detection import AnchorOptions, FasterRCNN, RoIOptions, boxes
 
 NAMES = ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
 OBJECTS = [[(20, 20, 60, 70, 0), (100, 10, 150, 110, 1)], [(5, 40, 80, 69, 2), (30, 5, 60, 30, 0)]]
@@ -275,3 +276,41 @@ def test_pre_and_post_nms_of_training_and_use(make_head, make_features, make_tar
     run_losses(head, features, make_targets(OBJECTS, SIZES))
     detections_of(head, features)
     assert calls == [(11, 12), (13, 14)]
+
+
+class Recorder(TorchDispatchMode):
+    """Lists the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def operators(step, monkeypatch):
+    # NMS itself, where the number of operators depends on the boxes, is replaced.
+    monkeypatch.setattr(boxes, "batched_nms", lambda rows, scores, groups, threshold: scores.argsort())
+    with Recorder() as recorder:
+        step()
+    return recorder.names
+
+
+def test_work_is_the_same_for_any_number_of_images(make_head, make_features, make_targets, monkeypatch):
+    head = make_head()
+    seen = {}
+    for count in (1, 4):
+        features = make_features(batch=count)
+        targets = make_targets(OBJECTS[:1] * count)
+        raw = head(features, (128, 192))
+        seen[count] = [
+            operators(lambda raw=raw, targets=targets: head.losses(raw, targets), monkeypatch),
+            operators(lambda raw=raw, targets=targets: head.predict(raw, targets.image_sizes), monkeypatch),
+        ]
+    assert seen[1] == seen[4]
+    for names, suppressions in zip(seen[4], (1, 2), strict=True):  # of proposals; of detections too
+        assert "aten::_local_scalar_dense" not in names  # .item(), .tolist(), a tensor in an if
+        assert names.count("aten::nonzero") == suppressions
+        assert names.count("torchvision::roi_align") == 1
