@@ -74,9 +74,9 @@ class Task(LightningModule):
         self.make_scheduler = lr_scheduler
         self.optimization = optimization
         self.channels_last = channels_last
-        # Not in the state dict: constants of the configuration, not something learned.
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        # Plain tensors, not buffers: weight averaging would run rounding errors into constants.
+        self._pixel_mean = torch.tensor(pixel_mean).view(-1, 1, 1)  # [C, 1, 1]
+        self._pixel_std = torch.tensor(pixel_std).view(-1, 1, 1)
         if min(pixel_std) <= 0:
             raise ValueError(f"pixel_std must be positive, not {tuple(pixel_std)}")
         if weights is not None and not pretrained_is_skipped():
@@ -116,7 +116,9 @@ class Task(LightningModule):
         rows = torch.arange(height, device=image.device) < image_sizes[:, :1]  # [B, H]
         columns = torch.arange(width, device=image.device) < image_sizes[:, 1:]  # [B, W]
         inside = rows[:, None, :, None] & columns[:, None, None, :]  # [B, 1, H, W]
-        normalised = (image.float() / 255 - self.pixel_mean) / self.pixel_std * inside
+        if self._pixel_mean.device != image.device:  # once: copies to the device make the host wait
+            self._pixel_mean, self._pixel_std = self._pixel_mean.to(image.device), self._pixel_std.to(image.device)
+        normalised = (image.float() / 255 - self._pixel_mean) / self._pixel_std * inside
         if self.channels_last:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
         return normalised

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
@@ -35,6 +38,25 @@ class Output:
     min_score: float = 0.5
 
 
+def with_checkpoint_settings(words: list[str]) -> list[str]:
+    """Put the model and data settings of ``--ckpt_path`` in front of everything that the user gave.
+
+    So a checkpoint can be applied without naming its config, and every explicit setting still counts.
+    """
+    given = [word.partition("=")[2] for word in words if word.startswith("--ckpt_path=")]
+    given += [after for word, after in zip(words, words[1:], strict=False) if word == "--ckpt_path"]
+    if not given or not Path(given[-1]).is_file():
+        return words
+    path = given[-1]
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    settings = {}
+    for key, stored in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
+        arguments = {k: v for k, v in checkpoint.get(stored, {}).items() if not k.startswith("_")}
+        if "_class_path" in checkpoint.get(stored, {}):
+            settings[key] = {"class_path": checkpoint[stored]["_class_path"], "init_args": arguments}
+    return [words[0], f"--config={json.dumps(settings)}", *words[1:]] if settings else words
+
+
 class TrunklineCLI(LightningCLI):
     """The commands fit, validate, test and predict. Arguments as for LightningCLI."""
 
@@ -60,6 +82,13 @@ class TrunklineCLI(LightningCLI):
             parser.add_class_arguments(Output, "output")
             parser.set_defaults({"return_predictions": False})  # they go to disk, not into memory
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        words = list(sys.argv[1:] if args is None else args)
+        self.config = parser.parse_args(with_checkpoint_settings(words))
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: ``with_checkpoint_settings`` has read the checkpoint, and what the user says wins."""
 
     def instantiate_classes(self) -> None:
         # A checkpoint brings all weights, so pretrained ones need not be fetched first.

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from trunkline.cli import shipped_configs, with_null_overrides, with_resolved_configs
 from trunkline.tasks.command import TrunklineCLI
@@ -85,6 +87,7 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, shapes,
     cli = fit(monkeypatch, name, shapes, tmp_path / "run", "--trainer.max_steps=6", "--trainer.max_epochs=-1")
     (saved,) = tmp_path.rglob("last.ckpt")
     common = [f"--ckpt_path={saved}", "--model.backbone.weights=torchvision", "--data.workers=0"]
+    common.append("--model.head.roi.score_threshold=0.001")  # six steps teach little: show all there is
     sizes = ["--data.short_side=64", "--data.long_side=96", "--trainer.accelerator=cpu", "--trainer.devices=1"]
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path / 'run2'}"]
     # weights=torchvision would need the network: a checkpoint brings all weights, so nothing is fetched
@@ -104,11 +107,27 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, shapes,
     results = json.loads((out / "results.json").read_text())
     assert {row["category_id"] for row in results} <= {row["id"] for row in truth["categories"]}
     assert len(list((out / "overlays").iterdir())) == len(truth["images"])
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     coco = COCO(str(shapes / "annotations" / "instances_val.json"))
-    evaluation = COCOeval(coco, coco.loadRes(str(out / "results.json")), "bbox") if results else None
-    if evaluation:
-        evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
-        assert evaluation.stats[0] == pytest.approx(expected.figures["AP"], abs=1e-6)
+    evaluation = COCOeval(coco, coco.loadRes(str(out / "results.json")), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(expected.figures["AP"], abs=1e-6)
+    assert evaluation.stats[8] == pytest.approx(expected.figures["AR100"], abs=1e-6) and evaluation.stats[8] > 0
+
+
+def test_a_checkpoint_is_applied_without_its_config_and_explicit_settings_win(monkeypatch, tmp_path, shapes):
+    """Model and data settings come from the checkpoint; what stands on the command line overrides them."""
+    fit(monkeypatch, "detection/faster_rcnn_r18_fpn_demo", shapes, tmp_path, "--trainer.max_steps=1")
+    (saved,) = tmp_path.rglob("last.ckpt")
+    words = ["predict", f"--ckpt_path={saved}", f"--data.predict={shapes}/images/val", "--data.batch_size=3"]
+    words += ["--model.head.roi.score_threshold=0.0", "--model.head.roi.detections_per_image=7"]
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
+    cli = command(monkeypatch, [*words, *quiet, f"--output.folder={tmp_path / 'out'}", "--output.pictures=false"])
+    assert cli.datamodule.short_sides == [64] and cli.datamodule.batch_size == 3
+    assert cli.model.head.num_classes == 3
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    images = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert len(results) == 7 * len(images) and len(images) == 6
+    assert not (tmp_path / "out" / "overlays").exists()
+    assert [row["name"] for row in cli.model.categories] == ["circle", "rectangle", "triangle"]
