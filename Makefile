@@ -27,10 +27,8 @@ demo: setup
 	$(BIN)/trunkline sample detection $(DEMO)/data
 	$(BIN)/trunkline fit --config detection/faster_rcnn_r18_fpn_demo \
 	  --data.root $(DEMO)/data --trainer.default_root_dir $(DEMO)/run
-	$(BIN)/trunkline predict --config detection/faster_rcnn_r18_fpn_demo \
-	  --ckpt_path $(DEMO)/run/lightning_logs/version_0/checkpoints/last.ckpt \
-	  --data.predict $(DEMO)/data/images/val --output.folder $(DEMO)/predictions \
-	  --trainer.default_root_dir $(DEMO)/run
+	$(BIN)/trunkline predict --ckpt_path $(DEMO)/run/lightning_logs/version_0/checkpoints/last.ckpt \
+	  --data.predict $(DEMO)/data/images/val --output.folder $(DEMO)/predictions --trainer.logger false
 
 test: setup
 	$(BIN)/python -m pytest

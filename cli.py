@@ -135,6 +135,8 @@ def _sample(words: list[str]) -> None:
 def _run(words: list[str]) -> None:
     words = with_null_overrides(with_resolved_configs(words))
 
+    # Lightning 2.6 calls jsonargparse by names that it deprecates: nothing a user could act on.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     from .tasks.command import TrunklineCLI
 
     sys.argv = ["trunkline", *words]  # Lightning records the command line and warns where the two differ

@@ -106,6 +106,8 @@ class CocoDetection(pl.LightningDataModule):
             )
         # The arguments stay in self.hparams, which goes into checkpoints.
         self.save_hyperparameters(logger=False)
+        for name, value in self.hparams.items():  # checkpoints that open with weights_only hold no Path
+            self.hparams[name] = _without_paths(value)
         self.batch_size = batch_size
         self.short_sides = short_sides
         self.canvases = default_canvases(short_sides, long_side) if canvases is None else canvases
@@ -297,3 +299,9 @@ def _require_positive(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
