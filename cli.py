@@ -18,13 +18,14 @@ One ResNet trunk, many branches: train and apply vision models from YAML files.
 
 commands:
   fit        train a model                   trunkline fit --config CONFIG [OVERRIDES]
-  validate   evaluate on the validation data trunkline validate --config CONFIG --ckpt_path FILE
-  test       evaluate on the test data       trunkline test --config CONFIG --ckpt_path FILE
-  predict    write predictions and overlays  trunkline predict --config CONFIG --ckpt_path FILE --data.predict PATH
+  validate   evaluate on the validation data trunkline validate --ckpt_path FILE
+  test       evaluate on the test data       trunkline test --ckpt_path FILE
+  predict    write predictions and overlays  trunkline predict --ckpt_path FILE --data.predict PATH
   configs    list the shipped configs
   sample     write a small synthetic dataset trunkline sample detection DIR
 
-CONFIG is a YAML file or the name of a shipped config. Any value in it can be overridden, for example
+CONFIG is a YAML file or the name of a shipped config. A checkpoint brings the settings that it was trained
+with, so it needs none. Any value can be overridden, for example
   trunkline fit --config detection/faster_rcnn_r50_fpn_coco --data.root coco --model.backbone.depth 101
 
   trunkline COMMAND --help                          all options of a command
@@ -68,7 +69,9 @@ def _did_you_mean(word: str, known: object) -> str:
 
 def shipped_configs() -> dict[str, Path]:
     """Return the shipped configs: name (path below ``configs/`` without ``.yaml``) to file, sorted."""
-    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+    return {
+        path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))
+    }
 
 
 def resolve_config(name: str) -> str:
@@ -111,7 +114,8 @@ def _list_configs(words: list[str]) -> None:
 
 def _sample(words: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        "trunkline sample", description="Write a small synthetic dataset in a real format, with known answers."
+        "trunkline sample",
+        description="Write a small synthetic dataset in a real format, with known answers.",
     )
     parser.add_argument("task", choices=["detection"], help="the kind of data: COCO-format boxes")
     parser.add_argument("folder", type=Path, help="where to write; must be empty or not exist")

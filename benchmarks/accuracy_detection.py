@@ -20,7 +20,6 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torchvision
-from common import environment, write_result
 from torch import nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -28,6 +27,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from tqdm import tqdm
 
+from common import environment, write_result
 from trunkline.backbones import FPN, ResNet
 from trunkline.data.coco import CocoDetection
 from trunkline.evaluation.coco import CocoEvaluator
@@ -37,7 +37,13 @@ from trunkline.tasks.detection import Detection
 
 RESULTS = Path(__file__).parent / "results"
 ANCHOR_SIZES = (16, 32, 64, 128, 256)
-RPN = {"batch_size": 128, "pre_nms_train": 500, "post_nms_train": 250, "pre_nms_test": 500, "post_nms_test": 250}
+RPN = {
+    "batch_size": 128,
+    "pre_nms_train": 500,
+    "post_nms_train": 250,
+    "pre_nms_test": 500,
+    "post_nms_test": 250,
+}
 ROI = {"batch_size": 128, "hidden": 256}
 
 
@@ -86,8 +92,10 @@ class Torchvision(nn.Module):
             rpn_post_nms_top_n_test=RPN["post_nms_test"],
             box_batch_size_per_image=ROI["batch_size"],
             box_head=TwoMLPHead(channels * 49, ROI["hidden"]),
-            box_predictor=torchvision.models.detection.faster_rcnn.FastRCNNPredictor(ROI["hidden"], classes + 1),
-            # The data module has resized already: every image has this short side, so nothing changes its size.
+            box_predictor=torchvision.models.detection.faster_rcnn.FastRCNNPredictor(
+                ROI["hidden"], classes + 1
+            ),
+            # The data module has resized already: each image has this short side, so nothing changes.
             min_size=short_side,
             max_size=2 * short_side,
         )
@@ -123,7 +131,9 @@ def evaluate(model, data, device) -> dict[str, float]:
     ids = torch.tensor([category.id for category in data.categories])
     for batch in data.val_dataloader():
         batch = to(batch, device)
-        for image_id, (boxes, scores, labels) in zip(batch.image_ids.tolist(), model.detect(batch), strict=True):
+        for image_id, (boxes, scores, labels) in zip(
+            batch.image_ids.tolist(), model.detect(batch), strict=True
+        ):
             evaluator.add(image_id, boxes.cpu(), scores.cpu(), ids[labels.cpu()])
     return evaluator.compute().figures
 
@@ -172,7 +182,11 @@ def train(options) -> None:
             warmup.step()
             total += loss.item()
         figures = evaluate(model, data, device) if (epoch + 1) % options.evaluate_every == 0 else None
-        row = {"epoch": epoch + 1, "train_loss": total / len(loader), "minutes": (time.perf_counter() - began) / 60}
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": total / len(loader),
+            "minutes": (time.perf_counter() - began) / 60,
+        }
         curve.append({**row, **({"figures": figures} if figures else {})})
         scored = f", AP50 {figures['AP50']:.4f}, AP {figures['AP']:.4f}" if figures else ""
         print(f"{options.model} epoch {epoch + 1}: loss {row['train_loss']:.3f}{scored}", flush=True)
@@ -196,7 +210,9 @@ def plot() -> None:
         scored = [row for row in result["curve"] if "figures" in row]
         label = path.stem.removeprefix("accuracy_detection_").replace("_", " ")
         for axis, name in zip(axes, ("AP50", "AP"), strict=True):
-            axis.plot([r["epoch"] for r in scored], [r["figures"][name] for r in scored], marker=".", label=label)
+            axis.plot(
+                [r["epoch"] for r in scored], [r["figures"][name] for r in scored], marker=".", label=label
+            )
             axis.set(xlabel="epoch", ylabel=f"{name} on the validation images")
             axis.grid(alpha=0.3)
     axes[0].legend()
@@ -206,7 +222,9 @@ def plot() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="folder in COCO format")
     parser.add_argument("--model", choices=["trunkline", "torchvision"])
     parser.add_argument("--epochs", type=int, default=20)

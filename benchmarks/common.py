@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from trunkline.evaluation.files import write_json
 
 PACKAGES = (

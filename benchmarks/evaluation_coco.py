@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write_result
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from common import write_result
 from trunkline.evaluation.coco import CocoEvaluator
 
 Detections = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]

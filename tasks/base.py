@@ -117,7 +117,10 @@ class Task(LightningModule):
         columns = torch.arange(width, device=image.device) < image_sizes[:, 1:]  # [B, W]
         inside = rows[:, None, :, None] & columns[:, None, None, :]  # [B, 1, H, W]
         if self._pixel_mean.device != image.device:  # once: copies to the device make the host wait
-            self._pixel_mean, self._pixel_std = self._pixel_mean.to(image.device), self._pixel_std.to(image.device)
+            self._pixel_mean, self._pixel_std = (
+                self._pixel_mean.to(image.device),
+                self._pixel_std.to(image.device),
+            )
         normalised = (image.float() / 255 - self._pixel_mean) / self._pixel_std * inside
         if self.channels_last:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
@@ -161,7 +164,7 @@ class Task(LightningModule):
         raise FloatingPointError(
             f"the loss is not finite at step {step} ({values}) on the images with ids {image_ids.tolist()}. "
             "Look at those images and boxes; if they are sound, lower the learning rate, lengthen "
-            "optimization.warmup_steps, set trainer.gradient_clip_val, or train in bf16-mixed instead of 16-mixed"
+            "optimization.warmup_steps, set trainer.gradient_clip_val, or use bf16-mixed rather than 16-mixed"
         )
 
     def on_train_epoch_end(self) -> None:

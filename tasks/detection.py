@@ -65,16 +65,28 @@ class Detection(Task):
         picture_score: float = 0.5,
     ) -> None:
         super().__init__(
-            backbone, head, neck, optimizer, lr_scheduler, optimization, weights, channels_last, pixel_mean, pixel_std
+            backbone,
+            head,
+            neck,
+            optimizer,
+            lr_scheduler,
+            optimization,
+            weights,
+            channels_last,
+            pixel_mean,
+            pixel_std,
         )
         self.evaluator_backend = evaluator
         self.pictures = pictures
         self.picture_score = picture_score
-        self.categories: list[dict[str, Any]] = []  # class k is categories[k]: id and name in the annotation file
+        self.categories: list[
+            dict[str, Any]
+        ] = []  # class k is categories[k]: id and name in the annotation file
         self.result: CocoResult | None = None  # of the last validation or test
         self._evaluator: CocoEvaluator | None = None
         self._loss_sums: dict[str, Tensor] = {}
         self._drawn = 0
+        self._predicting = False
 
     def forward(self, image: Tensor, image_sizes: Tensor) -> Any:
         """Detect objects.
@@ -108,7 +120,10 @@ class Detection(Task):
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
         categories = [{"id": c.id, "name": c.name} for c in getattr(data, "categories", None) or ()]
-        if categories:
+        self._predicting = stage == "predict"
+        if self._predicting:
+            self.categories = self.categories or categories  # a checkpoint's come later and win
+        elif categories:
             self.adopt_categories(categories)
         index = getattr(data, "test_index" if stage == "test" else "val_index", None)
         if stage != "predict" and index is not None:
@@ -122,13 +137,13 @@ class Detection(Task):
         """
         if len(categories) > self.head.num_classes:
             raise ValueError(
-                f"the data has {len(categories)} categories but the head has num_classes {self.head.num_classes}; "
+                f"the data has {len(categories)} categories, the head num_classes {self.head.num_classes}; "
                 f"set --model.head.num_classes {len(categories)}"
             )
         if self.categories and self.categories != categories:
             raise ValueError(
                 f"the checkpoint was trained on the categories {_names(self.categories)}, the data has "
-                f"{_names(categories)}; give data with the same categories (ids and names), or train anew from "
+                f"{_names(categories)}; give data with the same categories (ids and names), or train from "
                 "these weights with --model.weights CHECKPOINT"
             )
         self.categories = categories
@@ -242,7 +257,7 @@ class Detection(Task):
         stored, from_data = checkpoint.get("categories", []), self.categories
         if stored:
             self.categories = stored
-            if from_data:
+            if from_data and not self._predicting:
                 self.adopt_categories(from_data)
 
     def _log_pictures(self, batch: DetectionBatch, detections: list[dict[str, Any]]) -> None:

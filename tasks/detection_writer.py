@@ -46,7 +46,9 @@ class DetectionWriter(BasePredictionWriter):
         for found in prediction:
             self._results.extend(to_coco_results(found))
             if self.pictures:
-                self._draw(found, trainer.datamodule.predict_paths[found["image_id"]], pl_module.class_names())
+                self._draw(
+                    found, trainer.datamodule.predict_paths[found["image_id"]], pl_module.class_names()
+                )
 
     def _draw(self, found: dict[str, Any], path: Path, names: list[str]) -> None:
         kept = found["scores"] >= self.min_score

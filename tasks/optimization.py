@@ -47,7 +47,9 @@ class OptimizationOptions:
             )
 
 
-def parameter_groups(model: nn.Module, trunk: nn.Module, options: OptimizationOptions) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, trunk: nn.Module, options: OptimizationOptions
+) -> list[dict[str, Any]]:
     """Split the trainable parameters by rate (trunk or not) and by weight decay.
 
     Returns:

@@ -48,7 +48,12 @@ def test_config_names_are_resolved_wherever_they_stand():
     name = "detection/faster_rcnn_r50_fpn_coco"
     file = resolve_config(name)
     assert with_resolved_configs(["fit", "--config", name]) == ["fit", "--config", file]
-    assert with_resolved_configs(["fit", f"--config={name}", "--x", name]) == ["fit", f"--config={file}", "--x", name]
+    assert with_resolved_configs(["fit", f"--config={name}", "--x", name]) == [
+        "fit",
+        f"--config={file}",
+        "--x",
+        name,
+    ]
     assert with_resolved_configs(["fit", "-c", name]) == ["fit", "-c", file]
 
 

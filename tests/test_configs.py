@@ -88,10 +88,17 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, shapes,
     (saved,) = tmp_path.rglob("last.ckpt")
     common = [f"--ckpt_path={saved}", "--model.backbone.weights=torchvision", "--data.workers=0"]
     common.append("--model.head.roi.score_threshold=0.001")  # six steps teach little: show all there is
-    sizes = ["--data.short_side=64", "--data.long_side=96", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    sizes = [
+        "--data.short_side=64",
+        "--data.long_side=96",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+    ]
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path / 'run2'}"]
     # weights=torchvision would need the network: a checkpoint brings all weights, so nothing is fetched
-    cli = command(monkeypatch, ["validate", "--config", name, f"--data.root={shapes}", *common, *sizes, *quiet])
+    cli = command(
+        monkeypatch, ["validate", "--config", name, f"--data.root={shapes}", *common, *sizes, *quiet]
+    )
     expected = cli.model.result
     out = tmp_path / "out"
     capsys.readouterr()
@@ -113,7 +120,9 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, shapes,
     evaluation.accumulate()
     evaluation.summarize()
     assert evaluation.stats[0] == pytest.approx(expected.figures["AP"], abs=1e-6)
-    assert evaluation.stats[8] == pytest.approx(expected.figures["AR100"], abs=1e-6) and evaluation.stats[8] > 0
+    assert (
+        evaluation.stats[8] == pytest.approx(expected.figures["AR100"], abs=1e-6) and evaluation.stats[8] > 0
+    )
 
 
 def test_a_checkpoint_is_applied_without_its_config_and_explicit_settings_win(monkeypatch, tmp_path, shapes):
@@ -123,7 +132,9 @@ def test_a_checkpoint_is_applied_without_its_config_and_explicit_settings_win(mo
     words = ["predict", f"--ckpt_path={saved}", f"--data.predict={shapes}/images/val", "--data.batch_size=3"]
     words += ["--model.head.roi.score_threshold=0.0", "--model.head.roi.detections_per_image=7"]
     quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
-    cli = command(monkeypatch, [*words, *quiet, f"--output.folder={tmp_path / 'out'}", "--output.pictures=false"])
+    cli = command(
+        monkeypatch, [*words, *quiet, f"--output.folder={tmp_path / 'out'}", "--output.pictures=false"]
+    )
     assert cli.datamodule.short_sides == [64] and cli.datamodule.batch_size == 3
     assert cli.model.head.num_classes == 3
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -54,7 +54,9 @@ def test_heads_know_of_backbones_only_the_feature_level():
 def test_model_code_needs_only_torch_and_torchvision():
     for path in [*sorted((ROOT / "heads").rglob("*.py")), *sorted((ROOT / "backbones").rglob("*.py"))]:
         for module, _ in imports_of(path):
-            assert module.split(".")[0] in MODEL_LIBRARIES | {"trunkline"}, f"{path.relative_to(ROOT)}: {module}"
+            assert module.split(".")[0] in MODEL_LIBRARIES | {"trunkline"}, (
+                f"{path.relative_to(ROOT)}: {module}"
+            )
 
 
 def test_one_file_knows_albumentations_and_one_decodes_images():

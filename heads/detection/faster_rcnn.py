@@ -51,9 +51,9 @@ class FasterRCNN(Head):
         self,
         levels: Sequence[FeatureLevel],
         num_classes: int,
-        anchors: AnchorOptions = AnchorOptions(),  # noqa: B008 (frozen)
-        rpn: RPNOptions = RPNOptions(),  # noqa: B008 (frozen)
-        roi: RoIOptions = RoIOptions(),  # noqa: B008 (frozen)
+        anchors: AnchorOptions = AnchorOptions(),
+        rpn: RPNOptions = RPNOptions(),
+        roi: RoIOptions = RoIOptions(),
     ) -> None:
         super().__init__()
         if num_classes < 1:

@@ -63,7 +63,7 @@ class RoI(nn.Module):
         self,
         levels: Sequence[FeatureLevel],
         num_classes: int,
-        options: RoIOptions = RoIOptions(),  # noqa: B008 (frozen)
+        options: RoIOptions = RoIOptions(),
     ) -> None:
         super().__init__()
         if options.levels > len(levels):

@@ -57,8 +57,8 @@ class RPN(nn.Module):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        anchors: AnchorOptions = AnchorOptions(),  # noqa: B008 (frozen)
-        options: RPNOptions = RPNOptions(),  # noqa: B008 (frozen)
+        anchors: AnchorOptions = AnchorOptions(),
+        options: RPNOptions = RPNOptions(),
     ) -> None:
         super().__init__()
         widths = [level.channels for level in levels]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 import torch.multiprocessing
+
 from trunkline.evaluation.coco import CocoEvaluator
 
 

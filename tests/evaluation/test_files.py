@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+
 from trunkline.evaluation.files import write_atomically, write_json
 
 

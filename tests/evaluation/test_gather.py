@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from trunkline.evaluation.coco import CocoEvaluator
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from trunkline.evaluation.pictures import class_colour, contact_sheet, draw_boxes, save_picture
 
 GREY = np.full((60, 80, 3), 100, dtype=np.uint8)

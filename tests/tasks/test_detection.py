@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 
 from trunkline.backbones import FPN, ResNet
-from trunkline.data.coco import CocoDetection
 from trunkline.data.batches import DetectionBatch
+from trunkline.data.coco import CocoDetection
 from trunkline.evaluation.coco import CocoEvaluator
 from trunkline.heads import FasterRCNN
 from trunkline.tasks.detection import Detection
@@ -92,6 +92,19 @@ def test_categories_other_than_the_checkpoints_are_an_error():
         task.adopt_categories([{"id": 2, "name": "dog"}])
 
 
+def test_predicting_trusts_the_checkpoints_categories(shapes, tmp_path):
+    """Annotations that happen to lie under data.root say nothing about what the checkpoint knows."""
+    task = detector()
+    task.categories = [{"id": 5, "name": "cat"}]
+    run = trainer(tmp_path)
+    run.strategy.connect(task)
+    run.save_checkpoint(tmp_path / "cats.ckpt")
+    fresh = detector()
+    data = data_module(shapes, predict=str(shapes / "images" / "val"))
+    trainer(tmp_path).predict(fresh, data, ckpt_path=tmp_path / "cats.ckpt", return_predictions=False)
+    assert fresh.categories == [{"id": 5, "name": "cat"}]
+
+
 def test_network_runs_once_per_step_also_in_validation(shapes, tmp_path):
     task, calls = detector(), []
     task.trunk.register_forward_hook(lambda *_: calls.append(task.training))
@@ -100,13 +113,13 @@ def test_network_runs_once_per_step_also_in_validation(shapes, tmp_path):
 
 
 def test_validation_figures_equal_an_evaluation_by_hand(shapes, tmp_path):
-    """The logged figures are those of pycocotools on the same predictions, and the losses are means by image."""
+    """The logged figures are those of pycocotools on the same predictions; the losses add up."""
     torch.manual_seed(0)
     task, data = detector(evaluator="pycocotools"), data_module(shapes, eval_batch_size=4)
     # An untrained head hardly scores anything: widen its scores so that there is something to count.
     torch.nn.init.normal_(task.head.roi.classifier.weight, std=0.3)
     logged = trainer(tmp_path).validate(task, data, verbose=False)[0]
-    evaluator, losses, images = CocoEvaluator(data.val_index.as_coco(), backend="faster"), {}, 0
+    evaluator, images = CocoEvaluator(data.val_index.as_coco(), backend="faster"), 0
     task.eval()
     with torch.no_grad():
         for batch in data.val_dataloader():
@@ -142,7 +155,11 @@ def test_batch_without_any_box_trains_as_background(shapes, tmp_path):
     losses = task.head.losses(task.raw(batch.image, batch.image_sizes), batch)
     total = task.total_loss(losses, batch.image_ids)
     total.backward()
-    assert losses["rpn_box"].item() == 0 and losses["roi_box"].item() == 0 and losses["rpn_objectness"].item() > 0
+    assert (
+        losses["rpn_box"].item() == 0
+        and losses["roi_box"].item() == 0
+        and losses["rpn_objectness"].item() > 0
+    )
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in task.parameters())
 
 

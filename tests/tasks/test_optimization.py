@@ -93,7 +93,11 @@ def test_nothing_to_train_is_an_error():
 
 @pytest.mark.parametrize(
     ("bad", "key"),
-    [({"warmup_steps": -1}, "warmup_steps"), ({"warmup_factor": 0.0}, "warmup_factor"), ({"trunk_lr_factor": 0.0}, "trunk_lr_factor")],
+    [
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"warmup_factor": 0.0}, "warmup_factor"),
+        ({"trunk_lr_factor": 0.0}, "trunk_lr_factor"),
+    ],
 )
 def test_bad_options_name_their_key(bad, key):
     with pytest.raises(ValueError, match=key):

@@ -52,7 +52,8 @@ def test_torchvision_weights_detect_the_same_through_the_task(peer, tmp_path):
     task.adopt_categories([{"id": number, "name": str(number)} for number in COCO_CATEGORY_IDS])
     generator = torch.Generator().manual_seed(1)
     images = [
-        torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in ((128, 192), (192, 128))
+        torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+        for size in ((128, 192), (192, 128))
     ]
     none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
     samples = [

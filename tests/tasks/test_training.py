@@ -27,12 +27,20 @@ def detector(**arguments):
 
 
 def data_module(folder, **arguments):
-    return CocoDetection(root=folder, **{"batch_size": 4, "workers": 0, "short_side": 64, "long_side": 96, **arguments})
+    return CocoDetection(
+        root=folder, **{"batch_size": 4, "workers": 0, "short_side": 64, "long_side": 96, **arguments}
+    )
 
 
 def trainer(folder, **arguments):
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    settings = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False, **quiet}
+    settings = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        **quiet,
+    }
     return pl.Trainer(default_root_dir=folder, **{**settings, **arguments})
 
 
