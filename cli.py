@@ -29,6 +29,8 @@ with, so it needs none. Any value can be overridden, for example
   trunkline fit --config detection/faster_rcnn_r50_fpn_coco --data.root coco --model.backbone.depth 101
 
   trunkline COMMAND --help                          all options of a command
+  trunkline fit --model.help Detection              those of a task; also --data.help CocoDetection
+  trunkline fit --config CONFIG --model.head.help FasterRCNN    those of a part of it
   trunkline fit --config CONFIG --print_config      the complete config that a run would use
   trunkline --version                               the version
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ class TrunklineCLI(LightningCLI):
         logging.getLogger("trunkline").setLevel(logging.INFO)
         if not logging.getLogger().handlers:
             logging.basicConfig(format="%(message)s")
+        # Lightning 2.6 on torch 2.15: nothing a user could act on.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         super().__init__(
             model_class=Task,
             datamodule_class=LightningDataModule,
