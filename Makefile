@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
-UV := $(shell command -v uv || echo $(BIN)/uv)
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo $(BIN)/uv)
 
 .PHONY: setup demo test lint
 
@@ -17,9 +17,9 @@ setup: $(BIN)/.ready
 $(BIN)/.ready: uv.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed; name one: make setup PYTHON=python3.12"; exit 1; }
-	@test -x "$(UV)" || { $(PYTHON) -m venv .venv && \
+	@$(UV) --version >/dev/null 2>&1 || { $(PYTHON) -m venv .venv && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
-	UV_PROJECT_ENVIRONMENT=.venv "$(UV)" sync --frozen --inexact
+	UV_PROJECT_ENVIRONMENT=.venv $(UV) sync --frozen --inexact --python $(PYTHON)
 	@touch $@
 
 demo: setup
