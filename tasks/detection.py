@@ -6,76 +6,42 @@ Letters in shapes: B images, D detections per image, M box rows, H W the padded 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from ..backbones.base import Backbone, FeatureLevel
 from ..data.batches import DetectionBatch
 from ..evaluation.coco import CocoEvaluator, CocoResult
 from ..evaluation.pictures import draw_boxes
-from ..heads.base import Head
-from .base import IMAGENET_MEAN, IMAGENET_STD, Task
+from .base import Task
 from .detection_writer import DetectionWriter
 from .distributed import gather_objects
-from .optimization import OptimizationOptions
 
 log = logging.getLogger("trunkline")
 
 
 class Detection(Task):
-    """Trains, validates and applies a detector; ``Task`` describes the arguments not listed here.
+    """Trains, validates and applies a detector.
 
     Args:
-        backbone: the trunk.
-        head: builds a detection head (``FasterRCNN``) from feature levels.
-        neck: builds the neck (``FPN``) around the trunk, or None.
-        optimizer: builds the optimiser from parameter groups; None for SGD with rate 0.02.
-        lr_scheduler: builds the learning-rate schedule from the optimiser; None for a constant rate.
-        optimization: warm-up, schedule interval, the trunk's rate, weight decay of norms and biases.
-        weights: a file or a torchvision weights name to start the whole detector from, or None.
-        channels_last: keep weights and images in channels-last memory order.
-        pixel_mean: per channel, on the 0..1 scale.
-        pixel_std: per channel, on the 0..1 scale.
         evaluator: COCO figures by ``faster`` (faster-coco-eval) or ``pycocotools``; they agree.
         pictures: how many validation images with predictions go to the logger in each epoch.
         picture_score: detections below this score are left out of those pictures.
+        **task: what every ``Task`` takes; the head is a detection head (``FasterRCNN``).
     """
 
     def __init__(
         self,
-        backbone: Backbone,
-        head: Callable[[Sequence[FeatureLevel]], Head],
-        neck: Callable[[Backbone], Backbone] | None = None,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        optimization: OptimizationOptions = OptimizationOptions(),
-        weights: str | None = None,
-        channels_last: bool = False,
-        pixel_mean: Sequence[float] = IMAGENET_MEAN,
-        pixel_std: Sequence[float] = IMAGENET_STD,
         evaluator: Literal["faster", "pycocotools"] = "faster",
         pictures: int = 4,
         picture_score: float = 0.5,
+        **task: Any,
     ) -> None:
-        super().__init__(
-            backbone,
-            head,
-            neck,
-            optimizer,
-            lr_scheduler,
-            optimization,
-            weights,
-            channels_last,
-            pixel_mean,
-            pixel_std,
-        )
+        super().__init__(**task)
         self.evaluator_backend = evaluator
         self.pictures = pictures
         self.picture_score = picture_score
