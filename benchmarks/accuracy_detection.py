@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -167,7 +166,7 @@ def train(options) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=min(100, steps))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    curve, began = [], time.perf_counter()
+    curve = []
     for epoch in range(options.epochs):
         model.train()
         loader.sampler.set_epoch(epoch)
@@ -182,11 +181,7 @@ def train(options) -> None:
             warmup.step()
             total += loss.item()
         figures = evaluate(model, data, device) if (epoch + 1) % options.evaluate_every == 0 else None
-        row = {
-            "epoch": epoch + 1,
-            "train_loss": total / len(loader),
-            "minutes": (time.perf_counter() - began) / 60,
-        }
+        row = {"epoch": epoch + 1, "train_loss": total / len(loader)}
         curve.append({**row, **({"figures": figures} if figures else {})})
         scored = f", AP50 {figures['AP50']:.4f}, AP {figures['AP']:.4f}" if figures else ""
         print(f"{options.model} epoch {epoch + 1}: loss {row['train_loss']:.3f}{scored}", flush=True)
@@ -214,6 +209,7 @@ def plot() -> None:
                 [r["epoch"] for r in scored], [r["figures"][name] for r in scored], marker=".", label=label
             )
             axis.set(xlabel="epoch", ylabel=f"{name} on the validation images")
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle("Faster R-CNN R18-FPN from scratch on BCCD: same batches, widths, optimiser and schedule")
