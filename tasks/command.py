@@ -67,6 +67,9 @@ class TrunklineCLI(LightningCLI):
             logging.basicConfig(format="%(message)s")
         # Lightning 2.6 on torch 2.15: nothing a user could act on.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        # True and of no consequence: predictions go by image id, and only fit goes on with the callbacks.
+        warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
         super().__init__(
             model_class=Task,
             datamodule_class=LightningDataModule,
