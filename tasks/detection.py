@@ -175,8 +175,9 @@ class Detection(Task):
         self._print_result()
 
     def _print_result(self) -> None:
-        if self.result is not None:
-            self.print(f"\n{self.result.summary()}\n\n{self.result.class_table()}")
+        # Not self.print(): that goes through the progress bar, and says nothing once the bar is gone.
+        if self.result is not None and self.trainer.is_global_zero:
+            print(f"\n{self.result.summary()}\n\n{self.result.class_table()}")
 
     # -- prediction
 

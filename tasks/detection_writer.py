@@ -14,6 +14,9 @@ from ..evaluation.files import write_json
 from ..evaluation.pictures import draw_boxes, save_picture
 from .distributed import gather_objects
 
+# Labels would hide the objects of small images: their pictures are enlarged, by a whole factor, to this size.
+SMALLEST_PICTURE = 320
+
 
 class DetectionWriter(BasePredictionWriter):
     """Writes ``results.json`` (COCO results), ``images.json`` (id to file) and ``overlays/``.
@@ -52,9 +55,11 @@ class DetectionWriter(BasePredictionWriter):
 
     def _draw(self, found: dict[str, Any], path: Path, names: list[str]) -> None:
         kept = found["scores"] >= self.min_score
+        image = read_image(path)  # [h, w, 3]
+        factor = -(-SMALLEST_PICTURE // min(image.shape[:2]))  # 1 for all but small images
         picture = draw_boxes(
-            read_image(path),
-            found["boxes"][kept],
+            image.repeat(factor, axis=0).repeat(factor, axis=1),
+            found["boxes"][kept] * factor,
             [names[k] for k in found["labels"][kept].tolist()],
             scores=found["scores"][kept],
             classes=found["labels"][kept].tolist(),

@@ -1,9 +1,11 @@
 """Every shipped config trains, saves, reloads and predicts the same; any depth is one number away."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -113,7 +115,15 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, shapes,
     truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
     results = json.loads((out / "results.json").read_text())
     assert {row["category_id"] for row in results} <= {row["id"] for row in truth["categories"]}
-    assert len(list((out / "overlays").iterdir())) == len(truth["images"])
+    overlays = list((out / "overlays").iterdir())
+    assert len(overlays) == len(truth["images"])
+    for (
+        path
+    ) in overlays:  # images of 128 or 160 pixels are enlarged by a whole factor, to leave room for labels
+        record = next(
+            row for row in truth["images"] if path.stem.startswith(Path(row["file_name"]).stem + "_")
+        )
+        assert Image.open(path).size == (3 * record["width"], 3 * record["height"])
     coco = COCO(str(shapes / "annotations" / "instances_val.json"))
     evaluation = COCOeval(coco, coco.loadRes(str(out / "results.json")), "bbox")
     evaluation.evaluate()

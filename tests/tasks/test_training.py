@@ -79,6 +79,17 @@ def test_figures_and_the_asked_number_of_pictures_reach_tensorboard(shapes, tmp_
         assert f"val/{name}" in scalars, name
 
 
+@pytest.mark.parametrize("bar", [True, False])
+def test_fit_ends_with_the_figures_once(shapes, tmp_path, capsys, bar):
+    run = trainer(
+        tmp_path, enable_progress_bar=bar, limit_train_batches=1, max_epochs=2, num_sanity_val_steps=1
+    )
+    run.fit(detector(), data_module(shapes))
+    text = capsys.readouterr().out
+    assert text.count("Average Precision") == 6 and text.count("Average Recall") == 6
+    assert text.count("triangle") == 1
+
+
 def test_no_pictures_when_none_are_asked_for(shapes, tmp_path):
     logger = TensorBoardLogger(tmp_path)
     trainer(tmp_path, logger=logger, limit_train_batches=1).fit(detector(pictures=0), data_module(shapes))
