@@ -121,7 +121,7 @@ def _sample(words: list[str]) -> None:
     )
     parser.add_argument("task", choices=["detection"], help="the kind of data: COCO-format boxes")
     parser.add_argument("folder", type=Path, help="where to write; must be empty or not exist")
-    parser.add_argument("--train", type=int, default=640, help="training images (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=320, help="training images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=64, help="validation images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args(words)
