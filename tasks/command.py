@@ -77,7 +77,7 @@ class TrunklineCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"default_root_dir": "runs", "use_distributed_sampler": False},
+            trainer_defaults={"default_root_dir": "runs"},
             auto_configure_optimizers=False,
             **kwargs,
         )
@@ -99,10 +99,11 @@ class TrunklineCLI(LightningCLI):
         """Do nothing: ``with_checkpoint_settings`` has read the checkpoint, and what the user says wins."""
 
     def instantiate_classes(self) -> None:
-        # A checkpoint brings all weights, so pretrained ones need not be fetched first.
+        # A checkpoint brings all weights, so pretrained ones need not be fetched first. Names such as "last"
+        # are resolved later, and may turn out to mean none.
         checkpoint = self._get(self.config, "ckpt_path")
         try:
-            with skip_pretrained() if checkpoint else nullcontext():
+            with skip_pretrained() if checkpoint and Path(checkpoint).is_file() else nullcontext():
                 super().instantiate_classes()
         except ValueError as error:
             # jsonargparse buries what a constructor said under a dump of the whole configuration.

@@ -152,3 +152,18 @@ def test_a_checkpoint_is_applied_without_its_config_and_explicit_settings_win(mo
     assert len(results) == 7 * len(images) and len(images) == 6
     assert not (tmp_path / "out" / "overlays").exists()
     assert [row["name"] for row in cli.model.categories] == ["circle", "rectangle", "triangle"]
+
+
+def test_pretrained_weights_are_not_skipped_for_a_checkpoint_that_may_not_exist(
+    monkeypatch, tmp_path, shapes
+):
+    """Lightning starts afresh where "last" names no file, so the trunk's weights must have been loaded."""
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+        fit(
+            monkeypatch,
+            "detection/faster_rcnn_r18_fpn_demo",
+            shapes,
+            tmp_path,
+            "--ckpt_path=last",
+            "--model.backbone.weights=nowhere.pt",
+        )
