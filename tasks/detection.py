@@ -5,7 +5,6 @@ Letters in shapes: B images, D detections per image, M box rows, H W the padded 
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +15,9 @@ from torch import Tensor
 
 from ..data.batches import DetectionBatch
 from ..evaluation.coco import CocoEvaluator, CocoResult
-from ..evaluation.pictures import draw_boxes
 from .base import Task
-from .detection_writer import DetectionWriter
+from .detection_writer import DetectionWriter, draw_detections
 from .distributed import gather_objects
-
-log = logging.getLogger("trunkline")
 
 
 class Detection(Task):
@@ -45,9 +41,8 @@ class Detection(Task):
         self.evaluator_backend = evaluator
         self.pictures = pictures
         self.picture_score = picture_score
-        self.categories: list[
-            dict[str, Any]
-        ] = []  # class k is categories[k]: id and name in the annotation file
+        # Class k is categories[k]: id and name in the annotation file.
+        self.categories: list[dict[str, Any]] = []
         self.result: CocoResult | None = None  # of the last validation or test
         self._evaluator: CocoEvaluator | None = None
         self._loss_sums: dict[str, Tensor] = {}
@@ -123,9 +118,7 @@ class Detection(Task):
         detections = self.to_original(self.head.predict(raw, batch.image_sizes), batch)
         if self._evaluator is not None:
             for found in detections:
-                self._evaluator.add(
-                    found["image_id"], found["boxes"], found["scores"], self.category_ids(found["labels"])
-                )
+                self._evaluator.add(found["image_id"], found["boxes"], found["scores"], found["category_ids"])
         self._log_pictures(batch, detections)
 
     def test_step(self, batch: DetectionBatch, batch_idx: int) -> None:
@@ -182,21 +175,22 @@ class Detection(Task):
     # -- prediction
 
     def predict_step(self, batch: DetectionBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Return one dictionary per image: ``image_id``, ``boxes`` in the original image's pixels,
-        ``scores``, ``labels`` (class indices) and ``category_ids``."""
-        detections = self.to_original(self(batch.image, batch.image_sizes), batch)
-        for found in detections:
-            found["category_ids"] = self.category_ids(found["labels"])
-        return detections
+        return self.to_original(self(batch.image, batch.image_sizes), batch)
 
     def to_original(self, detections: Any, batch: DetectionBatch) -> list[dict[str, Any]]:
-        """Scale boxes from canvas pixels to the original images' pixels and drop empty rows; on the CPU."""
+        """Scale boxes from canvas pixels to the original images' pixels and drop empty rows; on the CPU.
+
+        Returns:
+            One dictionary per image: ``image_id``, ``boxes``, ``scores``, ``labels`` (class indices) and
+            ``category_ids``.
+        """
         height, width = (batch.original_sizes / batch.image_sizes).unbind(1)  # [B] each
         scale = torch.stack([width, height, width, height], 1)[:, None]  # [B, 1, 4]
         boxes = (detections.boxes.float() * scale).cpu()  # [B, D, 4]
         scores, labels, counts = detections.scores.cpu(), detections.labels.cpu(), detections.count.tolist()
+        rows = {"boxes": boxes, "scores": scores, "labels": labels, "category_ids": self.category_ids(labels)}
         return [
-            {"image_id": image_id, "boxes": boxes[i, :n], "scores": scores[i, :n], "labels": labels[i, :n]}
+            {"image_id": image_id, **{name: values[i, :n] for name, values in rows.items()}}
             for i, (image_id, n) in enumerate(zip(batch.image_ids.tolist(), counts, strict=True))
         ]
 
@@ -238,18 +232,11 @@ class Detection(Task):
             height, width = batch.image_sizes[i].tolist()
             image = batch.image[i, :, :height, :width].permute(1, 2, 0).cpu().numpy()  # [h, w, 3]
             found = detections[i]
-            kept = found["scores"] >= self.picture_score
             original = batch.original_sizes[i].tolist()
             back = torch.tensor([width / original[1], height / original[0]] * 2)
             real = (batch.labels[i] >= 0).cpu()
-            drawn = draw_boxes(
-                image,
-                found["boxes"][kept] * back,
-                [names[k] for k in found["labels"][kept].tolist()],
-                scores=found["scores"][kept],
-                classes=found["labels"][kept].tolist(),
-                truth_boxes=batch.boxes[i].cpu()[real],
-            )
+            truth = batch.boxes[i].cpu()[real]
+            drawn = draw_detections(image, found, names, self.picture_score, back, truth_boxes=truth)
             board.add_image(f"val/image {found['image_id']}", drawn, self.global_step, dataformats="HWC")
         self._drawn += wanted
 

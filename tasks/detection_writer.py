@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
+from torch import Tensor
 
 from ..data.io import read_image
 from ..evaluation.files import write_json
@@ -54,16 +56,10 @@ class DetectionWriter(BasePredictionWriter):
                 )
 
     def _draw(self, found: dict[str, Any], path: Path, names: list[str]) -> None:
-        kept = found["scores"] >= self.min_score
         image = read_image(path)  # [h, w, 3]
         factor = -(-SMALLEST_PICTURE // min(image.shape[:2]))  # 1 for all but small images
-        picture = draw_boxes(
-            image.repeat(factor, axis=0).repeat(factor, axis=1),
-            found["boxes"][kept] * factor,
-            [names[k] for k in found["labels"][kept].tolist()],
-            scores=found["scores"][kept],
-            classes=found["labels"][kept].tolist(),
-        )
+        enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
+        picture = draw_detections(enlarged, found, names, self.min_score, factor)
         # The id keeps files of one name in different folders apart.
         save_picture(self.folder / "overlays" / f"{path.stem}_{found['image_id']}.jpg", picture)
 
@@ -98,3 +94,36 @@ def to_coco_results(found: dict[str, Any]) -> list[dict[str, Any]]:
             boxes, found["scores"].tolist(), found["category_ids"].tolist(), strict=True
         )
     ]
+
+
+def draw_detections(
+    image: np.ndarray,
+    found: dict[str, Any],
+    names: list[str],
+    min_score: float,
+    scale: Tensor | float,
+    truth_boxes: Tensor | None = None,
+) -> np.ndarray:
+    """Draw one image's detections of at least ``min_score``.
+
+    Args:
+        image: ``[h, w, 3]`` uint8 RGB.
+        found: as ``Detection.to_original`` gives it.
+        names: one per class.
+        min_score: in 0..1.
+        scale: pixels of ``image`` per pixel of the original, one number or one per box coordinate.
+        truth_boxes: ``[m, 4]`` in pixels of ``image``, or None.
+
+    Returns:
+        A new ``[h, w, 3]`` uint8 image.
+    """
+    kept = found["scores"] >= min_score
+    classes = found["labels"][kept].tolist()
+    return draw_boxes(
+        image,
+        found["boxes"][kept] * scale,
+        [names[k] for k in classes],
+        scores=found["scores"][kept],
+        classes=classes,
+        truth_boxes=truth_boxes,
+    )

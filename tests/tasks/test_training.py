@@ -129,7 +129,7 @@ torch.nn.init.normal_(task.head.roi.classifier.weight, std=0.3)
 data = CocoDetection(root=folder, batch_size=2, workers=0, short_side=64, long_side=96)
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 run = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1,
-                 num_sanity_val_steps=0, use_distributed_sampler=False, **quiet)
+                 num_sanity_val_steps=0, **quiet)
 figures = run.validate(task, data, verbose=False)[0]
 if len(sys.argv) > 4:
     run.fit(task, data)
