@@ -1,8 +1,22 @@
 """Trunks and necks: images or volumes in, feature maps out."""
 
 from .base import Backbone, FeatureLevel
+from .cifar import CifarResNet
+from .densenet import DenseNet
+from .export import detectron2_state
 from .fpn import FPN
 from .resnet import ResNet
+from .timm_backbone import TimmBackbone
 from .weights import load_weights
 
-__all__ = ["FPN", "Backbone", "FeatureLevel", "ResNet", "load_weights"]
+__all__ = [
+    "FPN",
+    "Backbone",
+    "CifarResNet",
+    "DenseNet",
+    "FeatureLevel",
+    "ResNet",
+    "TimmBackbone",
+    "detectron2_state",
+    "load_weights",
+]

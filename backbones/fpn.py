@@ -1,6 +1,6 @@
 """Feature pyramid network (Lin et al. 2017): a backbone around a backbone.
 
-Letters in shapes: B images, C channels, H W height and width.
+Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Backbone, FeatureLevel
-from .layers import check_choice, initialise_neck
+from .layers import check_choice, initialise_neck, make_conv
 
 Extra = Literal["maxpool", "convs"]
 
@@ -22,14 +22,15 @@ class FPN(Backbone):
     Lin et al., "Feature pyramid networks for object detection", 2017: a 1x1 convolution per level
     (``lateral``), nearest-neighbour upsampling to the size of the finer map and addition from coarse to
     fine, then a 3x3 convolution per level (``output``). Equal to
-    ``torchvision.ops.FeaturePyramidNetwork`` with ``LastLevelMaxPool`` or ``LastLevelP6P7``.
+    ``torchvision.ops.FeaturePyramidNetwork`` with ``LastLevelMaxPool`` or ``LastLevelP6P7``. Around a trunk
+    for volumes, all of this is three-dimensional (3x3x3 convolutions).
 
     Args:
-        bottom_up: the trunk; its ``levels`` say how many channels arrive.
+        bottom_up: the trunk; its ``levels`` say how many channels arrive, and their strides of how many axes.
         channels: number of channels of every level of the pyramid, at least 1.
         extra: coarser levels on top: ``maxpool`` takes every second cell of the last one (P6 of Faster
             R-CNN), ``convs`` adds two 3x3 convolutions of stride 2 with a ReLU between (P6 and P7 of
-            RetinaNet, Lin et al. 2017b), None adds nothing.
+            RetinaNet, Lin et al. 2017b), None adds nothing. Each halves every axis.
 
     Raises:
         ValueError: if ``channels`` or ``extra`` is none of these.
@@ -41,12 +42,15 @@ class FPN(Backbone):
         if channels < 1:
             raise ValueError(f"channels is {channels}; a pyramid needs at least one channel")
         inputs = bottom_up.levels
+        ndim = len(inputs[0].stride)
         self.extra = extra
-        self.lateral = nn.ModuleList(nn.Conv2d(level.channels, channels, 1) for level in inputs)
-        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in inputs)
+        self.lateral = nn.ModuleList(
+            make_conv(ndim, level.channels, channels, kernel=1, bias=True) for level in inputs
+        )
+        self.output = nn.ModuleList(make_conv(ndim, channels, channels, bias=True) for _ in inputs)
         if extra == "convs":
-            self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-            self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+            self.p6 = make_conv(ndim, channels, channels, stride=2, bias=True)
+            self.p7 = make_conv(ndim, channels, channels, stride=2, bias=True)
         initialise_neck(self)
         # Registered last, so that the initialisation above does not reach the trunk.
         self.bottom_up = bottom_up
@@ -56,7 +60,7 @@ class FPN(Backbone):
         self.levels = tuple(FeatureLevel(channels, stride) for stride in strides)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Compute the pyramid of ``image`` ``[B, C, H, W]``: one map per level, finest first.
+        """Compute the pyramid of ``image`` ``[B, C, *S]``: one map per level, finest first.
 
         Raises:
             ValueError: if the trunk returns other maps than its ``levels`` declare.
@@ -69,7 +73,8 @@ class FPN(Backbone):
             merged[index - 1] = finer + F.interpolate(merged[index], size=finer.shape[2:], mode="nearest")
         pyramid = [output(x) for output, x in zip(self.output, merged, strict=True)]
         if self.extra == "maxpool":
-            pyramid.append(F.max_pool2d(pyramid[-1], kernel_size=1, stride=2))
+            subsample = F.max_pool2d if pyramid[-1].ndim == 4 else F.max_pool3d
+            pyramid.append(subsample(pyramid[-1], kernel_size=1, stride=2))
         elif self.extra == "convs":
             pyramid.append(self.p6(pyramid[-1]))
             pyramid.append(self.p7(F.relu(pyramid[-1])))

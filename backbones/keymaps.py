@@ -1,25 +1,14 @@
-"""Which tensor of a foreign state dict is which of ours, and how those that differ are made to fit.
-
-Letters in shapes: K classes, N classes of the source, C input channels, F features.
-"""
+"""Which tensor of a foreign state dict is which of ours."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 
-import torch
 from torch import Tensor
 
-TRUNK, NECK, HEAD, OTHER = "trunk", "neck", "head", "other"
-
-# The ids of the 80 categories that the COCO instances files use, ascending. Detectors of torchvision have a
-# row for each id up to 90; ours number the categories without gaps in this order.
-COCO_CATEGORY_IDS = tuple(
-    number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-)
-COCO_ROWS = 91
+from .detectron2 import caffe2_name, has_detectron2_names, own_slot
+from .parts import HEAD, NECK, OTHER, TRUNK, Entry, Slot
 
 # First match wins. The names on the right are ours, relative to the part.
 _RULES: tuple[tuple[str, str, str], ...] = (
@@ -36,36 +25,94 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     (r"roi_heads\.box_predictor\.cls_score\.(.+)", HEAD, r"roi.classifier.\1"),
     (r"roi_heads\.box_predictor\.bbox_pred\.(.+)", HEAD, r"roi.regressor.\1"),
     (r"rpn\.(.+)", HEAD, r"rpn.\1"),
+    (r"(?:head\.fc|head|fc|classifier)\.(weight|bias)", HEAD, r"fc.\1"),
+    (r"(head\.(?:mlp|last_layer|proj\w*)\..+)", OTHER, r"\1"),
     (r"head\.(.+)", HEAD, r"\1"),
-    (r"((?:fc|classifier|aux_classifier|roi_heads)\..+)", OTHER, r"\1"),
+    (r"((?:fc|classifier|aux_classifier|roi_heads|conv_seg|projection_head|prototypes)\..+)", OTHER, r"\1"),
+    (r"((?:queue|queue_ptr|n_averaged|pixel_mean|pixel_std))", OTHER, r"\1"),
     (r"backbone\.(.+)", TRUNK, r"\1"),
 )
+# Names of a trunk's layers that differ from ours: DenseNets of torchvision, pre-activation ResNets of timm.
+_LAYERS: tuple[tuple[str, str], ...] = (
+    (r"features\.(.+)", r"\1"),
+    (r"stem\.conv\.(.+)", r"conv1.\1"),
+    *((rf"stem\.conv{i + 1}\.(.+)", rf"conv1.{3 * i}.\1") for i in range(3)),
+    *((rf"stem\.norm{i + 1}\.(.+)", rf"conv1.{3 * i + 1}.\1") for i in range(2)),
+    (r"stages[._](\d)\.blocks\.(\d+)\.norm(\d)\.(.+)", r"layer{}.\2.bn\3.\4"),
+    (r"stages[._](\d)\.blocks\.(\d+)\.downsample\.conv\.(.+)", r"layer{}.\2.downsample.0.\3"),
+    (r"stages[._](\d)\.blocks\.(\d+)\.(.+)", r"layer{}.\2.\3"),
+)
+# A trunk begins where a first convolution and a first stage stand side by side.
+_STEMS: tuple[tuple[str, str], ...] = (
+    (r"conv1\.(?:0\.)?weight", "layer1."),
+    (r"conv0\.weight", "denseblock1."),
+    (r"stem\.conv\d?\.weight", "stages.0."),
+    (r"stem\.conv1\.weight", "res2."),
+)
+# What our own rules expect in front of a trunk, the longest first.
+_INNER = (
+    "backbone.bottom_up.",
+    "backbone.body.",
+    "backbone.features.",
+    "bottom_up.",
+    "body.",
+    "backbone.",
+    "features.",
+)
+_SECOND = re.compile(r"student|encoder_k|momentum|target")  # a copy that follows, or learns from, another
+_NEUTRAL = re.compile(r"(?:(?:module|model|net|network)\.)*")
+STEM_CONVOLUTIONS = ("conv1.weight", "conv1.0.weight", "conv0.weight")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a state dict under our name for it.
+def entries(state: Mapping[str, Tensor], wanted: Collection[Slot] = ()) -> dict[Slot, Entry]:
+    """Sort a state dict by part and own name.
 
-    Attributes:
-        key: its name in the state dict.
-        part: ``trunk``, ``neck``, ``head`` or ``other`` (what belongs to none of the three).
-        name: our name for it, relative to the part.
-        tensor: the tensor itself.
+    Recognised are ResNets and DenseNets of torchvision, its detectors (also those saved before 0.13) and
+    segmenters, timm's ResNets, detectron2's networks, 3-D ResNets with these names, and the trunks, necks
+    and tasks of this package; each also when wrapped for distribution or compilation, or as the encoder
+    inside a larger (self-supervised) network, see :func:`encoder_prefix`.
+
+    Args:
+        state: the state dict.
+        wanted: slots of the module that it is for; empty for the module's own state dict. They tell where a
+            classifier can go (:func:`load_weights <.weights.load_weights>`), and which names a wrapped
+            timm network uses.
+
+    Raises:
+        ValueError: if two tensors have the same slot, or it is not clear which of several encoders to take.
     """
+    plain = {key: _plain(key) for key in state}
+    prefix = encoder_prefix(state)
+    foreign = has_detectron2_names(plain.values())
+    whole = any(key.startswith("backbone.") for key in plain.values())
+    inside = {key for key in state if re.match(r"(?:module\.)*model\.", key)}
+    names = {name for part, name in wanted if part == TRUNK}
+    rename = not any(re.match(r"(?:stages[._]\d|features_)", name) for name in names) and bool(wanted)
+    table: dict[Slot, Entry] = {}
+    for key, tensor in state.items():
+        part, name = OTHER, plain[key]
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix)
+            part, name = (
+                _detectron2(name) if foreign else classify(name, whole or bool(inside) and key not in inside)
+            )
+        if part == TRUNK:
+            name = _own_layer(name, names, rename)
+        if part == HEAD and name in ("fc.weight", "fc.bias") and wanted:
+            projection = _NEUTRAL.fullmatch(prefix) is None
+            part = OTHER if projection or (HEAD, name) not in wanted else HEAD
+        if part == OTHER:
+            name = key
+        if (part, name) in table:
+            first = table[part, name].key
+            raise ValueError(f"{first} and {key} are both the {part}'s {name}; remove one of them")
+        first = not foreign and "roi_heads.box_predictor." in key
+        table[part, name] = Entry(key, part, name, tensor, background_first=first)
+    return table
 
-    key: str
-    part: str
-    name: str
-    tensor: Tensor
 
-    @property
-    def background_first(self) -> bool:
-        """Whether rows stand for classes as in torchvision: background 0, then the category ids."""
-        return "roi_heads.box_predictor." in self.key
-
-
-def classify(key: str, whole: bool) -> tuple[str, str]:
-    """Return part and own name of a key; ``whole`` says that the state dict holds more than a trunk."""
+def classify(key: str, whole: bool) -> Slot:
+    """Return part and own name of a key; with ``whole``, what no rule knows is no part of the trunk."""
     for pattern, part, name in _RULES:
         found = re.fullmatch(pattern, key)
         if found:
@@ -73,101 +120,64 @@ def classify(key: str, whole: bool) -> tuple[str, str]:
     return (OTHER if whole else TRUNK), key
 
 
-def entries(state: dict[str, Tensor]) -> dict[tuple[str, str], Entry]:
-    """Sort a state dict by part and own name.
+def encoder_prefix(keys: Iterable[str]) -> str:
+    """Return what stands in front of the network to take, ``""`` for nothing.
 
-    Recognised are ResNets of torchvision, its detectors (also those saved before 0.13) and segmenters, and
-    the trunks, necks and tasks of this package, each also when wrapped for distribution or compilation.
+    Self-supervised methods store their encoder under a name of their own (``encoder_q.``,
+    ``base_encoder.``, ``online_encoder.net.``), often beside a second copy. So the rule is by structure: a
+    trunk begins where a first convolution and a first stage stand side by side, and what stands in front of
+    it, up to the words that our detectors and segmenters use themselves (``backbone.``, ``body.``, ...), is
+    the prefix. Copies named student, key, momentum or target give way to the others.
 
     Raises:
-        ValueError: if two tensors have the same place.
+        ValueError: if several networks are left.
     """
-    plain = {key: key.removeprefix("module.").replace("_orig_mod.", "") for key in state}
-    whole = any(key.startswith("backbone.") for key in plain.values())
-    table: dict[tuple[str, str], Entry] = {}
-    for key, tensor in state.items():
-        part, name = classify(plain[key], whole)
-        if (part, name) in table:
-            first = table[part, name].key
-            raise ValueError(f"{first} and {key} are both the {part}'s {name}; remove one of them")
-        table[part, name] = Entry(key, part, name, tensor)
-    return table
+    keys = {_plain(key) for key in keys}
+    roots = set()
+    for key in keys:
+        for stem, stage in _STEMS:
+            found = re.fullmatch(rf"((?:.*\.)?){stem}", key)
+            if found and any(other.startswith(found[1] + stage) for other in keys):
+                roots.add(found[1])
+    roots = {root for root in roots if not _SECOND.search(root)} or roots
+    prefixes = {root.removesuffix(next((i for i in _INNER if root.endswith(i)), "")) for root in roots}
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"holds several networks, under {', '.join(map(repr, sorted(prefixes)))}; keep the tensors of one"
+        )
+    return next(iter(prefixes), "")
 
 
-def class_rows(rows: int, classes: int) -> list[int] | None:
-    """Rows of a background-first predictor in our order: foreground 0..K-1, then background.
-
-    Args:
-        rows: rows of the source, background included.
-        classes: K, our number of foreground classes.
-
-    Returns:
-        K + 1 row numbers, or None if it is not known which row is which class.
-    """
-    if rows == classes + 1:
-        return [*range(1, rows), 0]
-    if rows == COCO_ROWS and classes == len(COCO_CATEGORY_IDS):
-        return [*COCO_CATEGORY_IDS, 0]
-    return None
+def _plain(key: str) -> str:
+    """Take away what wrappers put into a name, and bring the names of old files up to date."""
+    key = re.sub(r"^(?:module\.)+", "", key.replace("_orig_mod.", ""))
+    # The network inside a TimmBackbone, and whole networks inside a Lightning module.
+    key = re.sub(r"^((?:backbone\.)?(?:bottom_up\.)?)(?:model\.)+", r"\1", key)
+    # DenseNets published before dots were forbidden in the names of modules.
+    key = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key)
+    return caffe2_name(key) or key
 
 
-def fit_predictor(entry: Entry, target: Tensor, classes: int) -> tuple[Tensor | None, str]:
-    """Reorder a background-first box predictor.
-
-    Args:
-        entry: classifier ``[N + 1, F]`` or regressor ``[4 * (N + 1), F]`` of the source (or its bias).
-        target: ours, ``[K + 1, F]``, ``[4 * K, F]`` or, for class-agnostic boxes, ``[4, F]``.
-        classes: K.
-
-    Returns:
-        The tensor and how it was made, or None and why there is none.
-    """
-    boxes = entry.name.startswith("roi.regressor")
-    rows = len(entry.tensor) // 4 if boxes else len(entry.tensor)
-    order = class_rows(rows, classes)
-    if order is None:
-        return None, f"it has {rows - 1} classes and background, the model {classes}"
-    if boxes:
-        # [4 * (N + 1), F] -> [N + 1, 4, F] -> [K, 4, F] -> [4 * K, F]; the background has no box
-        per_class = entry.tensor.unflatten(0, (rows, 4))
-        chosen = per_class[order[:-1]].flatten(0, 1)
-    else:
-        chosen = entry.tensor[order]  # [N + 1, F] -> [K + 1, F]
-    if chosen.shape != target.shape:
-        return None, shape_difference(entry.tensor, target)
-    return chosen, f"rows of {rows - 1} classes chosen for {classes}, background moved to the end"
+def _detectron2(name: str) -> Slot:
+    return own_slot(name) or (OTHER, name)
 
 
-def fit_channels(weight: Tensor, channels: int) -> tuple[Tensor, str]:
-    """Make a first convolution for RGB read another number of channels.
-
-    One channel gets the sum, so that a grey image gives what its three equal channels would; any other
-    number repeats R, G, B cyclically and scales by 3 / C, which keeps the size of the response.
-
-    Args:
-        weight: ``[F, 3, kh, kw]``.
-        channels: C.
-    """
-    if channels == 1:
-        return weight.sum(1, keepdim=True), "summed over its 3 input channels"
-    # [F, 3, kh, kw] -> [F, C, kh, kw]
-    repeated = weight[:, torch.arange(channels) % 3] * (3 / channels)
-    return repeated, f"3 input channels repeated for {channels}, times 3/{channels}"
-
-
-def absorb_missing_eps(weight: Tensor, variance: Tensor, eps: float) -> Tensor:
-    """Scale a norm's weight so that dividing by ``sqrt(variance + eps)`` gives what eps = 0 gave.
-
-    Lowering the variance instead would round away those that are smaller than eps.
-    """
-    variance = variance.double()
-    factor = ((variance + eps) / variance).sqrt()
-    return (weight.double() * torch.where(variance > 0, factor, 1.0)).to(weight.dtype)
-
-
-def shape_difference(tensor: Tensor, target: Tensor) -> str:
-    """Say how two shapes differ."""
-    return f"its shape is {list(tensor.shape)}, the model's {list(target.shape)}"
+def _own_layer(name: str, names: Collection[str], rename: bool) -> str:
+    """Bring a trunk's layer to the name that the module has for it."""
+    if name in names:
+        return name
+    if rename:
+        for pattern, ours in _LAYERS:
+            found = re.fullmatch(pattern, name)
+            if found:
+                number = str(int(found[1]) + 1) if "{}" in ours else ""
+                name = found.expand(ours.replace("{}", number))
+                pooled = name.replace(
+                    ".downsample.0.", ".downsample.1."
+                )  # our average shortcut's pool is first
+                return pooled if name not in names and pooled in names else name
+    joined = name.replace(".", "_", 1)  # as timm names stages in its feature extractors
+    return joined if joined in names else name
 
 
 def block_counts(names: Iterable[str]) -> str:

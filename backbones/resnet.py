@@ -1,135 +1,110 @@
-"""ResNet-18 to ResNet-152 (He et al. 2016), with torchvision's parameter names.
+"""Residual networks (He et al. 2016) and their relatives, in two and three dimensions.
 
-Letters in shapes: B images, C channels, H W height and width.
+Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 """
 
 from __future__ import annotations
 
-import re
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from .base import Backbone, FeatureLevel
-from .layers import Norm, check_choice, conv1x1, conv3x3, initialise_trunk, make_norm
+from .blocks import BasicBlock, BlockOptions, Bottleneck, ResidualBlock, Shortcut
+from .layers import (
+    Activation,
+    Axes,
+    BlurPool,
+    Dimensions,
+    Inflation,
+    Norm,
+    check_choice,
+    check_strides,
+    initialise_trunk,
+    make_activation,
+    make_max_pool,
+    make_norm,
+)
+from .published import torchvision_name
+from .residual import ResidualTrunk, check_common
 from .weights import load_weights, pretrained_is_skipped
 
-Depth = Literal[18, 34, 50, 101, 152]
+Depth = Literal[10, 18, 26, 34, 50, 101, 152, 200]
 OutputStride = Literal[32, 16, 8]
+Stem = Literal["7x7", "deep"]
 
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut.
-
-    Args:
-        inputs: channels of the input.
-        width: channels of both convolutions.
-        stride: of the first convolution and the shortcut.
-        dilations: of the first (strided) and the second convolution.
-        norm: normalisation layer, see :func:`.layers.make_norm`.
-    """
-
-    expansion = 1
-
-    def __init__(self, inputs: int, width: int, stride: int, dilations: tuple[int, int], norm: Norm) -> None:
-        super().__init__()
-        self.conv1 = conv3x3(inputs, width, stride, dilations[0])
-        self.bn1 = make_norm(norm, width)
-        self.conv2 = conv3x3(width, width, dilation=dilations[1])
-        self.bn2 = make_norm(norm, width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = make_shortcut(inputs, width, stride, norm)
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return self.bn2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, inputs, H, W]`` to ``[B, width, H / stride, W / stride]``, sizes rounded up."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the stride is in the 3x3 ("V1.5", as torchvision).
-
-    Args:
-        inputs: channels of the input.
-        width: channels of the 3x3 convolution; the output has four times as many.
-        stride: of the 3x3 convolution and the shortcut.
-        dilations: the first is that of the 3x3 convolution; the second has no layer to apply to here.
-        norm: normalisation layer, see :func:`.layers.make_norm`.
-    """
-
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int, dilations: tuple[int, int], norm: Norm) -> None:
-        super().__init__()
-        outputs = width * self.expansion
-        self.conv1 = conv1x1(inputs, width)
-        self.bn1 = make_norm(norm, width)
-        self.conv2 = conv3x3(width, width, stride, dilations[0])
-        self.bn2 = make_norm(norm, width)
-        self.conv3 = conv1x1(width, outputs)
-        self.bn3 = make_norm(norm, outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = make_shortcut(inputs, outputs, stride, norm)
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return self.bn3
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, inputs, H, W]`` to ``[B, 4 * width, H / stride, W / stride]``, sizes rounded up."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
-
-
-def make_shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequential | None:
-    """Projection for a block that changes size or channels, None (the identity) for any other."""
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(conv1x1(inputs, outputs, stride), make_norm(norm, outputs))
-
-
-ARCHITECTURES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+ARCHITECTURES: dict[int, tuple[type[ResidualBlock], tuple[int, ...]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
     18: (BasicBlock, (2, 2, 2, 2)),
+    26: (Bottleneck, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
+    200: (Bottleneck, (3, 24, 36, 3)),
 }
-STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+# Published weights by depth, groups and width per group.
+TORCHVISION_FAMILIES = {
+    **{(depth, 1, 64): f"ResNet{depth}" for depth in (18, 34, 50, 101, 152)},
+    (50, 32, 4): "ResNeXt50_32X4D",
+    (101, 32, 8): "ResNeXt101_32X8D",
+    (101, 64, 4): "ResNeXt101_64X4D",
+    (50, 1, 128): "Wide_ResNet50_2",
+    (101, 1, 128): "Wide_ResNet101_2",
+}
 
 
-class ResNet(Backbone):
+class ResNet(ResidualTrunk):
     """Deep residual network with four levels, C2 to C5 (strides 4, 8, 16, 32).
 
     He et al., "Deep residual learning for image recognition", 2016; layers, names and numbers follow
-    ``torchvision.models.resnet`` without the classifier, so that its weights load as they are.
+    ``torchvision.models.resnet`` without the classifier, so that its weights load as they are. Variants
+    have the parameter names that timm gives them. ResNeXt-50 32x4d is ``groups=32, width_per_group=4``,
+    Wide ResNet-50-2 is ``width_per_group=128``.
 
     Args:
-        depth: 18, 34 (basic blocks), 50, 101 or 152 (bottlenecks).
+        depth: 10, 18, 34 (basic blocks), 26, 50, 101, 152 or 200 (bottlenecks).
         weights: None for a random start; ``torchvision`` for the best weights torchvision has for this
-            depth; one of its names, as ``IMAGENET1K_V1`` or ``ResNet50_Weights.IMAGENET1K_V1``; or a file,
+            network; one of its names, as ``IMAGENET1K_V1`` or ``ResNet50_Weights.IMAGENET1K_V1``; or a file,
             see :func:`.weights.load_weights`. Not loaded inside :func:`.weights.skip_pretrained`.
         norm: every normalisation layer of the network: ``batch``, ``frozen_batch`` (fixed statistics and
-            affine map, for pretrained weights), ``sync_batch`` (over all processes) or ``group`` (32 groups).
+            affine map, for pretrained weights), ``sync_batch`` (over all processes), ``group`` (32 groups)
+            or ``instance``.
         frozen_stages: how many stages stay as they are, parameters and running statistics: 0 none, 1 the
             stem, 2 the stem and ``layer1``, ... 5 everything. Counts as detectron2's ``FREEZE_AT``.
         in_channels: channels of the image. Pretrained weights for three are summed (one channel) or
             repeated and rescaled (any other number).
         output_stride: 32, or 16 or 8 to replace the stride of the last one or two stages by dilation. Every
             cell of the undilated network keeps its value; new cells lie between.
-        zero_init_residual: start every block as the identity (Goyal et al. 2017) by zeroing its last norm.
+        zero_init_residual: start every block as the identity (Goyal et al. 2017) by zeroing its last norm
+            (its last convolution with ``pre_activation``).
+        ndim: 2 for images ``[B, C, H, W]``, 3 for volumes ``[B, C, D, H, W]``.
+        groups: groups of the 3x3 convolutions of bottlenecks (Xie et al. 2017).
+        width_per_group: their channels per group in ``layer1``, where 64 in one group is the plain ResNet.
+        width: channels of the stem and base width of ``layer1``; a smaller one makes a smaller network.
+        activation: every activation of the network.
+        pre_activation: norm and activation before each convolution (He et al. 2016b, "v2"; timm's
+            ``resnetv2``).
+        stem: ``7x7``, or ``deep`` for three 3x3 convolutions (He et al. 2019, "ResNet-C/D").
+        shortcut: where a block changes size or channels: ``projection`` (strided 1x1 convolution),
+            ``average`` (average pool, then 1x1; "ResNet-D"), ``pad`` (no parameters: subsampled, new
+            channels zero; option A of the paper), or ``none`` for the plain network without any shortcut.
+        stride_in_1x1: stride of a bottleneck in its first 1x1 convolution, as in the paper and in
+            detectron2's MSRA weights, rather than in the 3x3.
+        squeeze_excitation: a gate on the channels at the end of every block (Hu et al. 2018).
+        stochastic_depth: rate at which the last block's branch is left out in training, for each image by
+            itself; it grows linearly from block to block (Huang et al. 2016).
+        anti_alias: subsample by a blur behind the strided 3x3 convolutions and the max pool (Zhang 2019).
+        checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again: less
+            memory, about a third more time, the same result.
+        strides: of the stem, the max pool and the stages ``layer2`` to ``layer4``: five entries of 1 or 2,
+            each one number or one per axis, for scans with unequal spacing. A max pool of stride 1 is left
+            out. None for all 2.
+        inflation: how 2-D weights fill 3-D kernels, ``centre`` or ``mean``; see
+            :func:`.weights.load_weights`.
 
     Raises:
-        ValueError: if an argument is not one of the values above, or the weights do not fit.
+        ValueError: if an argument is not one of the values above or has no effect on the network asked for,
+            or the weights do not fit.
     """
 
     def __init__(
@@ -141,72 +116,104 @@ class ResNet(Backbone):
         in_channels: int = 3,
         output_stride: OutputStride = 32,
         zero_init_residual: bool = False,
+        ndim: Dimensions = 2,
+        groups: int = 1,
+        width_per_group: int = 64,
+        width: int = 64,
+        activation: Activation = "relu",
+        pre_activation: bool = False,
+        stem: Stem = "7x7",
+        shortcut: Shortcut = "projection",
+        stride_in_1x1: bool = False,
+        squeeze_excitation: bool = False,
+        stochastic_depth: float = 0.0,
+        anti_alias: bool = False,
+        checkpointing: bool = False,
+        strides: list[int | list[int]] | None = None,
+        inflation: Inflation = "centre",
     ) -> None:
         super().__init__()
         check_choice("depth", depth, get_args(Depth))
-        check_choice("norm", norm, get_args(Norm))
-        check_choice("frozen_stages", frozen_stages, tuple(range(len(STAGES) + 1)))
+        check_choice("frozen_stages", frozen_stages, tuple(range(6)))
         check_choice("output_stride", output_stride, get_args(OutputStride))
-        if in_channels < 1:
-            raise ValueError(f"in_channels is {in_channels}; an image has at least one channel")
-        if zero_init_residual and norm == "frozen_batch":
-            raise ValueError("zero_init_residual needs norms that learn; frozen_batch would keep the zeros")
-        self.depth = depth
-        self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = make_norm(norm, 64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self._build_stages(norm, output_stride)
+        check_choice("stem", stem, get_args(Stem))
+        check_choice("inflation", inflation, get_args(Inflation))
+        check_common(ndim, norm, activation, shortcut, in_channels, width, stochastic_depth)
+        block, counts = ARCHITECTURES[depth]
+        options = BlockOptions(
+            ndim=ndim,
+            norm=norm,
+            activation=activation,
+            shortcut=shortcut,
+            groups=groups,
+            width_per_group=width_per_group,
+            stride_in_1x1=stride_in_1x1,
+            squeeze_excitation=squeeze_excitation,
+            anti_alias=anti_alias,
+        )
+        _check_block(block, options, width)
+        self.depth, self.ndim = depth, ndim
+        self.groups, self.width_per_group, self.stride_in_1x1 = groups, width_per_group, stride_in_1x1
+        self.checkpointing = checkpointing
+        first, pool, *steps = check_strides(strides, ("stem", "max pool", "layer2", "layer3", "layer4"), ndim)
+        self.conv1 = _make_stem(stem, in_channels, width, first, options)
+        if not pre_activation:
+            self.bn1 = make_norm(norm, width, ndim)
+            self.relu = make_activation(activation)
+        self.maxpool = _make_pool(width, pool, anti_alias)
+        stride = tuple(a * b for a, b in zip(first, pool, strict=True))
+        steps = [(1,) * ndim, *steps]
+        self._build_stages(
+            block, counts, width, steps, stride, options, pre_activation, stochastic_depth, output_stride
+        )
         initialise_trunk(self)
         if zero_init_residual:
-            self._zero_last_norms()
+            self._zero_branches(norm, shortcut)
         if weights is not None and not pretrained_is_skipped():
-            load_weights(self, torchvision_name(weights, depth))
-        if frozen_stages > 0:
-            self.freeze("conv1", "bn1", *STAGES[1:frozen_stages])
-
-    def _build_stages(self, norm: Norm, output_stride: int) -> None:
-        block, counts = ARCHITECTURES[self.depth]
-        channels, stride, dilation, levels = 64, 4, 1, []
-        for index, count in enumerate(counts):
-            width, step, previous = 64 * 2**index, 1 if index == 0 else 2, dilation
-            if stride * step > output_stride:
-                step, dilation = 1, dilation * step
-            stride *= step
-            # The layer that has lost its stride still reads its input at the spacing of the stage before.
-            blocks = [block(channels, width, step, (previous, dilation), norm)]
-            channels = width * block.expansion
-            blocks += [block(channels, width, 1, (dilation, dilation), norm) for _ in range(1, count)]
-            self.add_module(STAGES[index + 1], nn.Sequential(*blocks))
-            levels.append(FeatureLevel(channels, (stride, stride)))
-        self.levels = tuple(levels)
-
-    def _zero_last_norms(self) -> None:
-        for module in self.modules():
-            if isinstance(module, (BasicBlock, Bottleneck)):
-                nn.init.zeros_(module.last_norm.weight)
+            family = TORCHVISION_FAMILIES.get((depth, groups, width_per_group))
+            load_weights(self, torchvision_name(weights, family, f"depth {depth}"), inflation=inflation)
+        self._freeze_stages(frozen_stages)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Compute C2 to C5 of ``image`` ``[B, in_channels, H, W]``; sizes are rounded up at each halving."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        maps = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-            maps.append(x)
-        return maps
+        """Compute C2 to C5 of ``image`` ``[B, in_channels, *S]``; sizes are rounded up at each halving."""
+        x = self.conv1(image)
+        if not self.pre_activation:
+            x = self.relu(self.bn1(x))
+        return self._run_stages(self.maxpool(x))
 
 
-def torchvision_name(weights: str, depth: int) -> str:
-    """Complete the short names of torchvision's weights for a depth; leave any other source as it is.
+def _check_block(block: type[ResidualBlock], options: BlockOptions, width: int) -> None:
+    if block is BasicBlock:
+        for name, value in (("groups", 1), ("width_per_group", 64), ("stride_in_1x1", False)):
+            if getattr(options, name) != value:
+                raise ValueError(f"{name} is for bottlenecks (depth 26, 50 and up); basic blocks have none")
+    if options.groups < 1 or options.width_per_group < 1 or width * options.width_per_group < 64:
+        raise ValueError(
+            f"groups {options.groups} and width_per_group {options.width_per_group} leave no channel; both "
+            "must be at least 1, and width * width_per_group at least 64"
+        )
+    if options.anti_alias and options.stride_in_1x1:
+        raise ValueError("anti_alias blurs behind the 3x3 convolution; it needs stride_in_1x1: false")
 
-    Raises:
-        ValueError: if the name is of another ResNet (before anything is downloaded).
-    """
-    family = f"ResNet{depth}_Weights"
-    if weights == "torchvision":
-        return f"{family}.DEFAULT"
-    if re.fullmatch(r"IMAGENET1K_\w+", weights):
-        return f"{family}.{weights}"
-    if re.match(r"ResNet\d+_Weights\.", weights) and not weights.startswith(f"{family}."):
-        raise ValueError(f"weights {weights} do not fit depth {depth}; use {family}.DEFAULT or another depth")
-    return weights
+
+def _make_stem(stem: Stem, inputs: int, width: int, stride: Axes, options: BlockOptions) -> nn.Module:
+    if stem == "7x7":
+        return options.make_conv(inputs, width, 7, stride)
+    inner = max(1, width // 2)
+    return nn.Sequential(
+        options.make_conv(inputs, inner, 3, stride),
+        options.make_norm(inner),
+        options.make_activation(),
+        options.make_conv(inner, inner, 3),
+        options.make_norm(inner),
+        options.make_activation(),
+        options.make_conv(inner, width, 3),
+    )
+
+
+def _make_pool(channels: int, stride: Axes, anti_alias: bool) -> nn.Module:
+    if max(stride) == 1:
+        return nn.Identity()
+    if anti_alias:
+        return nn.Sequential(make_max_pool(3, (1,) * len(stride)), BlurPool(channels, stride))
+    return make_max_pool(3, stride)

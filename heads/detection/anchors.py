@@ -20,34 +20,42 @@ class Anchors(nn.Module):
     They are those of Faster R-CNN as torchvision's ``AnchorGenerator`` makes them (sides rounded to even
     numbers, centred on the upper left corner of their cell), except that cells are ``levels[i].stride``
     apart. torchvision divides the padded image's size by the map's instead, which is another number
-    wherever a map was rounded up.
+    wherever a map was rounded up. Without rounding they are those of detectron2's
+    ``DefaultAnchorGenerator`` (where a cell has several sizes and ratios, that has the sizes outermost).
 
     Args:
         levels: the maps that the RPN sees, finest first.
-        options: sizes and ratios.
+        options: sizes, ratios and rounding.
 
     Raises:
         ValueError: if the number of levels is not the number of size entries, or strides are not 2-D.
     """
 
-    base: Tensor
+    _bits: Tensor
 
     def __init__(self, levels: Sequence[FeatureLevel], options: AnchorOptions) -> None:
         super().__init__()
         strides = [level.stride for level in levels]
         if any(len(stride) != 2 for stride in strides):
             raise ValueError(f"anchors need 2-D levels, but the trunk's strides are {strides}")
-        sizes = options.sizes_per_level()
+        sizes = options.sizes_per_level(strides)
         if len(sizes) != len(strides):
             raise ValueError(
                 f"anchors.sizes has {len(sizes)} entries, but the trunk (or neck) gives {len(strides)} "
-                f"levels of strides {strides}: give anchors.sizes one entry per level"
+                f"levels of strides {strides}: give anchors.sizes one entry per level, or "
+                "anchors.scale instead"
             )
+        self.options = options
         self.strides = strides
         self.per_cell = len(sizes[0]) * len(options.ratios)
-        base = torch.stack([_base_anchors(level, options.ratios) for level in sizes])  # [L, R, 4]
-        # Whole numbers, kept as such: a network cast to bfloat16 must not round them.
-        self.register_buffer("base", base, persistent=False)
+        base = torch.stack([_base_anchors(level, options.ratios, options.rounded) for level in sizes])
+        # The bits of float32 numbers, kept as integers: a network cast to bfloat16 must not round them.
+        self.register_buffer("_bits", base.view(torch.int32), persistent=False)
+
+    @property
+    def base(self) -> Tensor:
+        """Anchors of each level around the origin, ``[L, R, 4]`` float32."""
+        return self._bits.view(torch.float32)
 
     def forward(self, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Lay out the anchors.
@@ -62,15 +70,18 @@ class Anchors(nn.Module):
         for base, (height, width), (step_y, step_x) in zip(self.base, sizes, self.strides, strict=True):
             y = torch.arange(height, device=base.device)[:, None].expand(height, width) * step_y
             x = torch.arange(width, device=base.device)[None].expand(height, width) * step_x
-            corner = torch.stack([x, y, x, y], dim=-1)  # [H, W, 4]
+            corner = torch.stack([x, y, x, y], dim=-1).float()  # [H, W, 4]
             laid_out.append((corner[:, :, None] + base).flatten(0, 2))  # [H, W, R, 4] -> [H*W*R, 4]
-        return torch.cat(laid_out).float()
+        return torch.cat(laid_out)
 
 
-def _base_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """Anchors around the origin, ``[R, 4]`` int64, ratios outermost."""
-    side = torch.tensor(sizes, dtype=torch.float32)
-    root = torch.tensor(ratios, dtype=torch.float32).sqrt()
+def _base_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool) -> Tensor:
+    """Anchors around the origin, ``[R, 4]`` float32, ratios outermost."""
+    # torchvision rounds what it has computed in float32; detectron2 computes in Python's floats.
+    exact = torch.float32 if rounded else torch.float64
+    side = torch.tensor(sizes, dtype=exact)
+    root = torch.tensor(ratios, dtype=exact).sqrt()
     width = (1 / root)[:, None] * side  # [ratios, sizes]
     height = root[:, None] * side
-    return (torch.stack([-width, -height, width, height], dim=-1) / 2).round().flatten(0, 1).long()
+    half = torch.stack([-width, -height, width, height], dim=-1) / 2
+    return (half.round() if rounded else half).flatten(0, 1).float()

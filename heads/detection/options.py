@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,30 +36,45 @@ def _require_training(options: Any) -> None:
     _require(options.box_loss in BOX_LOSSES, options, "box_loss", f"one of {', '.join(BOX_LOSSES)}")
 
 
+CELLS = 8.0
+
+
 @dataclass(frozen=True)
 class AnchorOptions:
     """Shapes of the boxes that the RPN starts from.
 
     Attributes:
         sizes: one entry per pyramid level, finest first: the side of a square anchor in pixels, or several.
+            None for ``scale`` times each level's stride, which suits any number of levels.
         ratios: height over width; every size occurs with every ratio.
+        rounded: half sides rounded to whole pixels, as torchvision's; detectron2's are not.
+        scale: side of a square anchor in cells of its level, where ``sizes`` is None. 8, the rule of
+            Lin et al. 2017, gives 32, 64, 128, 256 and 512 pixels at the strides 4 to 64; take less for
+            smaller objects.
 
     Raises:
-        ValueError: if a size or ratio is missing or not positive.
+        ValueError: if a size or ratio is missing or not positive, or both ``sizes`` and ``scale`` are given.
     """
 
-    sizes: tuple[float | tuple[float, ...], ...] = (32, 64, 128, 256, 512)
+    sizes: tuple[float | tuple[float, ...], ...] | None = None
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rounded: bool = True
+    scale: float = CELLS
 
     def __post_init__(self) -> None:
-        levels = self.sizes_per_level()
-        _require(len(levels) > 0 and all(levels), self, "sizes", "at least one size per level")
-        _require(all(size > 0 for level in levels for size in level), self, "sizes", "positive")
-        _require(len({len(level) for level in levels}) == 1, self, "sizes", "equally many on every level")
+        _require(self.scale > 0, self, "scale", "positive")
+        if self.sizes is not None:
+            levels = self.sizes_per_level([])
+            _require(len(levels) > 0 and all(levels), self, "sizes", "at least one size per level")
+            _require(all(size > 0 for level in levels for size in level), self, "sizes", "positive")
+            _require(len({len(level) for level in levels}) == 1, self, "sizes", "equally many on every level")
+            _require(self.scale == CELLS, self, "scale", "left out where sizes are given")
         _require(len(self.ratios) > 0 and all(ratio > 0 for ratio in self.ratios), self, "ratios", "positive")
 
-    def sizes_per_level(self) -> tuple[tuple[float, ...], ...]:
-        """``sizes`` with every entry spelt out as a tuple."""
+    def sizes_per_level(self, strides: Sequence[tuple[int, ...]]) -> tuple[tuple[float, ...], ...]:
+        """Return the sizes of every level: ``sizes`` with every entry spelt out, or by ``strides``."""
+        if self.sizes is None:
+            return tuple((self.scale * max(stride),) for stride in strides)
         return tuple(tuple(size) if isinstance(size, (tuple, list)) else (size,) for size in self.sizes)
 
 
@@ -114,7 +130,10 @@ class RoIOptions:
         positive_fraction: largest share of positives among them.
         hidden: width of the two fully connected layers.
         pool_size: cells per side of the pooled features.
-        sampling_ratio: bilinear samples per cell and axis.
+        sampling_ratio: bilinear samples per cell and axis; 0 takes as many as the cell has pixels of the map,
+            rounded up (detectron2's).
+        aligned: move boxes by half a pixel of the map, so that the sample in the middle of its pixel is that
+            pixel's value (detectron2's "RoIAlign V2"; torchvision's detectors do not).
         levels: number of finest pyramid levels that are pooled from.
         canonical_size: side in pixels of a proposal that is pooled from ``canonical_level``.
         canonical_level: level of such a proposal, where stride 4 is level 2 and stride 32 is level 5.
@@ -142,6 +161,7 @@ class RoIOptions:
     hidden: int = 1024
     pool_size: int = 7
     sampling_ratio: int = 2
+    aligned: bool = False
     levels: int = 4
     canonical_size: float = 224
     canonical_level: int = 4
@@ -158,6 +178,7 @@ class RoIOptions:
     def __post_init__(self) -> None:
         _require_training(self)
         _require_fractions(self, "score_threshold")
-        _require_counts(self, "batch_size", "hidden", "pool_size", "sampling_ratio", "levels")
+        _require_counts(self, "batch_size", "hidden", "pool_size", "levels")
         _require_counts(self, "detections_per_image", "nms_candidates")
+        _require(self.sampling_ratio >= 0, self, "sampling_ratio", "at least 0")
         _require(self.canonical_size > 0, self, "canonical_size", "positive")

@@ -16,8 +16,12 @@ from torchvision.ops import roi_align
 
 from .boxes import box_areas
 
-# Cells by which a level's last row and column go on in the atlas: roi_align reads two beyond the border.
-_MARGIN = 2
+# Cells by which a level's first and last rows and columns go on in the atlas: roi_align reads two beyond the
+# far border, and aligned boxes half a cell before the near one.
+_BEFORE, _AFTER = 1, 2
+# Steps per cell to which boxes are brought where the number of samples depends on their size: few enough
+# that moving a box within an atlas of up to 2048 cells leaves every bit of its size as it was.
+_STEPS = 2**13
 # torchvision's: a box whose side is exactly at the border between two levels goes to the coarser one.
 _LEVEL_EPS = 1e-6
 
@@ -30,17 +34,18 @@ def atlas_corners(sizes: Sequence[tuple[int, int]]) -> tuple[list[Corner], tuple
     Returns:
         (row, column) of each level's first cell, and the atlas's rows and columns.
     """
-    top = sizes[0][0] + _MARGIN
-    corners, column = [(0, 0)], 0
+    margin = _BEFORE + _AFTER
+    top = sizes[0][0] + margin
+    corners, column = [(_BEFORE, _BEFORE)], 0
     for _, width in sizes[1:]:
-        corners.append((top, column))
-        column += width + _MARGIN
-    below = max((height + _MARGIN for height, _ in sizes[1:]), default=0)
-    return corners, (top + below, max(sizes[0][1] + _MARGIN, column))
+        corners.append((top + _BEFORE, column + _BEFORE))
+        column += width + margin
+    below = max((height + margin for height, _ in sizes[1:]), default=0)
+    return corners, (top + below, max(sizes[0][1] + margin, column))
 
 
 class _Atlas(torch.autograd.Function):
-    """Copies all levels into one map, each with its last row and column repeated at the lower right.
+    """Copies all levels into one map, each with its border repeated around it.
 
     Slices and ``cat`` would do the same; this copies every value once in each direction.
     """
@@ -50,11 +55,14 @@ class _Atlas(torch.autograd.Function):
         ctx.sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         corners, size = atlas_corners(ctx.sizes)
         atlas = levels[0].new_zeros(levels[0].shape[:2] + size)
-        for level, (height, width), (row, column) in zip(levels, ctx.sizes, corners, strict=True):
-            area = atlas[:, :, row : row + height + _MARGIN, column : column + width + _MARGIN]
-            area[:, :, :height, :width] = level
-            area[:, :, :height, width:] = level[..., -1:]
-            area[:, :, height:] = area[:, :, height - 1 : height]
+        for level, (height, width), corner in zip(levels, ctx.sizes, corners, strict=True):
+            area = _area(atlas, corner, height, width)
+            middle = area[:, :, _BEFORE : _BEFORE + height]
+            middle[..., _BEFORE : _BEFORE + width] = level
+            middle[..., :_BEFORE] = level[..., :1]
+            middle[..., _BEFORE + width :] = level[..., -1:]
+            area[:, :, :_BEFORE] = middle[:, :, :1]
+            area[:, :, _BEFORE + height :] = middle[:, :, -1:]
         return atlas
 
     @staticmethod
@@ -62,14 +70,22 @@ class _Atlas(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
         corners, _ = atlas_corners(ctx.sizes)
         gradients = []
-        for (height, width), (row, column) in zip(ctx.sizes, corners, strict=True):
-            area = gradient[:, :, row : row + height + _MARGIN, column : column + width + _MARGIN]
-            level = area[:, :, :height, :width].clone()
-            level[..., -1, :] += area[:, :, height:, :width].sum(2)
-            level[..., -1] += area[:, :, :height, width:].sum(3)
-            level[..., -1, -1] += area[:, :, height:, width:].sum((2, 3))
+        for (height, width), corner in zip(ctx.sizes, corners, strict=True):
+            area = _area(gradient, corner, height, width)
+            rows = area[:, :, _BEFORE : _BEFORE + height].clone()  # [B, C, H, W + margins]
+            rows[:, :, 0] += area[:, :, :_BEFORE].sum(2)
+            rows[:, :, -1] += area[:, :, _BEFORE + height :].sum(2)
+            level = rows[..., _BEFORE : _BEFORE + width].clone()
+            level[..., 0] += rows[..., :_BEFORE].sum(3)
+            level[..., -1] += rows[..., _BEFORE + width :].sum(3)
             gradients.append(level)
         return tuple(gradients)
+
+
+def _area(atlas: Tensor, corner: Corner, height: int, width: int) -> Tensor:
+    """A level's place in the atlas, with its margins."""
+    row, column = corner
+    return atlas[:, :, row - _BEFORE : row + height + _AFTER, column - _BEFORE : column + width + _AFTER]
 
 
 def level_of_box(
@@ -121,23 +137,30 @@ def pool_boxes(
     *,
     pool_size: int = 7,
     sampling_ratio: int = 2,
+    aligned: bool = False,
     canonical_size: float = 224,
     canonical_level: int = 4,
 ) -> Tensor:
-    """RoIAlign of every box from its level: what torchvision's ``MultiScaleRoIAlign`` gives.
+    """RoIAlign of every box from its level: what torchvision's ``MultiScaleRoIAlign`` gives, or with
+    ``aligned`` and ``sampling_ratio=0`` detectron2's ``ROIPooler``.
 
     torchvision selects the boxes of each level, a shape that depends on the data. Here the levels lie in
     one atlas and boxes are moved to their level's place, so one ``roi_align`` serves all. The repeated
     border makes samples at the edge read what they read in the level alone. Samples off the map occur
     only for boxes narrower than a cell, whose other samples all read the border cell; so the zeros that
-    torchvision averages in amount to a factor per pooled row and column.
+    torchvision averages in amount to a factor per pooled row and column. With ``aligned`` there are none:
+    boxes keep their width.
+
+    How many samples ``sampling_ratio=0`` takes jumps with the size of a box. Boxes are therefore rounded to
+    2^-13 of a cell first, which makes moving them exact.
 
     Args:
         features: ``[B, C, H_i, W_i]`` per level, finest first.
         strides: pixels per cell (vertical, horizontal) of each level.
         boxes: ``[B, N, 4]`` in pixels, inside the padded image.
         pool_size: Q.
-        sampling_ratio: bilinear samples per pooled cell and axis, at least 1.
+        sampling_ratio: bilinear samples per pooled cell and axis; 0 for one per cell of the map, rounded up.
+        aligned: move boxes by half a cell up and left, where the values of the map's cells are at home.
         canonical_size, canonical_level: see :func:`level_of_box`.
 
     Returns:
@@ -153,9 +176,14 @@ def pool_boxes(
     x1, y1, x2, y2 = boxes.flatten(0, 1).unbind(-1)
     x1, x2 = torch.minimum(x1 * scale_x, width), torch.minimum(x2 * scale_x, width)
     y1, y2 = torch.minimum(y1 * scale_y, height), torch.minimum(y2 * scale_y, height)
+    if sampling_ratio == 0:
+        x1, y1, x2, y2 = ((side * _STEPS).round() / _STEPS for side in (x1, y1, x2, y2))
     image = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1]).to(x1)
     regions = torch.stack([image, x1 + column, y1 + row, x2 + column, y2 + row], dim=-1)  # [B*N, 5]
-    pooled = roi_align(atlas, regions, pool_size, 1.0, sampling_ratio)
-    inside_y = _share_inside(y1, y2, height, pool_size, sampling_ratio)
-    inside_x = _share_inside(x1, x2, width, pool_size, sampling_ratio)
-    return pooled.mul_(inside_y[:, None, :, None] * inside_x[:, None, None, :]).to(features[0].dtype)
+    pooled = roi_align(atlas, regions, pool_size, 1.0, sampling_ratio, aligned)
+    if not aligned:
+        samples = max(1, sampling_ratio)  # a box narrower than a cell of the map gets one per pooled cell
+        inside_y = _share_inside(y1, y2, height, pool_size, samples)
+        inside_x = _share_inside(x1, x2, width, pool_size, samples)
+        pooled = pooled.mul_(inside_y[:, None, :, None] * inside_x[:, None, None, :])
+    return pooled.to(features[0].dtype)

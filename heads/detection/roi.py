@@ -103,6 +103,7 @@ class RoI(nn.Module):
             boxes,
             pool_size=options.pool_size,
             sampling_ratio=options.sampling_ratio,
+            aligned=options.aligned,
             canonical_size=options.canonical_size,
             canonical_level=options.canonical_level,
         )

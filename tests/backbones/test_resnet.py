@@ -5,8 +5,10 @@ import torch
 import torchvision
 from torch import nn
 
+from trunkline.backbones import resnet
 from trunkline.backbones.layers import FrozenBatchNorm
-from trunkline.backbones.resnet import ResNet, torchvision_name
+from trunkline.backbones.published import torchvision_name
+from trunkline.backbones.resnet import ResNet
 
 NORM_LAYERS = {18: 20, 34: 36, 50: 53, 101: 104, 152: 155}
 
@@ -84,6 +86,7 @@ def test_declared_levels_are_the_measured_ones(depth, output_stride):
 @pytest.mark.parametrize(
     ("norm", "kind"),
     [
+        ("instance", nn.InstanceNorm2d),
         ("batch", nn.BatchNorm2d),
         ("frozen_batch", FrozenBatchNorm),
         ("sync_batch", nn.SyncBatchNorm),
@@ -93,7 +96,7 @@ def test_declared_levels_are_the_measured_ones(depth, output_stride):
 @pytest.mark.parametrize("depth", [18, 50])
 def test_norm_reaches_every_layer(norm, kind, depth):
     net = ResNet(depth, norm=norm)
-    kinds = (nn.BatchNorm2d, FrozenBatchNorm, nn.SyncBatchNorm, nn.GroupNorm)
+    kinds = (nn.BatchNorm2d, FrozenBatchNorm, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
     norms = [module for module in net.modules() if isinstance(module, kinds)]
     assert [type(module) for module in norms] == [kind] * NORM_LAYERS[depth]
     assert all(module.num_groups == 32 for module in norms if norm == "group")
@@ -157,16 +160,39 @@ def test_tiny_images_pass(size):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 51}, "depth is 51; allowed are 18, 34, 50, 101, 152"),
+        ({"depth": 51}, "depth is 51; allowed are 10, 18, 26, 34, 50, 101, 152, 200"),
         (
-            {"norm": "instance"},
-            "norm is 'instance'; allowed are 'batch', 'frozen_batch', 'sync_batch', 'group'",
+            {"norm": "layer"},
+            "norm is 'layer'; allowed are 'batch', 'frozen_batch', 'sync_batch', 'group', 'instance'",
         ),
         ({"frozen_stages": 6}, "frozen_stages is 6; allowed are 0, 1, 2, 3, 4, 5"),
         ({"output_stride": 4}, "output_stride is 4; allowed are 32, 16, 8"),
         ({"in_channels": 0}, "in_channels is 0"),
         ({"norm": "frozen_batch", "zero_init_residual": True}, "zero_init_residual needs norms that learn"),
         ({"depth": 50, "weights": "ResNet101_Weights.IMAGENET1K_V2"}, "do not fit depth 50"),
+        ({"ndim": 4}, "ndim is 4; allowed are 2, 3"),
+        ({"activation": "tanh"}, "activation is 'tanh'; allowed are 'relu'"),
+        (
+            {"shortcut": "identity"},
+            "shortcut is 'identity'; allowed are 'projection', 'average', 'pad', 'none'",
+        ),
+        ({"stem": "3x3"}, "stem is '3x3'; allowed are '7x7', 'deep'"),
+        ({"inflation": "max"}, "inflation is 'max'; allowed are 'centre', 'mean'"),
+        ({"width": 0}, "width is 0"),
+        ({"depth": 18, "groups": 2}, "groups is for bottlenecks"),
+        ({"depth": 34, "width_per_group": 128}, "width_per_group is for bottlenecks"),
+        ({"depth": 18, "stride_in_1x1": True}, "stride_in_1x1 is for bottlenecks"),
+        ({"width_per_group": 0}, "leave no channel"),
+        ({"stochastic_depth": 1.0}, "stochastic_depth is 1.0; a rate"),
+        ({"stochastic_depth": 0.1, "shortcut": "none"}, "stochastic_depth needs shortcuts"),
+        ({"zero_init_residual": True, "shortcut": "none"}, "zero_init_residual needs shortcuts"),
+        ({"anti_alias": True, "stride_in_1x1": True}, "needs stride_in_1x1: false"),
+        ({"strides": [2, 2, 2]}, "strides has 3 entries; give 5: stem, max pool, layer2, layer3, layer4"),
+        ({"strides": [2, 2, 3, 2, 2]}, r"strides of the layer2 is \(3, 3\); each must be 1 or 2"),
+        (
+            {"strides": [2, [1, 2, 2], 2, 2, 2]},
+            r"strides of the max pool is \[1, 2, 2\]; give one number, or 2",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -175,10 +201,32 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def test_short_names_of_weights_are_completed():
-    assert torchvision_name("torchvision", 101) == "ResNet101_Weights.DEFAULT"
-    assert torchvision_name("IMAGENET1K_V1", 18) == "ResNet18_Weights.IMAGENET1K_V1"
-    assert torchvision_name("ResNet34_Weights.DEFAULT", 34) == "ResNet34_Weights.DEFAULT"
-    assert torchvision_name("folder/file.pth", 34) == "folder/file.pth"
+    assert torchvision_name("torchvision", "ResNet101", "x") == "ResNet101_Weights.DEFAULT"
+    assert torchvision_name("IMAGENET1K_V1", "ResNet18", "x") == "ResNet18_Weights.IMAGENET1K_V1"
+    assert torchvision_name("ResNet34_Weights.DEFAULT", "ResNet34", "x") == "ResNet34_Weights.DEFAULT"
+    assert torchvision_name("folder/file.pth", None, "x") == "folder/file.pth"
+    with pytest.raises(ValueError, match="torchvision has no weights for depth 200; give a file"):
+        torchvision_name("torchvision", None, "depth 200")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ({"depth": 50, "groups": 32, "width_per_group": 4}, "ResNeXt50_32X4D_Weights.DEFAULT"),
+        ({"depth": 101, "groups": 32, "width_per_group": 8}, "ResNeXt101_32X8D_Weights.DEFAULT"),
+        ({"depth": 101, "groups": 64, "width_per_group": 4}, "ResNeXt101_64X4D_Weights.DEFAULT"),
+        ({"depth": 50, "width_per_group": 128}, "Wide_ResNet50_2_Weights.DEFAULT"),
+        ({"depth": 101, "width_per_group": 128}, "Wide_ResNet101_2_Weights.DEFAULT"),
+        ({"depth": 34}, "ResNet34_Weights.DEFAULT"),
+    ],
+)
+def test_weights_of_each_family_are_those_of_its_name(arguments, asked, monkeypatch):
+    sources = []
+    monkeypatch.setattr(resnet, "load_weights", lambda module, source, **more: sources.append(source))
+    with torch.device("meta"):
+        ResNet(**arguments, weights="torchvision")
+    assert sources == [asked]
+    torchvision.models.get_weight(asked)  # there is such a name
 
 
 def test_channels_last_and_bfloat16_pass_through():

@@ -13,7 +13,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from trunkline.backbones import FPN, ResNet, load_weights
-from trunkline.backbones.weights import skip_pretrained
+from trunkline.backbones.weights import explain_mismatch, pretrained_is_skipped, skip_pretrained
 
 
 def state_of(module):
@@ -85,6 +85,21 @@ def test_skip_pretrained_builds_without_loading():
         ResNet(18, weights="no/such/file.pth")
     with pytest.raises(FileNotFoundError, match="no/such/file.pth: no such file"):
         ResNet(18, weights="no/such/file.pth")
+
+
+def test_a_trunk_can_be_skipped_while_its_task_is_not():
+    assert not pretrained_is_skipped() and not pretrained_is_skipped(task=True)
+    with skip_pretrained(only_trunk=True):
+        ResNet(18, weights="no/such/file.pth")
+        assert pretrained_is_skipped() and not pretrained_is_skipped(task=True)
+    with skip_pretrained():
+        assert pretrained_is_skipped() and pretrained_is_skipped(task=True)
+
+
+def test_a_state_dict_of_another_depth_is_explained():
+    text = explain_mismatch(ResNet(18), ResNet(34).state_dict(), "last.ckpt")
+    assert text.startswith("last.ckpt fits ResNet of depth 18 by 56 %")
+    assert "3+4+6+3 basic blocks, the model's 2+2+2+2 basic blocks: is it of another depth?" in text
 
 
 def test_skip_pretrained_ends_with_an_error_too():

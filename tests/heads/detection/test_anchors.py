@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -26,7 +28,7 @@ def test_order_and_rounding_are_torchvisions(levels, make_features, sizes):
     # a canvas of 96 gives P6 two cells, which it would set 48 pixels apart instead of 64.
     options = AnchorOptions(sizes=sizes, ratios=(0.5, 1.0, 2.0))
     features = make_features(batch=1)
-    theirs = AnchorGenerator(options.sizes_per_level(), (options.ratios,) * 5)
+    theirs = AnchorGenerator(options.sizes_per_level([]), (options.ratios,) * 5)
     (expected,) = theirs(ImageList(torch.zeros(1, 3, 128, 192), [(128, 192)]), features)
     ours = Anchors(levels, options)([tuple(feature.shape[-2:]) for feature in features])
     assert torch.equal(ours, expected)
@@ -38,9 +40,30 @@ def test_strides_are_the_declared_ones(levels):
     assert centers.tolist() == [[0, 0], [64, 0], [0, 64], [64, 64]]
 
 
-def test_a_network_cast_to_bfloat16_keeps_exact_anchors(levels):
+def test_unrounded_anchors_by_hand():
+    # Ratio 1/2 of side 8: 8 * sqrt(2) wide and 8 / sqrt(2) high, as detectron2's are.
+    options = AnchorOptions(sizes=(8,), ratios=(0.5, 1.0, 2.0), rounded=False)
+    anchors = Anchors([FeatureLevel(8, (4, 6))], options)([(2, 2)])
+    wide, high = 4 * math.sqrt(2), 2 * math.sqrt(2)
+    cell = torch.tensor([[-wide, -high, wide, high], [-4, -4, 4, 4], [-high, -wide, high, wide]])
+    shifts = torch.tensor([[0, 0, 0, 0], [6, 0, 6, 0], [0, 4, 0, 4], [6, 4, 6, 4]])
+    assert torch.equal(anchors, (cell + shifts[:, None]).flatten(0, 1))
+
+
+def test_unrounded_anchors_keep_their_area_and_ratio(levels):
+    base = Anchors(levels, AnchorOptions(rounded=False)).base.double()
+    width, height = base[..., 2] - base[..., 0], base[..., 3] - base[..., 1]
+    expected = torch.tensor([32.0, 64, 128, 256, 512]).double()[:, None].square().expand(5, 3)
+    torch.testing.assert_close(width * height, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        height / width, torch.tensor([0.5, 1, 2]).double().expand(5, 3), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_a_network_cast_to_bfloat16_keeps_exact_anchors(levels, rounded):
     sizes = [(2, 2)] * 5
-    anchors = Anchors(levels, AnchorOptions())
+    anchors = Anchors(levels, AnchorOptions(rounded=rounded))
     expected = anchors(sizes)
     assert torch.equal(anchors.to(torch.bfloat16)(sizes), expected)
 
@@ -53,3 +76,10 @@ def test_number_of_levels_must_match(levels):
 def test_volumes_are_refused():
     with pytest.raises(ValueError, match="2-D"):
         Anchors([FeatureLevel(8, (4, 4, 4))], AnchorOptions(sizes=(32,)))
+
+
+def test_scale_gives_every_level_a_size_by_its_stride(levels):
+    by_size = Anchors(levels, AnchorOptions(sizes=(32, 64, 128, 256, 512)))
+    assert torch.equal(Anchors(levels, AnchorOptions()).base, by_size.base)
+    halved = Anchors(levels[1:4], AnchorOptions(scale=4, rounded=False, ratios=(1.0,)))
+    assert (halved.base[:, 0, 2:] - halved.base[:, 0, :2]).tolist() == [[32, 32], [64, 64], [128, 128]]

@@ -228,7 +228,7 @@ def test_levels_and_classes_must_fit(levels):
     with pytest.raises(ValueError, match="num_classes"):
         FasterRCNN(levels, 0)
     with pytest.raises(ValueError, match="anchors.sizes has 5 entries.* gives 4 levels"):
-        FasterRCNN(levels[:4], 3)
+        FasterRCNN(levels[:4], 3, AnchorOptions(sizes=(32, 64, 128, 256, 512)))
     trunk = [dataclasses.replace(level, channels=64 * 2**i) for i, level in enumerate(levels)]
     with pytest.raises(ValueError, match="add a neck .*FPN"):
         FasterRCNN(trunk, 3)

@@ -38,10 +38,8 @@ def test_proposal_numbers_are_positive(name):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("score_threshold", 1.1), ("canonical_size", 0)]
-    + [
-        (n, 0)
-        for n in ("hidden", "pool_size", "sampling_ratio", "levels", "detections_per_image", "nms_candidates")
-    ],
+    + [(n, 0) for n in ("hidden", "pool_size", "levels", "detections_per_image", "nms_candidates")]
+    + [("sampling_ratio", -1)],
 )
 def test_second_stage_values_are_named(name, value):
     with pytest.raises(ValueError, match=name):
@@ -57,6 +55,8 @@ def test_second_stage_values_are_named(name, value):
         ({"sizes": ((32, 64), (64,))}, "equally many"),
         ({"ratios": ()}, "positive"),
         ({"ratios": (0,)}, "positive"),
+        ({"scale": 0}, "positive"),
+        ({"scale": 4, "sizes": (32,)}, "left out where sizes are given"),
     ],
 )
 def test_bad_anchors_are_named(values, rule):

@@ -50,6 +50,70 @@ def test_values_and_gradients_are_torchvisions(pool_size, sampling_ratio, canoni
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
 
 
+def per_level(features, boxes, canonical_size, pool_size, sampling_ratio, aligned):
+    """One ``roi_align`` of torchvision for every level, each for the boxes that belong to it."""
+    level = level_of_box(boxes, 4, 4, canonical_size, 4).flatten()
+    image = torch.arange(float(len(boxes))).repeat_interleave(boxes.shape[1])
+    regions = torch.cat([image[:, None], boxes.flatten(0, 1)], dim=1)
+    pooled = torch.zeros(len(regions), features[0].shape[1], pool_size, pool_size)
+    for index, (feature, (step, _)) in enumerate(zip(features, STRIDES, strict=True)):
+        rows = (level == index).nonzero().squeeze(1)
+        found = roi_align(feature, regions[rows], pool_size, 1 / step, sampling_ratio, aligned)
+        pooled = pooled.index_add(0, rows, found)
+    return pooled
+
+
+@pytest.mark.parametrize(
+    ("sampling_ratio", "aligned"), [(2, True), (1, True), (3, True), (0, True), (0, False)]
+)
+@pytest.mark.parametrize("pool_size", [7, 2])
+def test_aligned_and_adaptive_values_and_gradients_are_torchvisions(sampling_ratio, aligned, pool_size):
+    height, width = 128, 192
+    ours = [torch.rand(2, 3, height // step, width // step, requires_grad=True) for step, _ in STRIDES]
+    theirs = [feature.detach().clone().requires_grad_() for feature in ours]
+    # Coordinates that every level can express exactly: how many samples there are depends on the last bit.
+    boxes = (awkward_boxes(height, width, 300) * 64).round() / 64
+    expected = per_level(theirs, boxes, 40, pool_size, sampling_ratio, aligned)
+    pooled = pool_boxes(
+        ours,
+        STRIDES,
+        boxes,
+        pool_size=pool_size,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        canonical_size=40,
+    )
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-5)
+    weights = torch.randn_like(expected) / 10
+    (pooled * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.grad.abs().sum() > 0
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_adaptive_sampling_of_any_box_is_close_to_torchvisions():
+    features = [torch.rand(2, 3, 128 // step, 192 // step) for step, _ in STRIDES]
+    boxes = awkward_boxes(128, 192, 400)
+    pooled = pool_boxes(features, STRIDES, boxes, sampling_ratio=0, aligned=True, canonical_size=40)
+    expected = per_level(features, boxes, 40, 7, 0, True)
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=5e-4)  # boxes move by 2^-14 of a cell
+
+
+def test_an_aligned_sample_in_the_middle_of_a_pixel_is_its_value():
+    feature = torch.arange(64.0).view(1, 1, 8, 8)
+    box = torch.tensor([[[8.0, 16, 40, 32]]])  # rows 2 and 3, columns 1 to 4 of a level of stride 8
+    aligned = pool_boxes([feature], [(8, 8)], box, pool_size=2, sampling_ratio=0, aligned=True)
+    # A cell is one row of two pixels: means of pixels 17 18 | 19 20 and, below, 25 26 | 27 28.
+    assert aligned.flatten().tolist() == [17.5, 19.5, 25.5, 27.5]
+    assert pool_boxes([feature], [(8, 8)], box, pool_size=2, sampling_ratio=0).flatten().tolist() == [
+        22.0,
+        24.0,
+        30.0,
+        32.0,
+    ]
+
+
 def test_one_level_is_plain_roi_align():
     feature, boxes = torch.randn(2, 3, 16, 24), awkward_boxes(128, 192, 50)
     regions = torch.cat([torch.arange(2.0).repeat_interleave(50)[:, None], boxes.flatten(0, 1)], dim=1)
@@ -57,7 +121,8 @@ def test_one_level_is_plain_roi_align():
     torch.testing.assert_close(pool_boxes([feature], [(8, 8)], boxes), expected, rtol=0, atol=1e-5)
 
 
-def test_levels_do_not_mix():
+@pytest.mark.parametrize("aligned", [False, True])
+def test_levels_do_not_mix(aligned):
     # Every level is one constant, so any sample that strayed into a neighbour would show.
     values = [1.0, 10.0, 100.0, 1000.0]
     features = [
@@ -65,7 +130,7 @@ def test_levels_do_not_mix():
     ]
     boxes = awkward_boxes(96, 144, 400)
     expected = torch.tensor(values)[level_of_box(boxes, 4, 4, 40, 4).flatten()]
-    pooled = pool_boxes(features, STRIDES, boxes, canonical_size=40)
+    pooled = pool_boxes(features, STRIDES, boxes, canonical_size=40, aligned=aligned)
     torch.testing.assert_close(pooled, expected[:, None, None, None].expand_as(pooled))
 
 
@@ -98,8 +163,9 @@ def test_atlas_places_do_not_overlap():
     corners, (rows, columns) = atlas_corners(sizes)
     taken = torch.zeros(rows, columns)
     for (height, width), (row, column) in zip(sizes, corners, strict=True):
-        assert row + height + 2 <= rows and column + width + 2 <= columns
-        taken[row : row + height + 2, column : column + width + 2] += 1
+        # with the margins: one cell before the level, two behind it
+        assert row >= 1 and column >= 1 and row + height + 2 <= rows and column + width + 2 <= columns
+        taken[row - 1 : row + height + 2, column - 1 : column + width + 2] += 1
     assert taken.max() == 1
 
 

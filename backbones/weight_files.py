@@ -1,0 +1,236 @@
+"""Opens files of weights so that no code in them can run, and takes the state dict out of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models import get_weight
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor]
+
+# Published before torchvision's frozen batch norm added eps to the variance; its builders therefore set eps
+# to 0 for these four (overwrite_eps in torchvision.models.detection).
+_WITHOUT_EPS = tuple(
+    f"{detector}_ResNet50_FPN_Weights.COCO_V1"
+    for detector in ("FasterRCNN", "MaskRCNN", "KeypointRCNN", "RetinaNet")
+)
+# Keys under which files hold a state dict, the one to prefer first: averaged weights before those that they
+# average, a teacher before its student.
+_WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+    "model_state",
+    "model_state_dict",
+    "blobs",
+    "teacher",
+    "student",
+)
+_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how torch.save began files before they were zip archives
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What was read.
+
+    Attributes:
+        label: names the source in reports and errors.
+        state: its tensors.
+        author: who made it, as files of detectron2's model zoo say under ``__author__``; None for others.
+        without_eps: whether its norms were trained without eps.
+    """
+
+    label: str
+    state: dict[str, Tensor]
+    author: str | None = None
+    without_eps: bool = False
+
+
+def read_weights(source: Source) -> Weights:
+    """Read a file, a state dict or torchvision's published weights; see :func:`.weights.load_weights`.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the source cannot be read as weights.
+        RuntimeError: if weights could not be downloaded.
+    """
+    if isinstance(source, Mapping):
+        return _unwrap(source, "the state dict")
+    label = os.fspath(source)
+    if re.fullmatch(r"\w+_Weights\.\w+", label) and not Path(label).exists():
+        return _download(label)
+    published = {Path(get_weight(name).url).name for name in _WITHOUT_EPS}
+    return _unwrap(open_file(Path(label)), label, Path(label).name in published)
+
+
+def _download(name: str) -> Weights:
+    try:
+        weights = get_weight(name)
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{name} is neither a file nor the name of torchvision weights (as ResNet50_Weights.DEFAULT is)"
+        ) from error
+    try:
+        state = weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"{name} could not be downloaded from {weights.url} ({error}); download it by other means "
+            "and give the path of the file"
+        ) from error
+    return _unwrap(state, name, str(weights) in _WITHOUT_EPS)
+
+
+def open_file(path: Path) -> object:
+    """Return what a file holds: one of ``torch.save``, a safetensors file, or a pickle of numpy arrays.
+
+    Which of them it is follows from its first bytes and its suffix.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is none of these, or holds more than tensors, arrays and plain values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path}: no such file, and not the name of torchvision weights")
+    opener, needed = _opener(path)
+    try:
+        return opener(path)
+    except ImportError as error:
+        raise ValueError(f"{path} is a safetensors file; to read it, pip install safetensors") from error
+    except Exception as error:  # these readers raise nearly anything on a file that is not theirs
+        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
+        said = [f"it asks for {forbidden[1]}"] if forbidden else str(error).splitlines()[:1]
+        cause = ": ".join([type(error).__name__, *said])
+        raise ValueError(f"{path} cannot be read as weights ({cause}); {needed}") from error
+
+
+def _opener(path: Path) -> tuple[Callable[[Path], object], str]:
+    """Return the reader for a file, and what it demands of the file."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    header = int.from_bytes(start[:8], "little")  # of a safetensors file: the length of the JSON that follows
+    if path.suffix == ".safetensors" or (start[8:9] == b"{" and header < path.stat().st_size):
+        return _open_safetensors, "a .safetensors file is needed"
+    zipped = start.startswith(b"PK")
+    pickled = start.startswith(b"\x80") or path.suffix == ".pkl"
+    if pickled and not zipped and _TORCH_MAGIC not in start:
+        return _open_pickle, "a pickle must hold only numpy arrays and plain values, as detectron2's do"
+    return _open_torch, (
+        "a file must be written by torch.save and hold only tensors and plain values, as one of "
+        "torch.save(model.state_dict(), path) does"
+    )
+
+
+def _open_torch(path: Path) -> object:
+    builders = _array_globals()
+    allowed = [argparse.Namespace, *{id(value): value for value in builders.values()}.values()]
+    # Checkpoints often hold their options (a Namespace) and figures (numpy scalars) beside the tensors.
+    with torch.serialization.safe_globals([*allowed, *_dtype_classes()]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _open_safetensors(path: Path) -> object:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _open_pickle(path: Path) -> object:
+    with path.open("rb") as file:
+        return _ArrayUnpickler(file, encoding="latin1").load()  # Python 2 wrote many of them
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds arrays, numbers, strings and containers; refuses to import anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _array_globals()[f"{module}.{name}"]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which is no part of an array; loading it could run any code"
+            ) from None
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """Turn text into the bytes of an array, as old pickles have it."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}; arrays are stored as latin1")
+    return text.encode("latin1")
+
+
+def _array_globals() -> dict[str, Any]:
+    """Return what a pickled array may name, under the names of numpy 1 and of numpy 2."""
+    import numpy
+
+    table = {
+        "numpy.ndarray": numpy.ndarray,
+        "numpy.dtype": numpy.dtype,
+        "_codecs.encode": _encode,
+        "collections.OrderedDict": OrderedDict,
+    }
+    empty = numpy.empty(0)
+    for core in ("numpy.core", "numpy._core"):
+        table[f"{core}.multiarray._reconstruct"] = empty.__reduce__()[0]
+        table[f"{core}.multiarray.scalar"] = numpy.float32(0).__reduce__()[0]
+        table[f"{core}.numeric._frombuffer"] = empty.__reduce_ex__(5)[0]
+    return table
+
+
+def _dtype_classes() -> list[type]:
+    import numpy
+
+    return [type(numpy.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+
+
+def _unwrap(content: object, label: str, without_eps: bool = False) -> Weights:
+    """Take the state dict out of what a file holds."""
+    author = content.get("__author__") if isinstance(content, Mapping) else None
+    averaged = content.get("averaging_state") if isinstance(content, Mapping) else None
+    if isinstance(averaged, Mapping) and isinstance(content.get("current_model_state"), Mapping):
+        # Lightning's WeightAveraging: the average is under state_dict, and is the untrained network until
+        # the first update.
+        updates = int(averaged.get("n_averaged", 1))
+        content = content["state_dict" if updates else "current_model_state"]
+        label += f" (averaged over {updates} updates)" if updates else " (averaging had not begun)"
+    while isinstance(content, Mapping):
+        key = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            break
+        content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{label} holds a {type(content).__name__} without tensors; needed is a state dict")
+    if any(type(value).__module__ == "numpy" for value in content.values()):
+        content = _from_arrays(content)
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{label}: {key!r} is a {type(value).__name__}, not a tensor; needed is a state dict, bare "
+                f"or under one of the keys {', '.join(_WRAPPERS)}"
+            )
+    return Weights(label, dict(content), author if isinstance(author, str) else None, without_eps)
+
+
+def _from_arrays(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Turn arrays of numbers into tensors; what lies beside them (momenta, options) is left out."""
+    import numpy
+
+    state = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            state[key] = value
+        elif (
+            isinstance(value, numpy.ndarray) and value.dtype.kind in "fiub" and not key.endswith("_momentum")
+        ):
+            state[key] = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=True))
+    return state
