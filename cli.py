@@ -20,9 +20,9 @@ commands:
   fit        train a model                   trunkline fit --config CONFIG [OVERRIDES]
   validate   evaluate on the validation data trunkline validate --ckpt_path FILE
   test       evaluate on the test data       trunkline test --ckpt_path FILE
-  predict    write predictions and overlays  trunkline predict --ckpt_path FILE --data.predict PATH
+  predict    write predictions and pictures  trunkline predict --ckpt_path FILE --data.predict PATH
   configs    list the shipped configs
-  sample     write a small synthetic dataset trunkline sample detection DIR
+  sample     write a small synthetic dataset trunkline sample detection|classification DIR
 
 CONFIG is a YAML file or the name of a shipped config. A checkpoint brings the settings that it was trained
 with, so it needs none. Any value can be overridden, for example
@@ -119,17 +119,22 @@ def _sample(words: list[str]) -> None:
         "trunkline sample",
         description="Write a small synthetic dataset in a real format, with known answers.",
     )
-    parser.add_argument("task", choices=["detection"], help="the kind of data: COCO-format boxes")
+    parser.add_argument(
+        "task",
+        choices=["detection", "classification"],
+        help="the kind of data: COCO-format boxes, or class folders",
+    )
     parser.add_argument("folder", type=Path, help="where to write; must be empty or not exist")
     parser.add_argument("--train", type=int, default=320, help="training images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=64, help="validation images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args(words)
 
-    from .data.synthetic import write_detection
+    from .data import synthetic
 
+    write = {"detection": synthetic.write_detection, "classification": synthetic.write_classification}
     try:
-        write_detection(options.folder, train=options.train, val=options.val, seed=options.seed)
+        write[options.task](options.folder, train=options.train, val=options.val, seed=options.seed)
     except (ValueError, OSError) as error:
         sys.exit(f"trunkline sample: {error}")
     print(f"wrote {options.train} training and {options.val} validation images: {options.folder.resolve()}")

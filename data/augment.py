@@ -1,5 +1,7 @@
 """Augmentation pipelines named in YAML; the only file that knows albumentations.
 
+``Augmentation`` carries boxes along; ``ImageAugmentation`` is for images that have a label alone.
+
 Letters in shapes: h w height and width of the image in pixels, m boxes.
 """
 
@@ -28,7 +30,7 @@ _CHANGE_TYPE = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
 
 
 class AugmentationError(ValueError):
-    """A transform does not exist, is wrongly configured, or cannot be used for detection."""
+    """A transform does not exist, is wrongly configured, or cannot be used for the task."""
 
 
 def limit_threads(worker_id: int = 0) -> None:
@@ -72,7 +74,7 @@ class Augmentation:
         )
         with warnings.catch_warnings():  # colour alone is a legal pipeline
             warnings.filterwarnings("ignore", message="Got processor for bboxes, but no transform")
-            self.compose = A.Compose(_build_all(transforms), bbox_params=boxes)
+            self.compose = A.Compose(_build_all(transforms, boxes=True), bbox_params=boxes)
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, seed: int
@@ -94,27 +96,60 @@ class Augmentation:
         Raises:
             AugmentationError: if a transform fails on this image, or returns something else than 8-bit RGB.
         """
-        # One generator for all transforms: seeding each of them with the same number would make, say, two
-        # flips of probability 0.5 always happen together.
-        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        rows = _relative_rows(boxes, image.shape[:2])
-        try:
-            result = self.compose(image=image, bboxes=rows)
-        except Exception as error:
-            raise AugmentationError(
-                f"augmentation failed on {image.shape[0]}x{image.shape[1]} pixels (height x width): {error}"
-            ) from error
+        result = _apply(self.compose, seed, image=image, bboxes=_relative_rows(boxes, image.shape[:2]))
         image = result["image"]
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise AugmentationError(
-                f"the augmentation turned 8-bit RGB into {image.dtype} of shape {image.shape}; remove the "
-                "transform that does so (images are normalised on the device, after augmentation)"
-            )
         rows = result["bboxes"] if len(result["bboxes"]) else np.zeros((0, 5))  # [m, 5], but [0, 4]
         height, width = image.shape[:2]
         kept = rows[:, 4].astype(np.int64)
         boxes = (rows[:, :4].clip(0, 1) * (width, height, width, height)).astype(np.float32)
         return image, boxes, labels[kept], crowd[kept]
+
+
+class ImageAugmentation:
+    """Applies a pipeline of albumentations transforms to an image alone.
+
+    As in ``Augmentation``, the randomness of a call comes from its ``seed`` only. The pipeline sees the
+    original pixels; crops and scales are in pixels of the original image.
+
+    Args:
+        transforms: as in ``Augmentation``.
+
+    Raises:
+        AugmentationError: for an unknown transform or argument, a value that albumentations refuses, or a
+            transform that needs boxes, a mask or other images, or changes the pixel type.
+    """
+
+    def __init__(self, transforms: Sequence[Entry]):
+        self.compose = A.Compose(_build_all(transforms, boxes=False))
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return ``[h, w, 3]`` uint8 for ``[h, w, 3]`` uint8; the size may differ.
+
+        Raises:
+            AugmentationError: if a transform fails on this image, or returns something else than 8-bit RGB.
+        """
+        return _apply(self.compose, seed, image=image)["image"]
+
+
+def _apply(compose: A.Compose, seed: int, **data: np.ndarray) -> dict[str, Any]:
+    """Run a pipeline with all randomness from ``seed``."""
+    # One generator for all transforms: seeding each of them with the same number would make, say, two
+    # flips of probability 0.5 always happen together.
+    compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    height, width = data["image"].shape[:2]
+    try:
+        result = compose(**data)
+    except Exception as error:
+        raise AugmentationError(
+            f"augmentation failed on {height}x{width} pixels (height x width): {error}"
+        ) from error
+    image = result["image"]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise AugmentationError(
+            f"the augmentation turned 8-bit RGB into {image.dtype} of shape {image.shape}; remove the "
+            "transform that does so (images are normalised on the device, after augmentation)"
+        )
+    return result
 
 
 def _relative_rows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -125,15 +160,15 @@ def _relative_rows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return rows[(rows[:, 2] > rows[:, 0]) & (rows[:, 3] > rows[:, 1])]
 
 
-def _build_all(entries: Iterable[Entry]) -> list[Any]:
+def _build_all(entries: Iterable[Entry], boxes: bool) -> list[Any]:
     if isinstance(entries, str | Mapping) or not isinstance(entries, Iterable):
         raise AugmentationError(
             f"transforms are a list of single-key mappings like HorizontalFlip: {{p: 0.5}}, got {entries!r}"
         )
-    return [_build(entry) for entry in entries]
+    return [_build(entry, boxes) for entry in entries]
 
 
-def _build(entry: Entry) -> Any:
+def _build(entry: Entry, boxes: bool) -> Any:
     if not isinstance(entry, Mapping) or len(entry) != 1:
         raise AugmentationError(f"a transform is a mapping of one name to its arguments, got {entry!r}")
     ((name, given),) = entry.items()
@@ -141,13 +176,13 @@ def _build(entry: Entry) -> Any:
     cls = _find(name)
     _check_arguments(name, cls, arguments)
     if issubclass(cls, _NESTING):
-        arguments["transforms"] = _build_all(arguments.get("transforms", ()))
+        arguments["transforms"] = _build_all(arguments.get("transforms", ()), boxes)
     try:
         transform = cls(**arguments)
     except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
         raise AugmentationError(f"augmentation {name}: {error}") from error
     if not issubclass(cls, _NESTING):
-        _check_usable(name, transform)
+        _check_usable(name, transform, boxes)
     return transform
 
 
@@ -178,16 +213,20 @@ def _check_arguments(name: str, cls: type, arguments: dict[str, Any]) -> None:
             )
 
 
-def _check_usable(name: str, transform: A.BasicTransform) -> None:
+def _check_usable(name: str, transform: A.BasicTransform, boxes: bool) -> None:
     if name in _CHANGE_TYPE:
         raise AugmentationError(
             f"augmentation {name} changes the pixel type; remove it, images are normalised on the device"
         )
-    if not isinstance(transform, A.ImageOnlyTransform) and A.core.type_definitions.Targets.BBOXES not in (
-        transform._targets if isinstance(transform._targets, tuple) else (transform._targets,)
-    ):
+    targets = transform._targets if isinstance(transform._targets, tuple) else (transform._targets,)
+    carries_boxes = A.core.type_definitions.Targets.BBOXES in targets
+    if boxes and not isinstance(transform, A.ImageOnlyTransform) and not carries_boxes:
         raise AugmentationError(f"augmentation {name} cannot carry boxes along; remove it")
-    extra = set(transform.targets_as_params) - {"image", "bboxes"}
+    if not boxes and "BBox" in name:  # these fail on the first image only
+        raise AugmentationError(
+            f"augmentation {name} needs boxes, which classification data lacks; remove it"
+        )
+    extra = set(transform.targets_as_params) - ({"image", "bboxes"} if boxes else {"image"})
     if extra:
-        needed = ", ".join(sorted(extra))
-        raise AugmentationError(f"augmentation {name} needs {needed}, which detection data lacks; remove it")
+        needed, lacking = ", ".join(sorted(extra)), "detection" if boxes else "classification"
+        raise AugmentationError(f"augmentation {name} needs {needed}, which {lacking} data lacks; remove it")

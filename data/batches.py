@@ -1,6 +1,7 @@
 """Typed batches and how single samples become one.
 
-Letters in shapes: B images, M box rows of the image with most boxes, H W the padded canvas.
+Letters in shapes: B images, M box rows of the image with most boxes, H W the padded canvas; C channels, K
+classes, S the one or more spatial sizes of an image to classify.
 """
 
 from __future__ import annotations
@@ -106,3 +107,66 @@ def collate_detection(samples: list[DetectionSample], rows_multiple: int = 16) -
         batch.labels[index, :number] = sample.labels
         batch.crowd[index, :number] = sample.crowd
     return batch
+
+
+@dataclass
+class ClassificationSample:
+    """One picture or scan with its class or classes.
+
+    Attributes:
+        image: ``[3, h, w]`` uint8 RGB, or ``[C, D, H, W]`` float32 standardised.
+        label: ``[]`` int64 in 0..K-1, or ``[K]`` float32 of zeros and ones where an image may show several
+            classes; -1 (everywhere) if unknown.
+        image_id: position in the index of the data module.
+    """
+
+    image: Tensor
+    label: Tensor
+    image_id: int
+
+
+@dataclass
+class ClassificationBatch:
+    """A batch of images of one size. Lightning moves its tensors to the device by itself.
+
+    Attributes:
+        image: ``[B, C, *S]``, uint8 RGB pictures or float32 scans, as in ``ClassificationSample``.
+        label: ``[B]`` int64 in 0..K-1, or ``[B, K]`` float32 zeros and ones; -1 where unknown.
+        ids: ``[B]`` int64, positions in the index of the data module.
+        image_sizes: ``[B, 2]`` or ``[B, 3]`` int64, the sizes S of each image; nothing is padded.
+    """
+
+    image: Tensor
+    label: Tensor
+    ids: Tensor
+    image_sizes: Tensor
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def pin_memory(self) -> ClassificationBatch:
+        """Copy every tensor to page-locked memory; the DataLoader calls this."""
+        return ClassificationBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
+
+
+def collate_classification(samples: list[ClassificationSample]) -> ClassificationBatch:
+    """Put samples of equal shape into one batch.
+
+    Raises:
+        ValueError: if an image differs from the first in shape (scans with other numbers of channels do).
+    """
+    first = samples[0]
+    for sample in samples:
+        if sample.image.shape != first.image.shape:
+            raise ValueError(
+                f"image id {sample.image_id} has shape {list(sample.image.shape)}, image id {first.image_id} "
+                f"of its batch {list(first.image.shape)}; all need the same number of channels and size"
+            )
+    image = torch.stack([sample.image for sample in samples])
+    sizes = torch.tensor(image.shape[2:], dtype=torch.int64)
+    return ClassificationBatch(
+        image=image,
+        label=torch.stack([sample.label for sample in samples]),
+        ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
+        image_sizes=sizes.repeat(len(samples), 1),
+    )

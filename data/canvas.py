@@ -200,10 +200,12 @@ class CanvasBatchSampler(DistributedSampler):
         return steps
 
     def _evaluation_batches(self) -> list[np.ndarray]:
+        size = self.batch_size
+        # A rank without a batch would leave the others waiting for it at the end of the epoch.
+        while size > 1 and sum(-(-len(group) // size) for group in self.groups) < self.num_replicas:
+            size -= 1
         batches = [
-            group[start : start + self.batch_size]
-            for group in self.groups
-            for start in range(0, len(group), self.batch_size)
+            group[start : start + size] for group in self.groups for start in range(0, len(group), size)
         ]
         return sorted(batches, key=lambda batch: batch[0])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from .canvas import CanvasBatchSampler, default_canvases
 from .coco_dataset import CocoDetectionDataset, RequestedBatches
 from .coco_index import CheckImages, CocoIndex, check_images, index_of_files, read_coco
 from .coco_records import AnnotationError, Category, OnBadBox, load_instances, read_categories
+from .common import capped_workers, global_seed, require_positive, without_paths
 from .locate import ANNOTATION_PLACES, IMAGE_PLACES, DataNotFoundError, find, list_images
 
 logger = logging.getLogger("trunkline")
@@ -99,7 +99,7 @@ class CocoDetection(pl.LightningDataModule):
     ):
         super().__init__()
         short_sides = [short_side] if isinstance(short_side, int) else list(short_side)
-        _require_positive(batch_size=batch_size, eval_batch_size=eval_batch_size, long_side=long_side)
+        require_positive(batch_size=batch_size, eval_batch_size=eval_batch_size, long_side=long_side)
         if not short_sides or min(short_sides) < 1 or max(short_sides) > long_side:
             raise ValueError(
                 f"short_side {short_side} must be at least 1 and at most long_side ({long_side})"
@@ -107,7 +107,7 @@ class CocoDetection(pl.LightningDataModule):
         # The arguments stay in self.hparams, which goes into checkpoints.
         self.save_hyperparameters(logger=False)
         for name, value in self.hparams.items():  # checkpoints that open with weights_only hold no Path
-            self.hparams[name] = _without_paths(value)
+            self.hparams[name] = without_paths(value)
         self.batch_size = batch_size
         self.short_sides = short_sides
         self.canvases = default_canvases(short_sides, long_side) if canvases is None else canvases
@@ -184,13 +184,14 @@ class CocoDetection(pl.LightningDataModule):
             self.hparams.long_side,
             self.canvases,
             shuffle=training,
-            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.hparams.seed is None else self.hparams.seed,
+            seed=global_seed(self.hparams.seed),
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,
         )
         augmentation = self._augmentation if training else None
         overfit = trainer is not None and trainer.overfit_batches > 0
-        workers = self._capped_workers(len(sampler))
+        devices = 1 if trainer is None else trainer.num_devices
+        workers = capped_workers(self.hparams.workers, len(sampler), devices)
         return DataLoader(
             RequestedBatches(
                 CocoDetectionDataset(index, augmentation, self.hparams.long_side),
@@ -204,11 +205,6 @@ class CocoDetection(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=limit_threads,
         )
-
-    def _capped_workers(self, batches: int) -> int:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        devices = 1 if self.trainer is None else self.trainer.num_devices
-        return min(self.hparams.workers, max(1, cores // devices), batches)
 
     def _indices(self, stage: str | None) -> dict[str, CocoIndex]:
         """Read the splits of a stage, each once in the life of the module."""
@@ -293,15 +289,3 @@ class CocoDetection(pl.LightningDataModule):
                 continue
             return read_categories(load_instances(source, annotations=False)["categories"], source)
         return ()
-
-
-def _require_positive(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -6,7 +6,6 @@ Letters in shapes: I images, N boxes, K classes. Boxes are x1 y1 x2 y2 in pixels
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .coco_records import (
     BoxColumns,
@@ -29,12 +27,10 @@ from .coco_records import (
     read_categories,
     read_images,
 )
+from .common import in_threads
 from .io import ImageError, read_image, stored_size
 
 CheckImages = Literal["header", "decode", "off"]
-
-_CHECKING_THREADS = 8
-_SHOW_PROGRESS_FROM = 500  # images
 
 
 @dataclass(frozen=True)
@@ -189,7 +185,7 @@ def index_of_files(paths: Sequence[Path]) -> CocoIndex:
     """
     problems: list[str] = []
     sizes: list[tuple[int, int]] = []
-    for outcome in _in_threads(_upright_size, paths, "reading image sizes"):
+    for outcome in in_threads(_upright_size, paths, "reading image sizes"):
         (problems if isinstance(outcome, str) else sizes).append(outcome)
     _raise_image_errors(problems, len(paths))
     names = [str(path) for path in paths]
@@ -209,7 +205,7 @@ def check_images(index: CocoIndex, mode: CheckImages = "header") -> None:
     """
     if mode == "off":
         return
-    outcomes = _in_threads(lambda i: _image_problem(index, i, mode), range(len(index)), "checking images")
+    outcomes = in_threads(lambda i: _image_problem(index, i, mode), range(len(index)), "checking images")
     _raise_image_errors([problem for problem in outcomes if problem], len(index))
 
 
@@ -244,13 +240,6 @@ def _upright_size(path: Path) -> tuple[int, int] | str:
     except ImageError as error:
         return str(error)
     return stored[::-1] if swapped else stored
-
-
-def _in_threads(function: Any, items: Sequence[Any], title: str) -> list[Any]:
-    """Map in threads (file access and decoding let others run), with a progress bar for many items."""
-    with ThreadPoolExecutor(_CHECKING_THREADS) as pool:
-        results = pool.map(function, items)
-        return list(tqdm(results, title, len(items), unit="image", disable=len(items) < _SHOW_PROGRESS_FROM))
 
 
 def _raise_image_errors(problems: list[str], count: int) -> None:

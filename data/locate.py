@@ -47,8 +47,12 @@ def find(root: str | None, given: str | None, places: Sequence[str], split: str,
     raise DataNotFoundError(f"no {split} {what} found, looked for\n{looked}\n{hint}")
 
 
-def list_images(given: Sequence[str]) -> list[Path]:
+def list_images(given: Sequence[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
     """Return the given files and, sorted by name, the images directly inside the given folders, each once.
+
+    Args:
+        given: files and folders.
+        suffixes: ends of names, in lower case, by which the images in a folder are known.
 
     Raises:
         DataNotFoundError: listing what does not exist, or if no image is left.
@@ -60,11 +64,11 @@ def list_images(given: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+            found += sorted(entry for entry in path.iterdir() if entry.name.lower().endswith(suffixes))
         else:
             found.append(path)
     if not found:
-        known = ", ".join(IMAGE_SUFFIXES)
+        known = ", ".join(suffixes)
         raise DataNotFoundError(
             f"data.predict: no image in {', '.join(map(str, paths))} (looked for {known})"
         )

@@ -10,6 +10,8 @@ import json
 import math
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -67,30 +69,97 @@ def write_detection(
         raise ValueError(
             f"need an image per split and 32 pixels a side at least, got {train=}, {val=}, {size=}"
         )
-    _check_replaceable(folder, overwrite)
+    with (
+        _replacing(folder, {"images", "annotations"}, overwrite) as temporary,
+        tqdm(total=train + val, desc="drawing images", unit="image", disable=not progress) as bar,
+    ):
+        for number, (split, count) in enumerate((("train", train), ("val", val))):
+            _write_split(temporary, split, count, size, np.random.default_rng([seed, number]), bar)
+    return folder
+
+
+def write_classification(
+    folder: str | PathLike[str],
+    train: int = 240,
+    val: int = 48,
+    size: int = 64,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Write class folders of pictures that show one circle, rectangle or triangle on a noisy background.
+
+    The shape decides the class; colour, size, turn and place are random. Classes are equally frequent (to
+    within one picture). As in ``write_detection`` the result is complete or absent.
+
+    Args:
+        folder: becomes the root with ``{train,val}/{circle,rectangle,triangle}/NNNNNN.jpg`` (every fourth a
+            ``.png``). It may exist if it is empty or holds nothing but an earlier dataset of this function.
+        train: number of training pictures, at least 3.
+        val: number of validation pictures, at least 3.
+        size: side of the pictures in pixels, 32 or more.
+        seed: the same seed and sizes give the same files.
+        overwrite: also replace ``train`` and ``val`` that came from somewhere else.
+        progress: show a progress bar.
+
+    Returns:
+        ``folder`` as a path.
+
+    Raises:
+        FileExistsError: if ``folder`` holds anything else.
+        ValueError: if a number is too small.
+    """
+    folder = Path(folder)
+    names = [category["name"] for category in CATEGORIES]
+    if min(train, val) < len(names) or size < 32:
+        raise ValueError(
+            f"need an image per class and split and 32 pixels a side at least, got {train=}, {val=}, {size=}"
+        )
+    with (
+        _replacing(folder, {"train", "val"}, overwrite) as temporary,
+        tqdm(total=train + val, desc="drawing images", unit="image", disable=not progress) as bar,
+    ):
+        for number, (split, count) in enumerate((("train", train), ("val", val))):
+            rng = np.random.default_rng([seed, number])
+            for position in range(count):
+                name = names[position % len(names)]
+                place = temporary / split / name
+                place.mkdir(parents=True, exist_ok=True)
+                _save(_draw_shape(name, size, rng), place, position + 1)
+                bar.update()
+    return folder
+
+
+@contextmanager
+def _replacing(folder: Path, content: set[str], overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of ``folder`` if all goes well.
+
+    Args:
+        folder: what to replace; see ``_check_replaceable``.
+        content: names of the entries that will be in it.
+        overwrite: whether entries of those names may come from somewhere else.
+    """
+    _check_replaceable(folder, content, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         temporary.chmod(0o755)
-        with tqdm(total=train + val, desc="drawing images", unit="image", disable=not progress) as bar:
-            for number, (split, count) in enumerate((("train", train), ("val", val))):
-                _write_split(temporary, split, count, size, np.random.default_rng([seed, number]), bar)
+        yield temporary
         (temporary / _MARKER).write_text("written by trunkline, which may replace this folder\n")
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
+def _check_replaceable(folder: Path, content: set[str], overwrite: bool) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
         raise FileExistsError(f"{folder}: is a file; name a folder")
     found = {entry.name for entry in folder.iterdir()}
-    strange = found - {"images", "annotations", _MARKER}
+    strange = found - content - {_MARKER}
     if found and (strange or not (_MARKER in found or overwrite)):
         shown = ", ".join(sorted(strange or found)[:5])
         raise FileExistsError(
@@ -113,8 +182,7 @@ def _write_split(
         empty = number % _EMPTY_EVERY == 0 or (count < _EMPTY_EVERY and number == 2)
         wanted = 0 if empty else rng.integers(*_OBJECTS, endpoint=True)
         picture, objects = _draw_picture(height, width, wanted, rng)
-        name = f"{number:06d}." + ("png" if number % _PNG_EVERY == 0 else "jpg")
-        picture.save(root / "images" / split / name, **({} if name.endswith("png") else {"quality": 92}))
+        name = _save(picture, root / "images" / split, number)
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         for category_id, box, area in objects:
             annotations.append(
@@ -131,6 +199,13 @@ def _write_split(
         bar.update()
     content = {"images": images, "annotations": annotations, "categories": list(CATEGORIES)}
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def _save(picture: Image.Image, folder: Path, number: int) -> str:
+    """Write a picture as JPEG, or every fourth as PNG, and return the name of the file."""
+    name = f"{number:06d}." + ("png" if number % _PNG_EVERY == 0 else "jpg")
+    picture.save(folder / name, **({} if name.endswith("png") else {"quality": 92}))
+    return name
 
 
 def _draw_picture(
@@ -150,9 +225,22 @@ def _draw_picture(
                 picture.paste(_paint(height, width, lightness, rng), mask=mask)
                 placed.append((category["id"], box, solid))
                 break
-    grain = rng.normal(0, rng.uniform(2, 8), size=(height, width, 3))
-    noisy = (np.asarray(picture) + grain).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(noisy), placed
+    return _with_grain(picture, rng), placed
+
+
+def _draw_shape(name: str, size: int, rng: np.random.Generator) -> Image.Image:
+    """Return a square picture of one shape."""
+    lightness = rng.uniform(0.15, 0.85)
+    picture = _background(size, size, lightness, rng)
+    mask = _shape_mask(name, size, size, rng)
+    picture.paste(_paint(size, size, lightness, rng), mask=mask)
+    return _with_grain(picture, rng)
+
+
+def _with_grain(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    pixels = np.asarray(picture)
+    grain = rng.normal(0, rng.uniform(2, 8), size=pixels.shape)
+    return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
 
 
 def _background(height: int, width: int, lightness: float, rng: np.random.Generator) -> Image.Image:

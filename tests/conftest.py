@@ -22,3 +22,13 @@ def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
     write_detection(folder, train=8, val=6, seed=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory):
+    """Synthetic class folders with 6 training and 3 validation pictures."""
+    from trunkline.data.synthetic import write_classification
+
+    folder = tmp_path_factory.mktemp("data") / "class_folders"
+    write_classification(folder, train=6, val=3, size=32, seed=1, progress=False)
+    return folder

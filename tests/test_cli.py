@@ -57,6 +57,15 @@ def test_config_names_are_resolved_wherever_they_stand():
     assert with_resolved_configs(["fit", "-c", name]) == ["fit", "-c", file]
 
 
+def test_sample_writes_class_folders(tmp_path):
+    main(["sample", "classification", str(tmp_path / "d"), "--train", "6", "--val", "3"])
+    found = sorted(
+        path.relative_to(tmp_path / "d").parts[:2] for path in (tmp_path / "d").rglob("*.[jp][pn]g")
+    )
+    names = ("circle", "rectangle", "triangle")
+    assert found == [("train", n) for n in names for _ in range(2)] + [("val", n) for n in names]
+
+
 def test_sample_writes_a_dataset_and_refuses_to_overwrite(tmp_path, capsys):
     main(["sample", "detection", str(tmp_path / "d"), "--train", "3", "--val", "2"])
     assert str(tmp_path / "d") in capsys.readouterr().out

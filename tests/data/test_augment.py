@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from trunkline.data.augment import Augmentation, AugmentationError
+from trunkline.data.augment import Augmentation, AugmentationError, ImageAugmentation
 
 LABELS = np.array([4, 0, 2])
 CROWD = np.array([False, True, False])
@@ -198,3 +198,35 @@ def test_a_transform_that_loses_colours_is_refused(image):
     grey = Augmentation([{"ToGray": {"num_output_channels": 1, "p": 1.0}}])
     with pytest.raises(AugmentationError, match="8-bit RGB"):
         grey(image, BOXES, LABELS, CROWD, 0)
+
+
+# -- images alone
+
+
+def test_images_alone_follow_the_same_rules(image):
+    flip = ImageAugmentation([{"HorizontalFlip": {"p": 1.0}}, {"VerticalFlip": {"p": 1.0}}])
+    assert np.array_equal(flip(image, 0), image[::-1, ::-1])
+    assert np.array_equal(ImageAugmentation([])(image, 0), image)
+    crop = ImageAugmentation([{"RandomCrop": {"height": 100, "width": 100, "p": 1.0}}])
+    with pytest.raises(AugmentationError, match="30x40 pixels .* Crop size"):
+        crop(image, 0)
+    with pytest.raises(AugmentationError, match="8-bit RGB"):
+        ImageAugmentation([{"ToGray": {"num_output_channels": 1, "p": 1.0}}])(image, 0)
+
+
+def test_the_seed_decides_for_images_alone_and_transforms_are_independent(image):
+    pipeline = ImageAugmentation([{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}])
+    cases = [image[::a, ::b].tobytes() for a in (1, -1) for b in (1, -1)]
+    found = [cases.index(pipeline(image, seed).tobytes()) for seed in range(400)]
+    assert [cases.index(pipeline(image, seed).tobytes()) for seed in reversed(range(400))] == found[::-1]
+    for case in range(4):
+        assert 60 < found.count(case) < 140  # 100 expected, sigma 8.7
+
+
+def test_images_alone_come_without_boxes_masks_and_other_images():
+    for name in ("MaskDropout", "Mosaic", "OverlayElements", "BBoxSafeRandomCrop"):
+        with pytest.raises(AugmentationError, match=f"{name} needs .*, which classification data lacks"):
+            ImageAugmentation([{name: {}}])
+    for entry, words in (({"Normalize": {}}, "on the device"), ({"HorizontalFlop": {}}, "did you mean")):
+        with pytest.raises(AugmentationError, match=words):
+            ImageAugmentation([{"OneOf": {"transforms": [entry]}}])

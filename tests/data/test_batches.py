@@ -1,9 +1,14 @@
-"""Collating by hand: padding of images and of box rows."""
+"""Collating by hand: padding of images and of box rows, and plain stacking for classification."""
 
 import pytest
 import torch
 
-from trunkline.data.batches import DetectionSample, collate_detection
+from trunkline.data.batches import (
+    ClassificationSample,
+    DetectionSample,
+    collate_classification,
+    collate_detection,
+)
 
 
 def sample(height, width, boxes, image_id=1, canvas=(4, 5), value=9):
@@ -47,3 +52,28 @@ def test_differing_canvases_name_the_image():
 def test_an_image_beyond_its_canvas_is_named():
     with pytest.raises(ValueError, match="image id 22 is 5x2 .* canvas 4x5"):
         collate_detection([sample(2, 2, []), sample(5, 2, [], 22)])
+
+
+def test_pictures_with_one_class_each():
+    images = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).reshape(2, 4, 5, 3).permute(0, 3, 1, 2)
+    samples = [ClassificationSample(images[n], torch.tensor(5 - n), 7 * n) for n in range(2)]
+    batch = collate_classification(samples)
+    assert len(batch) == 2 and torch.equal(batch.image, images) and batch.image.dtype == torch.uint8
+    assert batch.image.is_contiguous()  # whatever order the decoder left the pixels in
+    assert batch.label.tolist() == [5, 4] and batch.label.dtype == torch.int64
+    assert batch.ids.tolist() == [0, 7] and batch.image_sizes.tolist() == [[4, 5], [4, 5]]
+
+
+def test_scans_with_several_classes_each():
+    images = torch.randn(2, 2, 3, 4, 5)
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    batch = collate_classification([ClassificationSample(images[n], labels[n], n) for n in range(2)])
+    assert torch.equal(batch.image, images) and torch.equal(batch.label, labels)
+    assert batch.image_sizes.tolist() == [[3, 4, 5]] * 2
+
+
+def test_images_of_other_shapes_are_named():
+    samples = [ClassificationSample(torch.zeros(c, 2, 2, 2), torch.tensor(0), 10 * c) for c in (1, 2)]
+    words = r"image id 20 has shape \[2, 2, 2, 2\], image id 10 of its batch \[1, 2, 2, 2\]"
+    with pytest.raises(ValueError, match=words):
+        collate_classification(samples)

@@ -122,6 +122,16 @@ def test_evaluation_sees_each_image_once_over_all_ranks(world_size, canvases):
     assert seen == Counter(range(len(sizes)))
 
 
+@pytest.mark.parametrize("count", [3, 4, 9])
+def test_evaluation_gives_every_rank_a_batch(count):
+    """A rank without a batch leaves the others waiting: rather a smaller batch than none."""
+    sizes = many_sizes()[:1].repeat(count, 0)
+    ranks = [list(make(sizes, False, batch_size=8, rank=rank, world_size=3)) for rank in range(3)]
+    assert all(ranks)
+    found = sorted(request.index for batches in ranks for batch in batches for request in batch)
+    assert found == list(range(count))
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_batch_has_one_known_canvas_that_holds_its_images(shuffle):
     sizes = many_sizes()

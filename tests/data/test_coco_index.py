@@ -282,7 +282,7 @@ def test_images_that_fit_pass(pictures):
 def test_many_images_are_checked_with_a_progress_bar(pictures, monkeypatch, capsys):
     check_images(pictures[1])
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("trunkline.data.coco_index._SHOW_PROGRESS_FROM", 30)
+    monkeypatch.setattr("trunkline.data.common._SHOW_PROGRESS_FROM", 30)
     check_images(pictures[1])
     assert "checking images" in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from trunkline.data import coco
+from trunkline.data import common
 from trunkline.data.coco import CocoDetection
 
 SMALL = {"short_side": 64, "long_side": 107, "batch_size": 4, "workers": 0}
@@ -13,7 +13,7 @@ SMALL = {"short_side": 64, "long_side": 107, "batch_size": 4, "workers": 0}
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_deliver_what_the_main_process_does(root, method, monkeypatch):
-    monkeypatch.setattr(coco.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(common.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     crop = {"RandomSizedBBoxSafeCrop": {"height": 40, "width": 40}}
     augment = [{"HorizontalFlip": None}, {"RandomBrightnessContrast": None}, crop]
     single = CocoDetection(str(root), augment=augment, seed=3, **SMALL)
@@ -95,7 +95,7 @@ def test_batch_sizes_take_effect(root):
 
 
 def test_workers_are_limited_by_cores_and_batches(root, monkeypatch):
-    monkeypatch.setattr(coco.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(common.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
 
     def count(workers, **options):
         module = CocoDetection(str(root), **SMALL | {"workers": workers, **options})

@@ -182,3 +182,26 @@ def test_shrinking_averages_a_checkerboard():
 def test_resize_to_the_same_size_is_the_image_itself():
     image = np.zeros((4, 5, 3), dtype=np.uint8)
     assert resize(image, (4, 5)) is image
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_bytes_give_what_the_file_gives(tmp_path, picture, orientation, suffix):
+    path = tmp_path / f"turned.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture).save(path, exif=exif)
+    content = path.read_bytes()
+    expected, size = read_image(path), stored_size(path)
+    path.unlink()
+    assert np.array_equal(read_image("in.zip/turned", content), expected)
+    assert stored_size("in.zip/turned", content) == size
+    for function in (read_image, stored_size):
+        with pytest.raises(ImageError, match="in.zip/turned: is no image"):
+            function("in.zip/turned", b"nothing")
+
+
+def test_bicubic_resizing_is_pillows():
+    image = np.random.default_rng(0).integers(0, 256, size=(60, 40, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((22, 31), Image.Resampling.BICUBIC))
+    assert np.abs(resize(image, (31, 22), "bicubic").astype(int) - expected.astype(int)).max() <= 1

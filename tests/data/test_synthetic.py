@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from trunkline.data import synthetic
 from trunkline.data.coco_index import check_images, read_coco
-from trunkline.data.synthetic import write_detection
+from trunkline.data.synthetic import write_classification, write_detection
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +177,59 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_too_little_is_an_error(tmp_path, options):
     with pytest.raises(ValueError, match="at least"):
         write_detection(tmp_path / "x", **{"train": 1, "val": 1, **options})
+
+
+# -- classification
+
+
+def test_class_folders_hold_equally_many_pictures_of_the_shape_they_name(tmp_path):
+    folder = write_classification(tmp_path / "made", train=30, val=8, size=96, progress=False)
+    names = ["circle", "rectangle", "triangle"]
+    counts = {
+        split: [len(list((folder / split / name).iterdir())) for name in names] for split in ("train", "val")
+    }
+    assert counts == {"train": [10, 10, 10], "val": [3, 3, 2]}
+    filling: dict[str, list[float]] = {name: [] for name in names}
+    for path in sorted((folder / "train").rglob("*.*g")):
+        with Image.open(path) as picture:
+            assert picture.size == (96, 96) and picture.mode == "RGB"
+            pixels = np.asarray(picture, dtype=np.float64)
+        border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3)])
+        away = np.linalg.norm(pixels - np.median(border, axis=0), axis=2) > 60
+        ys = np.flatnonzero(away.sum(axis=1) > 2)
+        xs = np.flatnonzero(away.sum(axis=0) > 2)
+        if len(ys) > 10 and len(xs) > 10:
+            sides = ys[-1] - ys[0] + 1, xs[-1] - xs[0] + 1
+            filling[path.parent.name].append(away.sum() / (sides[0] * sides[1]))
+    # Share of its box that a shape fills: pi / 4 for a circle, half for a triangle that stands upright.
+    assert min(map(len, filling.values())) >= 7
+    assert abs(np.median(filling["circle"]) - np.pi / 4) < 0.05 and np.median(filling["triangle"]) < 0.6
+
+
+def test_class_folders_are_reproducible_and_replace_only_their_own(tmp_path):
+    one = write_classification(tmp_path / "one", 6, 3, 32, seed=4, progress=False)
+    two = write_classification(tmp_path / "two", 6, 3, 32, seed=4, progress=False)
+    assert digest(one) == digest(two)
+    write_classification(two, 6, 3, 32, seed=5, progress=False)
+    assert digest(one) != digest(two)
+    with pytest.raises(FileExistsError, match="train.*name a new or empty folder"):
+        write_detection(one, train=1, val=1, overwrite=True, progress=False)
+    (tmp_path / "mine/train").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="ask to overwrite"):
+        write_classification(tmp_path / "mine", 3, 3, 32, progress=False)
+    write_classification(tmp_path / "mine", 3, 3, 32, overwrite=True, progress=False)
+    assert len(list((tmp_path / "mine").rglob("*.*g"))) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "one", "two"]
+
+
+@pytest.mark.parametrize("options", [{"train": 2}, {"val": 2}, {"size": 31}])
+def test_too_few_pictures_of_classes_is_an_error(tmp_path, options):
+    with pytest.raises(ValueError, match="at least"):
+        write_classification(tmp_path / "x", **{"train": 3, "val": 3, **options})
+
+
+def test_class_folders_show_progress_unless_declined(tmp_path, capsys):
+    write_classification(tmp_path / "loud", 3, 3, 32)
+    assert "drawing images" in capsys.readouterr().err
+    write_classification(tmp_path / "quiet", 3, 3, 32, progress=False)
+    assert capsys.readouterr().err == ""
