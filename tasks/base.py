@@ -1,11 +1,11 @@
 """The base of all tasks: joins trunk, neck and head, and trains them.
 
-Letters in shapes: B images, C channels, H W the padded canvas.
+Letters in shapes: B images, C channels, S spatial axes of the padded canvas (H, W or D, H, W).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone, FeatureLevel
-from ..backbones.weights import load_weights, pretrained_is_skipped, skip_pretrained
+from ..backbones.weights import (
+    check_pixels,
+    explain_mismatch,
+    load_weights,
+    pretrained_is_skipped,
+    skip_pretrained,
+)
 from ..heads.base import Head
 from .optimization import OptimizationOptions, build_optimizer, build_schedulers
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
-    """SGD as in the detection recipes of He et al.: rate 0.02 for 16 images, momentum 0.9, decay 1e-4."""
-    return torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=1e-4)
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of axes
 
 
 class Task(LightningModule):
@@ -40,13 +42,15 @@ class Task(LightningModule):
         backbone: the trunk.
         head: builds the head from the levels that the trunk (or the neck) declares.
         neck: builds the neck around the trunk, or None.
-        optimizer: builds the optimiser from parameter groups; None for SGD with rate 0.02.
+        optimizer: builds the optimiser from parameter groups; None for SGD with the task's usual
+            rate (:meth:`default_optimizer`).
         lr_scheduler: builds the learning-rate schedule from the optimiser; None for a constant rate.
         optimization: warm-up, schedule interval, the trunk's rate, weight decay of norms and biases.
         weights: a file or a torchvision weights name to start the whole task from, or None.
-        channels_last: keep 4-D weights and images in channels-last memory order (faster on most GPUs).
-        pixel_mean: per channel, on the 0..1 scale.
-        pixel_std: per channel, on the 0..1 scale.
+        channels_last: keep the weights of convolutions and images in channels-last memory order (faster on
+            most GPUs).
+        pixel_mean: of uint8 images, per channel or one for all channels, on the 0..1 scale.
+        pixel_std: the same for the standard deviation.
 
     Raises:
         ValueError: if parts do not fit each other, or ``weights`` do not fit the model.
@@ -70,20 +74,28 @@ class Task(LightningModule):
             self.save_hyperparameters()
         self.backbone = backbone if neck is None else neck(backbone)
         self.head = head(self.backbone.levels)
-        self.make_optimizer = optimizer or default_optimizer
+        self.make_optimizer = optimizer or self.default_optimizer
         self.make_scheduler = lr_scheduler
         self.optimization = optimization
         self.channels_last = channels_last
         # Plain tensors, not buffers: weight averaging would run rounding errors into constants.
-        self._pixel_mean = torch.tensor(pixel_mean).view(-1, 1, 1)  # [C, 1, 1]
-        self._pixel_std = torch.tensor(pixel_std).view(-1, 1, 1)
+        self._pixel_mean = torch.tensor(pixel_mean)  # [C]
+        self._pixel_std = torch.tensor(pixel_std)
         if min(pixel_std) <= 0:
             raise ValueError(f"pixel_std must be positive, not {tuple(pixel_std)}")
-        if weights is not None and not pretrained_is_skipped():
+        if weights is not None and not pretrained_is_skipped(task=True):
             load_weights(self, weights)
+        check_pixels(self, pixel_mean, pixel_std)
         if channels_last:
-            self.to(memory_format=torch.channels_last)
+            for parameter in self.parameters():
+                if parameter.ndim in CHANNELS_LAST:
+                    parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
         self._unchecked: tuple[Tensor, list[str], Tensor, int, torch.cuda.Event] | None = None
+
+    @staticmethod
+    def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
+        """SGD as in the detection recipes of He et al.: rate 0.02 for 16 images, momentum 0.9, decay 1e-4."""
+        return torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=1e-4)
 
     @property
     def trunk(self) -> nn.Module:
@@ -101,30 +113,59 @@ class Task(LightningModule):
         with skip_pretrained():
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state dict as any module does; where it is of another model, say in what they differ.
+
+        Raises:
+            ValueError: if tensors are missing, unknown or of another shape.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise ValueError(explain_mismatch(self, state_dict, "the checkpoint")) from error
+
     def normalise(self, image: Tensor, image_sizes: Tensor) -> Tensor:
-        """Bring uint8 images to the trunk's input scale, on their own device.
+        """Bring images to the trunk's input scale, on their own device.
 
         Args:
-            image: ``[B, C, H, W]`` uint8.
-            image_sizes: ``[B, 2]`` int64 height and width inside the canvas.
+            image: ``[B, C, *S]`` uint8, or floating point that is normalised already (scans).
+            image_sizes: ``[B, n]`` int64, the size of each image inside the canvas.
 
         Returns:
-            ``[B, C, H, W]`` float32; zero (the mean colour) outside each image, as if padded after
+            ``[B, C, *S]`` float32; zero (the mean colour) outside each image, as if padded after
             normalising.
+
+        Raises:
+            ValueError: if uint8 images have another number of channels than ``pixel_mean``.
         """
-        height, width = image.shape[-2:]
-        rows = torch.arange(height, device=image.device) < image_sizes[:, :1]  # [B, H]
-        columns = torch.arange(width, device=image.device) < image_sizes[:, 1:]  # [B, W]
-        inside = rows[:, None, :, None] & columns[:, None, None, :]  # [B, 1, H, W]
+        inside = torch.ones((), dtype=torch.bool, device=image.device)
+        for axis, size in enumerate(image.shape[2:], start=2):
+            within = torch.arange(size, device=image.device) < image_sizes[:, axis - 2, None]  # [B, size]
+            shape = [len(image)] + [1] * (image.ndim - 1)
+            shape[axis] = size
+            inside = inside & within.view(shape)  # [B, 1, *S] in the end
+        normalised = (image.float() if image.is_floating_point() else self._standardised(image)) * inside
+        if self.channels_last:
+            normalised = normalised.contiguous(memory_format=CHANNELS_LAST[image.ndim])
+        return normalised
+
+    def _standardised(self, image: Tensor) -> Tensor:
+        """Subtract the mean from uint8 images ``[B, C, *S]`` and divide by the standard deviation."""
+        for constants in (self._pixel_mean, self._pixel_std):
+            if len(constants) not in (1, image.shape[1]):
+                raise ValueError(
+                    f"the images have {image.shape[1]} channels, pixel_mean {len(self._pixel_mean)} and "
+                    f"pixel_std {len(self._pixel_std)}; set --model.pixel_mean and --model.pixel_std"
+                )
         if self._pixel_mean.device != image.device:  # once: copies to the device make the host wait
             self._pixel_mean, self._pixel_std = (
                 self._pixel_mean.to(image.device),
                 self._pixel_std.to(image.device),
             )
-        normalised = (image.float() / 255 - self._pixel_mean) / self._pixel_std * inside
-        if self.channels_last:
-            normalised = normalised.contiguous(memory_format=torch.channels_last)
-        return normalised
+        shape = (-1,) + (1,) * (image.ndim - 2)  # [C] -> [C, 1, 1]
+        return (image.float() / 255 - self._pixel_mean.view(shape)) / self._pixel_std.view(shape)
 
     def configure_optimizers(self) -> dict[str, Any] | tuple[list, list]:
         optimizer = build_optimizer(self.make_optimizer, self, self.trunk, self.optimization)
@@ -163,8 +204,9 @@ class Task(LightningModule):
         values = ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, parts.tolist(), strict=True))
         raise FloatingPointError(
             f"the loss is not finite at step {step} ({values}) on the images with ids {image_ids.tolist()}. "
-            "Look at those images and boxes; if they are sound, lower the learning rate, lengthen "
-            "optimization.warmup_steps, set trainer.gradient_clip_val, or use bf16-mixed rather than 16-mixed"
+            "Look at those images and their annotations; if they are sound, lower the learning rate, "
+            "lengthen optimization.warmup_steps, set trainer.gradient_clip_val, or use bf16-mixed rather "
+            "than 16-mixed"
         )
 
     def on_train_epoch_end(self) -> None:

@@ -16,11 +16,13 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that their class names are known without a module path in YAML.
-from ..backbones import FPN, ResNet  # noqa: F401
+from ..backbones import FPN, CifarResNet, DenseNet, ResNet, TimmBackbone  # noqa: F401
 from ..backbones.weights import skip_pretrained
+from ..data.classification import ImageClassification  # noqa: F401
 from ..data.coco import CocoDetection  # noqa: F401
-from ..heads import FasterRCNN  # noqa: F401
+from ..heads import Classifier, FasterRCNN  # noqa: F401
 from .base import Task
+from .classification import Classification  # noqa: F401
 from .detection import Detection  # noqa: F401
 
 
@@ -29,9 +31,11 @@ class Output:
     """Where ``predict`` writes.
 
     Attributes:
-        folder: results.json, images.json and overlays/ go here.
-        pictures: whether to draw overlay pictures.
-        min_score: detections below this score are written to the results but not drawn.
+        folder: created where needed. Detection writes results.json, images.json and overlays/;
+            classification writes predictions.csv and pictures.jpg.
+        pictures: whether to draw overlay pictures (detection) or a sheet of the first pictures.
+        min_score: detections below this score are written to the results but not drawn; classification
+            with any number of classes per image lists the classes from this probability on.
     """
 
     folder: Path = Path("predictions")
@@ -102,8 +106,14 @@ class TrunklineCLI(LightningCLI):
         # A checkpoint brings all weights, so pretrained ones need not be fetched first. Names such as "last"
         # are resolved later, and may turn out to mean none.
         checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint and Path(checkpoint).is_file():
+            skipping = skip_pretrained()
+        elif self._get(self.config, "model").init_args.get("weights"):
+            skipping = skip_pretrained(only_trunk=True)  # the whole model's weights bring the trunk's
+        else:
+            skipping = nullcontext()
         try:
-            with skip_pretrained() if checkpoint and Path(checkpoint).is_file() else nullcontext():
+            with skipping:
                 super().instantiate_classes()
         except ValueError as error:
             # jsonargparse buries what a constructor said under a dump of the whole configuration.
