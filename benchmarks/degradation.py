@@ -155,39 +155,57 @@ def train(options: argparse.Namespace) -> None:
 
 
 def plot() -> None:
-    """Draw training (thin) and test error (bold) of all committed curves, plain beside residual."""
+    """Draw the curves of plain and of residual nets (training dashed, test bold), and the end by depth."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
-    results = {
-        path.stem.removeprefix("degradation_"): json.loads(path.read_text())
-        for path in sorted(RESULTS.glob("degradation_*.json"))
-    }
-    colours = {"20": "tab:orange", "56": "tab:blue", "110": "tab:green"}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, constrained_layout=True)
-    for axis, kind, title in zip(
-        axes, ("plain", "resnet"), ("without shortcuts", "with shortcuts"), strict=True
-    ):
-        named = [name for name in results if name.startswith(kind)]
-        for name in sorted(named, key=lambda name: int(name.split("-")[1])):
-            curve, depth = results[name]["curve"], name.split("-")[1]
+    results: dict[tuple[str, int], dict] = {}
+    for path in sorted(RESULTS.glob("degradation_*.json")):
+        kind, _, depth = path.stem.removeprefix("degradation_").partition("-")
+        results[kind, int(depth)] = json.loads(path.read_text())
+    depths = sorted({depth for _, depth in results})
+    colours = dict(
+        zip(depths, plt.cm.viridis([i / max(1, len(depths)) for i in range(len(depths))]), strict=True)
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), sharey=True, constrained_layout=True)
+    titles = {"plain": "plain: without shortcuts", "resnet": "residual: with shortcuts"}
+    for axis, kind in zip(axes, titles, strict=False):
+        for depth in [depth for depth in depths if (kind, depth) in results]:
+            curve = results[kind, depth]["curve"]
             x = [row["iteration"] for row in curve]
-            colour = colours.get(depth)
-            axis.plot(x, [row["train_error"] for row in curve], "--", lw=1, color=colour)
+            axis.plot(x, [row["train_error"] for row in curve], "--", lw=1, color=colours[depth])
             label = f"{depth} layers: {curve[-1]['test_error']:.1f} %"
-            axis.plot(x, [row["test_error"] for row in curve], lw=2.2, color=colour, label=label)
-        axis.set(title=title, xlabel="iteration")
-        axis.grid(alpha=0.3)
+            axis.plot(x, [row["test_error"] for row in curve], lw=2.2, color=colours[depth], label=label)
+        axis.set(title=titles[kind], xlabel="iteration")
         axis.legend(title="test error at the end (dashed: training)")
+    for kind, style in (("plain", "s--"), ("resnet", "o-")):
+        points = [
+            (depth, results[kind, depth]["curve"][-1]["test_error"])
+            for depth in depths
+            if (kind, depth) in results
+        ]
+        axes[2].plot(
+            *zip(*points, strict=True),
+            style,
+            color="black" if kind == "resnet" else "tab:red",
+            label=titles[kind],
+        )
+    axes[2].set(title="test error at the end", xlabel="layers", xscale="log", xticks=depths)
+    axes[2].xaxis.set_major_formatter(ScalarFormatter())
+    axes[2].minorticks_off()
+    axes[2].legend()
     axes[0].set(ylabel="error in %")
+    for axis in axes:
+        axis.grid(alpha=0.3)
     settings = next(iter(results.values()))["settings"]
     figure.suptitle(
         f"CIFAR-10 at {settings['size']}x{settings['size']} pixels, {settings['iterations']:,} iterations of "
         f"{settings['batch_size']} images"
     )
-    figure.savefig(RESULTS / "degradation.png", dpi=120)
+    figure.savefig(RESULTS / "degradation.png", dpi=110)
     print(RESULTS / "degradation.png")
 
 

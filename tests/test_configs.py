@@ -172,3 +172,25 @@ def test_pretrained_weights_are_not_skipped_for_a_checkpoint_that_may_not_exist(
             "--ckpt_path=last",
             "--model.backbone.weights=nowhere.pt",
         )
+
+
+def test_weights_of_the_whole_model_spare_the_trunk_its_own(monkeypatch, tmp_path, shapes):
+    """The trunk's file does not even exist: what brings the whole detector brings the trunk."""
+    name, limits = "detection/faster_rcnn_r18_fpn_demo", ["--trainer.max_steps=1"]
+    first = fit(monkeypatch, name, shapes, tmp_path / "a", *limits)
+    weights = tmp_path / "whole.pt"
+    torch.save(first.model.state_dict(), weights)
+    again = ["--model.backbone.weights=nowhere.pt", f"--model.weights={weights}", "--trainer.max_steps=0"]
+    words = [word for word in TINY if "backbone.weights" not in word]
+    where = [f"--data.root={shapes}", f"--trainer.default_root_dir={tmp_path / 'b'}"]
+    second = command(monkeypatch, ["fit", "--config", name, *where, *words, *again])
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[key], value), key
+
+
+def test_a_checkpoint_of_another_depth_is_named(monkeypatch, tmp_path, shapes):
+    fit(monkeypatch, "detection/faster_rcnn_r18_fpn_demo", shapes, tmp_path, "--trainer.max_steps=1")
+    (saved,) = tmp_path.rglob("last.ckpt")
+    words = ["validate", f"--ckpt_path={saved}", "--model.backbone.depth=34", "--trainer.accelerator=cpu"]
+    with pytest.raises(ValueError, match=r"(?s)the checkpoint fits Detection .* is it of another depth\?"):
+        command(monkeypatch, [*words, "--trainer.logger=false"])
