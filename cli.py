@@ -150,7 +150,9 @@ def _run(words: list[str]) -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     from .tasks.command import TrunklineCLI
 
-    sys.argv = ["trunkline", *words]  # Lightning records the command line and warns where the two differ
+    # Lightning records the command line, warns where the two differ, and starts the program anew for each
+    # further device: by the path that it was started with.
+    sys.argv = [sys.argv[0], *words]
     try:
         TrunklineCLI()
     except (ValueError, OSError, FloatingPointError) as error:

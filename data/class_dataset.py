@@ -15,7 +15,7 @@ from .augment import AugmentationError
 from .batches import ClassificationSample
 from .class_index import ClassIndex
 from .class_transforms import PictureTransform, ScanTransform
-from .io import read_image, read_scan
+from .io import ImageError, read_image, read_scan
 
 
 class ClassRequest(NamedTuple):
@@ -55,7 +55,10 @@ class ClassificationDataset(Dataset):
         """
         position = request.index
         path = self.index.path(position)
-        image = self.read(path, self.index.content(position))
+        try:
+            image = self.read(path, self.index.content(position))
+        except ImageError as error:
+            raise ImageError(f"{error} (--data.check_images decode finds all such files first)") from error
         try:
             pixels = self.transform(image, request.seed)
         except AugmentationError as error:
@@ -71,8 +74,9 @@ class ClassBatchSampler(DistributedSampler):
     times in a row with other augmentation, spread over the ranks, and an epoch shows I / r of the images
     (repeated augmentation; Hoffer et al., 2020), so that its length stays.
 
-    Evaluation: every image once over all ranks, in order. The last batch may be smaller, and ranks may have
-    different numbers of batches, but each has one as long as there are enough images.
+    Evaluation: every image once over all ranks, in the order of the index, or, with ``spread``, in a random
+    one that never changes. The last batch may be smaller, and ranks may have different numbers of batches,
+    but each has one as long as there are enough images.
 
     It is a ``DistributedSampler`` so that Lightning sets the epoch and does not shard its batches once more.
 
@@ -84,6 +88,8 @@ class ClassBatchSampler(DistributedSampler):
         rank: which of the ranks this is.
         world_size: number of ranks.
         repeats: r, at least 1.
+        spread: order of evaluation, see above. Data mostly come class by class; this way some of the batches
+            (``limit_val_batches``) show all classes.
     """
 
     def __init__(
@@ -95,12 +101,14 @@ class ClassBatchSampler(DistributedSampler):
         rank: int = 0,
         world_size: int = 1,
         repeats: int = 1,
+        spread: bool = False,
     ):
         super().__init__(range(count), world_size, rank, shuffle, seed)
         self.count = count
         # A rank without a batch would leave the others waiting for it at the end of an evaluation.
         self.batch_size = batch_size if shuffle else min(batch_size, max(1, count // world_size))
         self.repeats = repeats
+        self.spread = spread
 
     def __len__(self) -> int:
         if self.shuffle:
@@ -124,6 +132,7 @@ class ClassBatchSampler(DistributedSampler):
             yield list(map(ClassRequest, order[mine].tolist(), seeds[mine].tolist()))
 
     def _evaluation_batches(self) -> Iterator[list[ClassRequest]]:
+        order = np.random.default_rng(0).permutation(self.count) if self.spread else np.arange(self.count)
         skip = self.batch_size * self.num_replicas
         for start in range(self.rank * self.batch_size, self.count, skip):
-            yield [ClassRequest(index) for index in range(start, min(start + self.batch_size, self.count))]
+            yield list(map(ClassRequest, order[start : start + self.batch_size].tolist()))

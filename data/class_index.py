@@ -6,6 +6,7 @@ Letters in shapes: I images, K classes.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from .archive import Archive, ArchiveError, read_member
 from .coco_index import CheckImages
 from .coco_records import listing
-from .common import PackedNames, in_threads
+from .common import PackedNames, in_threads, number_of
 from .io import ImageError, is_scan, read_image, read_scan, scan_shape, stored_size
 
 
@@ -93,6 +94,14 @@ class ClassIndex:
         label = self.labels[index]
         return label.float() if self.multi_label else label.clone()
 
+    def layout(self) -> tuple[int, int]:
+        """Return the number of channels and of spatial axes of the images, by the first one's header.
+
+        Raises:
+            ImageError: if the first file is a scan and cannot be read.
+        """
+        return (scan_shape(self.path(0), self.content(0))[0], 3) if self.scans else (3, 2)
+
     def counts(self) -> Tensor:
         """Return ``[K]`` int64, how many images show each class."""
         if self.multi_label:
@@ -134,14 +143,33 @@ def check_class_images(indices: Sequence[ClassIndex], mode: CheckImages = "heade
     outcomes = in_threads(lambda place: _channels_or_problem(*place, mode), places, "checking images")
     problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
     if problems:
-        raise ImageError(f"{len(problems)} of {len(places)} images cannot be used:\n{listing(problems)}")
-    first = outcomes[0] if outcomes else 0
-    others = [n for n, channels in enumerate(outcomes) if channels != first]
+        raise ImageError(
+            f"{len(problems)} of {number_of(len(places), 'image')} cannot be used:\n{listing(problems)}"
+        )
+    usual = Counter(outcomes).most_common(1)[0][0] if outcomes else 0
+    others = [n for n, channels in enumerate(outcomes) if channels != usual]
     if others:
         kinds = [f"{places[n][0].path(places[n][1])}: {_kind(outcomes[n])}" for n in others]
+        example = places[outcomes.index(usual)]
         raise ImageError(
-            f"{places[0][0].path(places[0][1])}: {_kind(first)}, but\n{listing(kinds)}\n"
+            f"{example[0].path(example[1])}: {_kind(usual)}, as most are, but\n{listing(kinds)}\n"
             "all images of a dataset need the same number of channels and axes"
+        )
+
+
+def check_training_classes(index: ClassIndex) -> None:
+    """Check that there is something to tell apart.
+
+    Raises:
+        LabelError: if all images are of one class, or none shows any.
+    """
+    shown = [name for name, count in zip(index.class_names, index.counts().tolist(), strict=True) if count]
+    if index.multi_label and not shown:
+        raise LabelError(f"{index.table}: no training image shows any class; give each row its classes")
+    if not index.multi_label and len(shown) < 2:
+        raise LabelError(
+            f"{index.table or index.folder}: all training images are of one class ({', '.join(shown)}); "
+            "add images of the others"
         )
 
 

@@ -17,7 +17,7 @@ from .archive import Archive, read_archive
 from .class_index import ClassIndex, LabelError, index_of_archive
 from .class_table import SPLIT_NAMES, ClassTable, read_class_table
 from .coco_records import listing
-from .common import PackedNames
+from .common import PackedNames, number_of
 from .io import IMAGE_SUFFIXES, SCAN_SUFFIXES
 from .locate import DataNotFoundError, list_images
 
@@ -287,7 +287,7 @@ def _tree_of_folder(folder: Path) -> _Tree:
 def _check_tree(place: Place, tree: _Tree, class_names: Sequence[str]) -> None:
     if tree.stray:
         raise LabelError(
-            f"{place}: {len(tree.stray)} images lie in no class folder:\n{listing(tree.stray)}\n"
+            f"{place}: {number_of(len(tree.stray), 'image')} in no class folder:\n{listing(tree.stray)}\n"
             "move each into a folder with the name of its class, or list them in a CSV"
         )
     if not tree.classes:

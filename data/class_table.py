@@ -15,7 +15,7 @@ import torch
 
 from .class_index import ClassIndex, LabelError
 from .coco_records import listing
-from .common import PackedNames
+from .common import PackedNames, number_of
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -142,7 +142,7 @@ def read_class_table(source: Path, labelled: bool = True) -> ClassTable:
     problems: list[str] = []
     table = _read_rows(source, header, columns, records, problems)
     if problems:
-        raise LabelError(f"{source}: {len(problems)} wrong rows:\n{listing(problems)}")
+        raise LabelError(f"{source}: {number_of(len(problems), 'wrong row')}:\n{listing(problems)}")
     return table
 
 

@@ -8,17 +8,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from .augment import limit_threads
 from .batches import collate_classification
 from .class_dataset import ClassBatchSampler, ClassificationDataset
-from .class_index import ClassIndex, LabelError, check_class_images
+from .class_index import ClassIndex, LabelError, check_class_images, check_training_classes
 from .class_sources import ClassSources, Place
 from .class_transforms import PictureTransform, Policy, ScanTransform
 from .coco_dataset import RequestedBatches
 from .coco_index import CheckImages
-from .common import capped_workers, global_seed, require_positive, without_paths
+from .common import PlainErrorLoader, capped_workers, global_seed, require_positive, without_paths
 from .io import ImageError, Interpolation
 from .locate import DataNotFoundError
 
@@ -179,6 +178,8 @@ class ImageClassification(pl.LightningDataModule):
         if "train" in indices and "val" not in indices:
             logger.warning("training without validation: no val or test data in %s", self.hparams.root)
         self._check_kinds(indices)
+        if "train" in indices:
+            check_training_classes(indices["train"])
 
     def class_counts(self) -> Tensor:
         """Return ``[K]`` int64, how many training images show each class; for class weights.
@@ -190,23 +191,35 @@ class ImageClassification(pl.LightningDataModule):
             raise RuntimeError("the training data have not been read: call setup('fit') first")
         return self.train_index.counts()
 
-    def train_dataloader(self) -> DataLoader:
+    def image_layout(self) -> tuple[int, int]:
+        """Return the number of channels and of spatial axes of the images.
+
+        Raises:
+            RuntimeError: before ``setup``.
+            ImageError: if the first file is a scan and cannot be read.
+        """
+        for index in (self.train_index, self.val_index, self.test_index, self.predict_index):
+            if index is not None:
+                return index.layout()
+        raise RuntimeError("no data have been read: call setup(stage) first")
+
+    def train_dataloader(self) -> PlainErrorLoader:
         """Return the loader of augmented, shuffled training batches."""
         return self._loader(self.train_index, training=True)
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+    def val_dataloader(self) -> PlainErrorLoader | list[PlainErrorLoader]:
         """Return the validation loader, or an empty list if there is no validation data."""
         return [] if self.val_index is None else self._loader(self.val_index)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> PlainErrorLoader:
         """Return the test loader."""
         return self._loader(self.test_index)
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> PlainErrorLoader:
         """Return the loader of images to predict on; their labels are -1."""
         return self._loader(self.predict_index)
 
-    def _loader(self, index: ClassIndex | None, training: bool = False) -> DataLoader:
+    def _loader(self, index: ClassIndex | None, training: bool = False) -> PlainErrorLoader:
         if index is None:
             raise RuntimeError("the data has not been read: call setup(stage) before asking for a loader")
         trainer = self.trainer
@@ -218,11 +231,12 @@ class ImageClassification(pl.LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,
             repeats=self.hparams.repeated_augmentation if training else 1,
+            spread=index is not self.predict_index,
         )
         overfit = trainer is not None and trainer.overfit_batches > 0
         devices = 1 if trainer is None else trainer.num_devices
         workers = capped_workers(self.hparams.workers, len(sampler), devices)
-        return DataLoader(
+        return PlainErrorLoader(
             RequestedBatches(
                 ClassificationDataset(index, self._transform(index, training)),
                 fixed=list(sampler) if overfit else None,

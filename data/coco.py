@@ -16,7 +16,7 @@ from .canvas import CanvasBatchSampler, default_canvases
 from .coco_dataset import CocoDetectionDataset, RequestedBatches
 from .coco_index import CheckImages, CocoIndex, check_images, index_of_files, read_coco
 from .coco_records import AnnotationError, Category, OnBadBox, load_instances, read_categories
-from .common import capped_workers, global_seed, require_positive, without_paths
+from .common import PlainErrorLoader, capped_workers, global_seed, require_positive, without_paths
 from .locate import ANNOTATION_PLACES, IMAGE_PLACES, DataNotFoundError, find, list_images
 
 logger = logging.getLogger("trunkline")
@@ -192,7 +192,7 @@ class CocoDetection(pl.LightningDataModule):
         overfit = trainer is not None and trainer.overfit_batches > 0
         devices = 1 if trainer is None else trainer.num_devices
         workers = capped_workers(self.hparams.workers, len(sampler), devices)
-        return DataLoader(
+        return PlainErrorLoader(
             RequestedBatches(
                 CocoDetectionDataset(index, augmentation, self.hparams.long_side),
                 fixed=list(sampler) if overfit else None,

@@ -1,4 +1,4 @@
-"""Small helpers of the data modules: names in one buffer, checks in threads, arguments, loader processes.
+"""Small helpers of the data modules: names in one buffer, checks in threads, arguments, loaders.
 
 Letters in shapes: I names, N bytes.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 _CHECKING_THREADS = 8
@@ -76,6 +77,33 @@ def require_positive(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+class PlainErrorLoader(DataLoader):
+    """A DataLoader whose loader processes fail with the same message as the main process would.
+
+    torch puts the text of a loader process's traceback in place of the message, and raises from its own code.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches.
+
+        Raises:
+            ValueError: (or a subclass) with the message that the data set or ``collate_fn`` gave.
+        """
+        try:
+            yield from super().__iter__()
+        except ValueError as error:
+            start = f"\n{type(error).__module__}.{type(error).__qualname__}: "
+            _, found, message = str(error).rpartition(start)
+            if not found:
+                raise
+            raise type(error)(message.rstrip("\n")) from error
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return ``1 image``, ``2 images`` and so on."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def without_paths(value: Any) -> Any:

@@ -87,11 +87,13 @@ class ClassificationResult:
     def class_table(self, most: int = 50) -> str:
         """Return the entries of ``per_class`` as aligned text with a header.
 
-        With more than ``most`` classes these are the ones with the lowest figures, lowest first.
+        With more than ``most`` classes these are the ones with the lowest figures, lowest first, without
+        those that no image has.
         """
         shown = list(self.per_class)
         if len(shown) > most:
-            shown = sorted(shown, key=lambda row: _last_if_nan(next(iter(row.figures.values()))))[:most]
+            present = [row for row in shown if row.images]
+            shown = sorted(present, key=lambda row: next(iter(row.figures.values())))[:most]
         cells = [("class", "images", *self.per_class[0].figures)]
         for row in shown:
             cells.append((row.name, str(row.images), *(f"{value:.3f}" for value in row.figures.values())))
@@ -101,7 +103,7 @@ class ClassificationResult:
             padded = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
             lines.append("  ".join([name.ljust(widths[0]), *padded]))
         if len(shown) < len(self.per_class):
-            lines.append(f"… the {most} lowest of {len(self.per_class)} classes")
+            lines.append(f"… the {len(shown)} lowest of {len(self.per_class)} classes")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -221,7 +223,3 @@ def _mean(values: Any) -> float:
     """Mean of the values that are defined, NaN if there are none."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
-
-
-def _last_if_nan(value: float) -> float:
-    return math.inf if math.isnan(value) else value

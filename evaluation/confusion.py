@@ -18,6 +18,7 @@ CELL = 48  # the largest cell
 SMALLEST_TEXT = 10
 LONGEST_NAME = 24
 MARGIN = 8
+UNITS = ((1, ""), (1000, "k"), (1_000_000, "M"))
 PAPER, INK, GRID = (255, 255, 255), (0, 0, 0), (200, 200, 200)
 FULL = np.array((8, 48, 107))  # the colour of a cell that holds all images of its class
 
@@ -26,8 +27,8 @@ def draw_confusion(matrix: ArrayLike, names: Sequence[str]) -> np.ndarray:
     """Draw a confusion matrix: truth from top to bottom, prediction from left to right.
 
     The darker a cell, the larger the share of its row, from white for none to dark blue for all; a row
-    without images stays white. Where there is room, cells show the number of images, and rows and columns the
-    names of their classes.
+    without images stays white. Where there is room, cells show the number of images (``12k`` or ``3M`` where
+    that is all there is room for), and rows and columns the names of their classes.
 
     Args:
         matrix: ``[K, K]`` numbers of images of the class (row) that were taken for a class (column).
@@ -81,8 +82,10 @@ def _write_counts(draw: ImageDraw.ImageDraw, counts: np.ndarray, cell: int, corn
     if cell < sum(font.getmetrics()):
         return
     for row, column in zip(*np.nonzero(counts), strict=True):
-        text = str(counts[row, column])
-        if font.getlength(text) <= cell - 2:
+        number = int(counts[row, column])
+        texts = [f"{round(number / unit)}{sign}" for unit, sign in UNITS if number >= unit]
+        text = next((text for text in texts if font.getlength(text) <= cell - 2), None)
+        if text is not None:
             centre = (corner[0] + column * cell + cell // 2, corner[1] + row * cell + cell // 2)
             # White from half the depth on (a quarter of the row, for depth is the root of the share).
             draw.text(centre, text, font=font, fill=PAPER if shares[row, column] > 0.25 else INK, anchor="mm")

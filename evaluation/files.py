@@ -31,6 +31,13 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else memoryview(content)
+    try:
+        return _write(path, data)
+    except OSError as error:
+        raise type(error)(f"{path}: cannot be written ({error})") from error
+
+
+def _write(path: Path, data: bytes | memoryview) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its files are readable by the owner alone, and os.replace would keep that.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

@@ -5,6 +5,7 @@ Letters in shapes: B images, C channels, K classes, S spatial axes (H, W or D, H
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from ..evaluation.files import write_json
 from ..evaluation.pictures import contact_sheet, save_picture
 from ..heads.classification import ClassProbabilities, RawClassification
 from .base import Task
-from .classification_writer import ClassificationWriter, as_picture, draw_label, label_text
+from .classification_writer import ClassificationWriter, as_picture, draw_label, label_texts
 from .distributed import gather_objects
 from .losses import LossMeans
 from .mixing import Mixing
+
+logger = logging.getLogger("trunkline")
 
 COLUMNS = 4  # of the sheet of validation pictures
 
@@ -76,7 +79,16 @@ class Classification(Task):
         return self._run(self.normalise(image, image_sizes))
 
     def _run(self, normalised: Tensor) -> RawClassification:
-        return self.head(self.backbone(normalised), tuple(normalised.shape[2:]))
+        try:
+            features = self.backbone(normalised)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                "a batch of one image, whose coarsest map is a single cell, is too little for batch norm; "
+                "set --data.batch_size 2 or more, a larger --data.size, or --model.backbone.norm group"
+            ) from error
+        return self.head(features, tuple(normalised.shape[2:]))
 
     # -- training
 
@@ -96,16 +108,48 @@ class Classification(Task):
         data = getattr(self.trainer, "datamodule", None)
         names = list(getattr(data, "class_names", None) or ())
         self._predicting = stage == "predict"
+        if hasattr(data, "image_layout"):
+            self._require_fitting_trunk(*data.image_layout())
         if self._predicting:
             self.class_names = self.class_names or names  # a checkpoint's come later and win
             return
         if names:
             self._require_same_kind(bool(getattr(data, "multi_label", False)))
             self.adopt_class_names(names)
+            self._require_no_spare_classes()
         counts = getattr(data, "class_counts", None)
         if stage == "fit" and counts is not None and self.head.balanced:
             self.head.balance([int(count) for count in counts()])
         self._evaluator = self._new_evaluator()
+
+    def _require_fitting_trunk(self, channels: int, axes: int) -> None:
+        """Raise a ValueError unless the trunk takes images with these numbers of channels and axes."""
+        images = "scans (three axes)" if axes == 3 else "pictures (two axes)"
+        ndim = len(self.backbone.levels[0].stride)
+        if ndim != axes:
+            raise ValueError(
+                f"the images are {images}, the trunk has {ndim}; set --model.backbone.ndim {axes} and "
+                f"--model.backbone.in_channels {channels}, or give other images"
+            )
+        kernel = next((p for p in self.trunk.parameters() if p.ndim == axes + 2), None)
+        if kernel is not None and kernel.shape[1] != channels:
+            raise ValueError(
+                f"the images have {channels} channel{'s' if channels > 1 else ' only'}, the trunk takes "
+                f"{kernel.shape[1]}; set --model.backbone.in_channels {channels}, or give other images"
+            )
+
+    def _require_no_spare_classes(self) -> None:
+        """Refuse classes of the head that the data lack, or warn where the loss allows them."""
+        known, wanted = len(self.class_names), self.head.num_classes
+        if known == wanted:
+            return
+        text = (
+            f"the data has {known} classes, the head num_classes {wanted}; "
+            f"set --model.head.num_classes {known}"
+        )
+        if self.head.multi_label:
+            raise ValueError(text)
+        logger.warning("%s unless the others are to come later", text)
 
     def _require_same_kind(self, multi_label: bool) -> None:
         if multi_label != self.head.multi_label:
@@ -248,8 +292,8 @@ class Classification(Task):
             picture, row = as_picture(batch.image[index]), probabilities[index].cpu()
             if picture is None:
                 return
-            text = label_text(row, names, several, batch.label[index].cpu())
-            self._drawn.append(draw_label(picture, text, int(row.argmax())))
+            text, truth = label_texts(row, names, several, batch.label[index].cpu())
+            self._drawn.append(draw_label(picture, text, int(row.argmax()), truth))
 
     def _chosen_pictures(self, size: int, batch_idx: int) -> list[int]:
         """Return which images of a batch are drawn: evenly spaced, for data often come class by class."""

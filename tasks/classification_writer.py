@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .distributed import gather_objects
 SMALLEST_PICTURE = 160  # smaller pictures are enlarged, by a whole factor, to leave room for their labels
 MOST_PICTURES = 64
 COLUMNS = 8
+LONGEST_TEXT = 27  # letters that fit onto a picture of 160 pixels; larger ones get larger letters
 
 
 class ClassificationWriter(BasePredictionWriter):
@@ -45,6 +47,17 @@ class ClassificationWriter(BasePredictionWriter):
         self.pictures = pictures
         self.min_score = min_score
         self._start()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before the work whether its result can be written.
+
+        Raises:
+            OSError: if the folder, or one above it, is a file or may not be written to.
+        """
+        place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            problem = "may not be written to" if place.is_dir() else "is no folder"
+            raise OSError(f"output.folder: {place} {problem}; give another --output.folder")
 
     def _start(self) -> None:
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # ids [B], probabilities [B, K]
@@ -69,7 +82,7 @@ class ClassificationWriter(BasePredictionWriter):
         for image, row in zip(batch.image[:wanted], probabilities[:wanted], strict=True):
             picture = as_picture(image)
             if picture is not None:
-                text = label_text(row, names, several, min_score=self.min_score)
+                text, _ = label_texts(row, names, several, min_score=self.min_score)
                 self._drawn.append(draw_label(picture, text, int(row.argmax())))
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,11 +98,17 @@ class ClassificationWriter(BasePredictionWriter):
             names,
             self.min_score if several else None,
         )
-        path = write_atomically(self.folder / "predictions.csv", text)
-        print(f"classes of {len(found)} images: {path.resolve()}")
-        if drawn:
-            path = save_picture(self.folder / "pictures.jpg", contact_sheet(drawn, COLUMNS))
-            print(f"pictures of the first {len(drawn)}: {path.resolve()}")
+        try:
+            path = write_atomically(self.folder / "predictions.csv", text)
+            print(f"classes of {len(found)} images: {path.resolve()}")
+            if drawn:
+                path = save_picture(self.folder / "pictures.jpg", contact_sheet(drawn, COLUMNS))
+                print(f"pictures of the first {len(drawn)}: {path.resolve()}")
+        except OSError as error:
+            raise OSError(
+                f"output.folder: {self.folder} cannot be written to ({error}); make room, or give another "
+                "--output.folder"
+            ) from error
 
 
 def predictions_csv(
@@ -116,14 +135,14 @@ def predictions_csv(
     return file.getvalue()
 
 
-def label_text(
+def label_texts(
     probabilities: Tensor,
     names: list[str],
     several: bool,
     truth: Tensor | None = None,
     min_score: float = 0.5,
-) -> str:
-    """Describe a prediction in a few words, with the truth in brackets where it differs.
+) -> tuple[str, str]:
+    """Describe a prediction in a few words, and the truth where it differs (else an empty text).
 
     Args:
         probabilities: ``[K]``.
@@ -138,10 +157,14 @@ def label_text(
     else:
         chosen = [int(probabilities.argmax())]
         real = chosen if truth is None or truth < 0 else [int(truth)]
-    parts = [f"{names[k]} {100 * float(probabilities[k]):.0f}%" for k in chosen] or ["none"]
-    if real != chosen:
-        parts[-1] += f" ({', '.join(names[k] for k in real) or 'none'})"
-    return ", ".join(parts)
+    percent = [f" {100 * float(probabilities[k]):.0f}%" for k in chosen]
+    parts = [_cut(names[k], LONGEST_TEXT - len(p)) + p for k, p in zip(chosen, percent, strict=True)]
+    truth_text = "" if real == chosen else "truth: " + (", ".join(names[k] for k in real) or "none")
+    return _cut(", ".join(parts) or "none"), _cut(truth_text)
+
+
+def _cut(text: str, most: int = LONGEST_TEXT) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def as_picture(image: Tensor) -> np.ndarray | None:
@@ -151,9 +174,14 @@ def as_picture(image: Tensor) -> np.ndarray | None:
     return image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
 
 
-def draw_label(picture: np.ndarray, text: str, label: int) -> np.ndarray:
-    """Write a prediction onto a copy of ``[h, w, 3]`` uint8, framed in the colour of the class ``label``."""
+def draw_label(picture: np.ndarray, text: str, label: int, truth: str = "") -> np.ndarray:
+    """Write a prediction onto a copy of ``[h, w, 3]`` uint8, framed in the colour of the class ``label``.
+
+    A text of the truth is written below, in white on black, and the frame is of dashes.
+    """
     factor = -(-SMALLEST_PICTURE // min(picture.shape[:2]))  # 1 for all but small pictures
     enlarged = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = enlarged.shape[:2]
-    return draw_boxes(enlarged, [(0, 0, width, height)], [text], classes=[label])
+    frame = [(0, 0, width, height)]
+    shown = {"truth_boxes": frame, "truth_labels": [truth]} if truth else {}
+    return draw_boxes(enlarged, frame, [text], classes=[label], **shown)

@@ -43,6 +43,9 @@ class Output:
     min_score: float = 0.5
 
 
+CHECKPOINT_WORDS = ("best", "last", "hpc", "null")  # which Lightning turns into files by itself
+
+
 def with_checkpoint_settings(words: list[str]) -> list[str]:
     """Put the model and data settings of ``--ckpt_path`` in front of everything that the user gave.
 
@@ -50,10 +53,18 @@ def with_checkpoint_settings(words: list[str]) -> list[str]:
     """
     given = [word.partition("=")[2] for word in words if word.startswith("--ckpt_path=")]
     given += [after for word, after in zip(words, words[1:], strict=False) if word == "--ckpt_path"]
-    if not given or not Path(given[-1]).is_file():
+    if not given or given[-1] in CHECKPOINT_WORDS or given[-1].startswith("registry:"):
         return words
     path = given[-1]
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--ckpt_path {path}: no such file; give a .ckpt that fit has written")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch.load raises nearly anything on a file that is not its own
+        cause = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise ValueError(
+            f"--ckpt_path {path} cannot be read as a checkpoint ({cause}); give a .ckpt that fit has written"
+        ) from error
     settings = {}
     for key, stored in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
         arguments = {k: v for k, v in checkpoint.get(stored, {}).items() if not k.startswith("_")}
@@ -74,6 +85,7 @@ class TrunklineCLI(LightningCLI):
         # True and of no consequence: predictions go by image id, and only fit goes on with the callbacks.
         warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
+        warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
         super().__init__(
             model_class=Task,
             datamodule_class=LightningDataModule,

@@ -17,7 +17,7 @@ from ..data.batches import DetectionBatch
 from ..evaluation.coco import CocoEvaluator, CocoResult
 from .base import Task
 from .detection_writer import DetectionWriter, draw_detections
-from .distributed import gather_objects
+from .losses import LossMeans
 
 
 class Detection(Task):
@@ -45,7 +45,7 @@ class Detection(Task):
         self.categories: list[dict[str, Any]] = []
         self.result: CocoResult | None = None  # of the last validation or test
         self._evaluator: CocoEvaluator | None = None
-        self._loss_sums: dict[str, Tensor] = {}
+        self._losses = LossMeans()
         self._drawn = 0
         self._predicting = False
 
@@ -111,10 +111,7 @@ class Detection(Task):
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
         raw = self.raw(batch.image, batch.image_sizes)
-        losses = self.head.losses(raw, batch)
-        for name, loss in {**losses, "loss": torch.stack(list(losses.values())).sum()}.items():
-            self._loss_sums[name] = self._loss_sums.get(name, 0) + loss.detach() * len(batch)
-        self._loss_sums["images"] = self._loss_sums.get("images", 0) + torch.tensor(len(batch))
+        self._losses.add(self.head.losses(raw, batch), len(batch))
         detections = self.to_original(self.head.predict(raw, batch.image_sizes), batch)
         if self._evaluator is not None:
             for found in detections:
@@ -125,7 +122,8 @@ class Detection(Task):
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
-        self._loss_sums, self._drawn = {}, 0
+        self._losses.reset()
+        self._drawn = 0
         if self._evaluator is not None:
             self._evaluator.reset()
 
@@ -139,7 +137,8 @@ class Detection(Task):
         self._finish_evaluation("test")
 
     def _finish_evaluation(self, stage: str) -> None:
-        self._log_mean_losses(stage)
+        for name, value in self._losses.gathered().items():
+            self.log(f"{stage}/{name}", value, sync_dist=False)
         if self._evaluator is None:
             return
         self._evaluator.gather()
@@ -152,17 +151,6 @@ class Detection(Task):
         self.log(f"{stage}_AP", figures[f"{stage}/AP"], prog_bar=True, logger=False)
         if self.trainer.state.fn != TrainerFn.FITTING:  # fit prints at its end
             self._print_result()
-
-    def _log_mean_losses(self, stage: str) -> None:
-        """Log the mean loss over all images of all ranks, also when a rank had no image."""
-        sums = {name: float(value) for name, value in self._loss_sums.items()}
-        totals: dict[str, float] = {}
-        for part in gather_objects(sums):
-            for name, value in part.items():
-                totals[name] = totals.get(name, 0.0) + value
-        images = totals.pop("images", 0.0)
-        for name, value in totals.items():
-            self.log(f"{stage}/{name}", value / images, sync_dist=False)
 
     def on_fit_end(self) -> None:
         self._print_result()

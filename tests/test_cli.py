@@ -1,6 +1,7 @@
 """The command: help, shipped configs, samples, and the errors a person meets first."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,36 @@ def test_print_config_is_complete_and_reads_back(run, tmp_path):
     (tmp_path / "printed.yaml").write_text(first.out)
     _, again = run("fit", "--config", str(tmp_path / "printed.yaml"), "--print_config")
     assert again.out == first.out, again.err
+
+
+def test_a_wrong_checkpoint_is_named(run, tmp_path):
+    code, _ = run("predict", "--ckpt_path", "nowhere.ckpt", "--data.predict", str(tmp_path))
+    assert "--ckpt_path nowhere.ckpt: no such file" in str(code)
+    (tmp_path / "page.ckpt").write_text("<html>404</html>")
+    code, _ = run("validate", f"--ckpt_path={tmp_path / 'page.ckpt'}")
+    assert "page.ckpt cannot be read as a checkpoint" in str(code) and "\n  File" not in str(code)
+
+
+@pytest.mark.slow
+def test_the_installed_command_trains_on_several_devices(shapes, tmp_path):
+    """Lightning starts the program anew for each further device, by the path that it was started with."""
+    program = Path(sys.executable).with_name("trunkline")
+    words = ["fit", "--config", "detection/faster_rcnn_r18_fpn_demo", f"--data.root={shapes}"]
+    words += [
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--data.workers=0",
+    ]
+    words += ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--data.batch_size=1"]
+    words += ["--data.short_side=64", "--data.long_side=96", f"--trainer.default_root_dir={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [program, *words], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "MEMBER: 2/2" in done.stdout + done.stderr
+    assert list(tmp_path.rglob("last.ckpt"))
 
 
 @pytest.mark.parametrize("words", [["--model.backbone.weights=null"], ["--model.backbone.weights", "null"]])

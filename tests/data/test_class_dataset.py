@@ -216,6 +216,20 @@ def test_evaluation_sees_each_image_once_over_all_ranks_in_order(count, size, ra
         assert seen == list(range(count)) and {request.seed for mine in batches[0] for request in mine} == {0}
 
 
+def test_spread_evaluation_draws_one_order_for_all_ranks_and_epochs():
+    def run(ranks, epoch=0):
+        samplers = [ClassBatchSampler(21, 4, False, epoch, rank, ranks, spread=True) for rank in range(ranks)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        return [[i for batch in indices(sampler) for i in batch] for sampler in samplers]
+
+    (alone,) = run(1)
+    assert sorted(alone) == list(range(21)) and alone != list(range(21)) and run(1, epoch=3) == [alone]
+    assert sorted(sum(run(2), [])) == list(range(21))
+    thirds = [sum(index < 7 for index in alone[:10]), sum(index >= 14 for index in alone[:10])]
+    assert min(thirds) > 0  # not file by file
+
+
 def test_repetitions_share_an_epoch_and_spread_over_ranks():
     samplers = [ClassBatchSampler(24, 4, True, 0, rank, 2, repeats=3) for rank in range(2)]
     batches = [list(sampler) for sampler in samplers]

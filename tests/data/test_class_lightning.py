@@ -1,6 +1,7 @@
 """The data module for classification: arguments, loaders, workers, several processes."""
 
 import json
+import shutil
 import zipfile
 from collections import Counter
 
@@ -49,11 +50,12 @@ def rows(loader):
     }
 
 
-def test_validation_batches_hold_the_files_in_order(folder):
+def test_validation_batches_hold_every_file_once_as_evaluation_wants_it(folder):
     made = fitted(folder, resize=36, augment=[{"HorizontalFlip": {"p": 1.0}}])
     batches = list(made.val_dataloader())
     assert [len(batch) for batch in batches] == [4, 4, 2]
-    assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
+    ids = torch.cat([batch.ids for batch in batches]).tolist()
+    assert sorted(ids) == list(range(10))
     transform = PictureTransform(32, 36)
     for i, (image, label) in rows(batches).items():
         path = made.val_index.path(i)
@@ -83,6 +85,31 @@ def test_workers_deliver_what_the_main_process_does(source, method, request, mon
         for one, other in zip(*batches, strict=True):
             for name, value in vars(one).items():
                 assert torch.equal(value, getattr(other, name)), name
+
+
+def test_the_first_validation_batches_show_all_classes_always_the_same_and_prediction_keeps_the_order(folder):
+    made = fitted(folder, batch_size=5, predict=str(folder / "val" / "circle"))
+    first = [next(iter(made.val_dataloader())) for _ in range(2)]
+    assert len(made.class_names) == len(first[0].label.unique()) == 3
+    assert torch.equal(first[0].ids, first[1].ids)
+    made.setup("predict")
+    ids = [i for batch in made.predict_dataloader() for i in batch.ids.tolist()]
+    assert ids == list(range(len(ids))) and len(ids) > 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_file_is_named_with_its_remedy_also_by_loader_processes(folder, tmp_path, workers):
+    shutil.copytree(folder, tmp_path / "shapes")
+    path = min((tmp_path / "shapes" / "train" / "circle").glob("*.jpg"))
+    path.write_bytes(path.read_bytes()[:-200])
+    made = fitted(tmp_path / "shapes", workers=workers)
+    made.prepare_data()  # the header is sound
+    with pytest.raises(ImageError) as caught:
+        list(made.train_dataloader())
+    text = str(caught.value)
+    assert text.startswith(f"{path}: damaged image") and "\n" not in text
+    assert text.endswith("replace or remove it (--data.check_images decode finds all such files first)")
+    assert caught.traceback[-1].frame.f_globals["__name__"].startswith("trunkline.")
 
 
 def test_a_zip_trains_as_its_folders_do(folder, archive):
@@ -220,6 +247,16 @@ def scans(tmp_path):
     return tmp_path / "scans"
 
 
+def test_layout_is_that_of_the_files(scans, folder):
+    with pytest.raises(RuntimeError, match="setup"):
+        ImageClassification(str(folder)).image_layout()
+    assert fitted(folder).image_layout() == (3, 2) and fitted(scans).image_layout() == (1, 3)
+    np.save(scans / "val/ill/0.npy", np.zeros((4, 5, 6, 7), dtype=np.float32))
+    made = ImageClassification(str(scans), **SMALL)
+    made.setup("validate")
+    assert made.image_layout() == (4, 3)
+
+
 @pytest.mark.parametrize(("size", "shape"), [(8, (8, 8, 8)), ((4, 5, 6), (4, 5, 6))])
 def test_scans_become_batches_of_volumes(scans, size, shape):
     made = fitted(scans, size=size)
@@ -269,12 +306,19 @@ def test_pictures_among_scans_are_an_error(scans, folder):
 
 def test_scans_with_other_channels_are_found_before_training(scans):
     np.save(scans / "val/well/1.npy", np.zeros((2, 5, 6, 7), dtype=np.float32))
-    words = r"(?s)train/ill/0.npy: a scan of 1 channel, but.*val/well/1.npy: a scan of 2 channels"
+    words = (
+        r"(?s)train/ill/0.npy: a scan of 1 channel, as most are, but.*val/well/1.npy: a scan of 2 channels"
+    )
     for mode in ("header", "decode"):
         with pytest.raises(ImageError, match=words):
             ImageClassification(str(scans), check_images=mode, **SMALL).prepare_data()
-    made = fitted(scans, check_images="off", size=4)
-    with pytest.raises(ValueError, match=r"image id 5 has shape \[1, 4, 4, 4\], image id 4 of its batch \[2"):
+    np.save(scans / "train/ill/0.npy", np.zeros((2, 5, 6, 7), dtype=np.float32))
+    with pytest.raises(
+        ImageError, match=r"ill/1.npy: a scan of 1 channel, .*\n.*ill/0.npy.*\n.*well/1.npy.*\n"
+    ):
+        ImageClassification(str(scans), **SMALL).prepare_data()  # the odd ones are listed, not the many
+    made = fitted(scans, check_images="off", size=4, eval_batch_size=6)
+    with pytest.raises(ValueError, match=r"has shape \[\d, 4, 4, 4\], image id \d of its batch \[\d"):
         list(made.val_dataloader())
 
 

@@ -113,7 +113,7 @@ def test_nothing_found_names_the_places(tmp_path, folders):
 
 def test_an_image_outside_class_folders_is_listed(folders):
     picture(folders / "train/stray.jpg")
-    with pytest.raises(LabelError, match=r"(?s)1 images lie in no class folder:.*stray.jpg.*move each"):
+    with pytest.raises(LabelError, match=r"(?s)1 image in no class folder:.*stray.jpg.*move each"):
         ready(folders)
 
 
@@ -264,9 +264,9 @@ def test_a_table_with_splits_and_labels(pictures):
 
 
 def test_paths_may_be_relative_to_root(pictures, tmp_path):
-    table(tmp_path / "lists", "path,label\nimages/a.png,cat\n")
+    table(tmp_path / "lists", "path,label\nimages/a.png,cat\nimages/b.png,ant\n")
     made = ready(pictures, train="../lists/list.csv")
-    assert paths(made.train_index) == [str(pictures / "images/a.png")]
+    assert paths(made.train_index) == [str(pictures / f"images/{name}.png") for name in "ab"]
     made.prepare_data()
 
 
@@ -428,3 +428,27 @@ def test_predict_problems_are_named(tmp_path, folders):
         module(folders).predict_dataloader()
     with pytest.raises(RuntimeError, match="call setup"):
         module(folders).class_counts()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("path,label\nimages/a.png,cat\nimages/b.png,cat\n", r"list.csv: all .* of one class \(cat\); add"),
+        ("path,cat,dog\nimages/a.png,0,0\nimages/b.png,0,0\n", "list.csv: no training image shows any class"),
+    ],
+)
+def test_nothing_to_tell_apart_is_an_error_in_training_alone(pictures, content, words):
+    table(pictures, content)
+    with pytest.raises(LabelError, match=words):
+        ready(pictures, train="list.csv")
+    made = ImageClassification(str(pictures), val="list.csv", workers=0)
+    made.setup("validate")
+    assert len(made.val_index) == 2
+
+
+def test_one_class_folder_with_images_is_nothing_to_tell_apart(folders):
+    for name in ("cat", "dog"):
+        for path in (folders / "train" / name).rglob("*.*"):
+            path.unlink()
+    with pytest.raises(LabelError, match=r"train: all training images are of one class \(ant\)"):
+        ready(folders)

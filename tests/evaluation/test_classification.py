@@ -158,6 +158,10 @@ def test_summary_and_tables_are_aligned_and_show_the_lowest_classes_when_there_a
     lines = result.class_table(most=4).splitlines()
     assert len(lines) == 6 and lines[1].startswith("class number 17") and "0.000" in lines[1]
     assert lines[-1] == "… the 4 lowest of 60 classes" and len({len(line) for line in lines[:-1]}) == 1
+    spare = evaluated([0, 1, 1], [0, 0, 1], [*NAMES, "dog"])  # neither cat nor dog has an image
+    assert [line.split()[0] for line in spare.class_table(most=3).splitlines()] == ["class", *NAMES[:2], "…"]
+    assert spare.class_table(most=3).splitlines()[-1] == "… the 2 lowest of 4 classes"
+    assert len(spare.class_table(most=4).splitlines()) == 5
     full = result.class_table(most=60).splitlines()
     assert len(full) == 61 and full[18].startswith("class number 17")
     assert "accuracy" in result.summary() and "0.9833" in result.summary() and "60 images" in result.summary()

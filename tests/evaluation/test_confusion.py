@@ -40,10 +40,16 @@ def test_numbers_stand_in_their_cells_and_zeros_do_not():
     assert light.min() < 60  # black on light
 
 
-def test_numbers_that_do_not_fit_are_left_out():
-    matrix = np.diag([123456789, 1, 1])
-    cells = cells_of(draw_confusion(matrix, NAMES), 3, CELL)
-    assert (cells[0, 0] == FULL).all() and not (cells[1, 1] == FULL).all()
+def test_numbers_that_do_not_fit_are_given_in_thousands_and_millions_or_left_out():
+    def first_cell(number):
+        return cells_of(draw_confusion(np.diag([number, 1, 1]), NAMES), 3, CELL)[0, 0]
+
+    assert (first_cell(123_456_789_012) == FULL).all()
+    thousands = first_cell(123_456)
+    assert not (thousands == FULL).all() and np.array_equal(thousands, first_cell(123_321))  # 123k
+    assert not np.array_equal(thousands, first_cell(124_400))
+    assert np.array_equal(first_cell(12_345_678), first_cell(12_222_222))  # 12M
+    assert not np.array_equal(first_cell(1234), first_cell(1235))  # fit as they are
 
 
 def test_names_make_room_for_themselves():

@@ -181,6 +181,42 @@ def test_network_runs_once_per_step_also_in_validation(tiny, tmp_path):
     assert calls == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("ndim", "layout", "words"),
+    [
+        (
+            2,
+            (1, 3),
+            r"scans \(three axes\), the trunk has 2; set --model.backbone.ndim 3 and .*in_channels 1",
+        ),
+        (
+            3,
+            (3, 2),
+            r"pictures \(two axes\), the trunk has 3; set --model.backbone.ndim 2 and .*in_channels 3",
+        ),
+        (2, (1, 2), r"1 channel only, the trunk takes 3; set --model.backbone.in_channels 1,"),
+        (3, (4, 3), r"4 channels, the trunk takes 1; set --model.backbone.in_channels 4,"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "predict"])
+def test_images_that_the_trunk_cannot_take_are_an_error_before_the_first(
+    tiny, tmp_path, stage, ndim, layout, words
+):
+    data, task = tiny.Memory(ndim=ndim), tiny.classifier(ndim=ndim)
+    data.image_layout = lambda: layout
+    task.backbone.register_forward_hook(lambda *_: pytest.fail("ran"))
+    with pytest.raises(ValueError, match=words):
+        getattr(tiny.trainer(tmp_path), stage)(task, data)
+
+
+def test_one_image_of_a_single_cell_is_too_little_for_batch_norm(tiny, tmp_path):
+    task = tiny.classifier()
+    task.backbone.conv = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 8, 8), torch.nn.BatchNorm2d(6))
+    with pytest.raises(ValueError, match="--data.batch_size 2 or more"):
+        tiny.trainer(tmp_path).fit(task, tiny.Memory(sizes=(1, 1)))
+    tiny.trainer(tmp_path).fit(task, tiny.Memory(sizes=(2,)))
+
+
 # -- classes
 
 
@@ -216,11 +252,21 @@ def test_classes_other_than_the_checkpoints_are_an_error(tiny, tmp_path):
     assert fresh.result.figures == task.result.figures
 
 
-def test_a_head_with_spare_classes_names_them(tiny, tmp_path):
+def test_a_head_with_spare_classes_says_so_and_names_them(tiny, tmp_path, caplog):
     task = tiny.classifier(num_classes=4)
     tiny.trainer(tmp_path).validate(task, tiny.Memory(), verbose=False)
+    assert "the data has 3 classes, the head num_classes 4; set --model.head.num_classes 3" in caplog.text
+    caplog.clear()
+    tiny.trainer(tmp_path).validate(tiny.classifier(), tiny.Memory(), verbose=False)
+    assert "num_classes" not in caplog.text
     assert task.all_class_names() == ["dark", "grey", "light", "class 3"]
     assert [row.name for row in task.result.per_class] == task.all_class_names()
+
+
+def test_spare_classes_are_an_error_where_each_is_a_question_of_its_own(tiny, tmp_path):
+    task = tiny.classifier(num_classes=4, head={"multi_label": True})
+    with pytest.raises(ValueError, match="3 classes, the head num_classes 4; set --model.head.num_classes 3"):
+        tiny.trainer(tmp_path).fit(task, tiny.Memory(several=True))
 
 
 def test_balanced_weights_come_from_the_training_data_and_stay_with_the_checkpoint(tiny, tmp_path):

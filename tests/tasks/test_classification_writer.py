@@ -18,7 +18,7 @@ from trunkline.tasks.classification_writer import (
     ClassificationWriter,
     as_picture,
     draw_label,
-    label_text,
+    label_texts,
     predictions_csv,
 )
 
@@ -111,23 +111,31 @@ def test_a_sheet_holds_at_most_64_pictures(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("several", "probabilities", "truth", "text"),
+    ("several", "probabilities", "truth", "texts"),
     [
-        (False, [0.2, 0.7, 0.1], None, "bee, big 70%"),
-        (False, [0.2, 0.7, 0.1], 1, "bee, big 70%"),
-        (False, [0.2, 0.7, 0.1], -1, "bee, big 70%"),
-        (False, [0.2, 0.7, 0.1], 2, "bee, big 70% (cat)"),
-        (True, [0.9, 0.1, 0.6], [1, 0, 1], "ant 90%, cat 60%"),
-        (True, [0.9, 0.1, 0.6], [0, 1, 1], "ant 90%, cat 60% (bee, big, cat)"),
-        (True, [0.1, 0.1, 0.1], [0, 0, 0], "none"),
-        (True, [0.1, 0.1, 0.1], [0, 0, 1], "none (cat)"),
-        (True, [0.9, 0.1, 0.1], [0, 0, 0], "ant 90% (none)"),
-        (True, [0.9, 0.1, 0.1], [-1, -1, -1], "ant 90%"),
+        (False, [0.2, 0.7, 0.1], None, ("bee, big 70%", "")),
+        (False, [0.2, 0.7, 0.1], 1, ("bee, big 70%", "")),
+        (False, [0.2, 0.7, 0.1], -1, ("bee, big 70%", "")),
+        (False, [0.2, 0.7, 0.1], 2, ("bee, big 70%", "truth: cat")),
+        (True, [0.9, 0.1, 0.6], [1, 0, 1], ("ant 90%, cat 60%", "")),
+        (True, [0.9, 0.1, 0.6], [0, 1, 1], ("ant 90%, cat 60%", "truth: bee, big, cat")),
+        (True, [0.1, 0.1, 0.1], [0, 0, 0], ("none", "")),
+        (True, [0.1, 0.1, 0.1], [0, 0, 1], ("none", "truth: cat")),
+        (True, [0.9, 0.1, 0.1], [0, 0, 0], ("ant 90%", "truth: none")),
+        (True, [0.9, 0.1, 0.1], [-1, -1, -1], ("ant 90%", "")),
     ],
 )
-def test_texts_by_hand(several, probabilities, truth, text):
+def test_texts_by_hand(several, probabilities, truth, texts):
     truth = None if truth is None else torch.tensor(truth)
-    assert label_text(torch.tensor(probabilities), NAMES, several, truth) == text
+    assert label_texts(torch.tensor(probabilities), NAMES, several, truth) == texts
+
+
+def test_long_texts_are_cut_where_the_picture_ends():
+    names = ["a" * 40, "b" * 27, "c"]
+    text, truth = label_texts(torch.tensor([0.6, 0.3, 0.1]), names, False, torch.tensor(1))
+    assert text == "a" * 22 + "… 60%" and truth == "truth: " + "b" * 19 + "…"
+    text, _ = label_texts(torch.tensor([0.9, 0.8, 0.1]), names, True)
+    assert text == "a" * 22 + "… 90…"
 
 
 def test_which_images_are_pictures():
@@ -147,8 +155,47 @@ def test_small_pictures_are_enlarged_and_framed_in_the_colour_of_the_class():
     assert tuple(drawn[159, 100]) == class_colour(2)
     # The middles of the enlarged pixels of row 20: far from the frame and from the label in a corner.
     np.testing.assert_array_equal(drawn[102, 12:190:5], picture[20, 2:38])
+    wrong = draw_label(picture, "ant", 2, "truth: bee")
+    # White and black dashes all around, and one more label: white on black in the lower left corner.
+    assert set(wrong[159, 100:].flatten().tolist()) == {0, 255}
+    np.testing.assert_array_equal(wrong[1:12, 1:20], drawn[1:12, 1:20])
+    label = wrong[146:158, 2:40]
+    assert (label == label[..., :1]).all() and label.min() == 0 and label.max() > 200
     large = np.zeros((300, 170, 3), np.uint8)
     assert draw_label(large, "ant", 2).shape == large.shape
+
+
+@pytest.mark.parametrize("place", ["file", "file/inside", "locked/inside"])
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_predicted(
+    tiny, tmp_path, monkeypatch, place
+):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "locked").mkdir()
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and allowed(path, mode))
+    task = tiny.classifier()
+    task.predict_step = lambda *_: pytest.fail("predicted")
+    run = tiny.trainer(tmp_path, callbacks=[ClassificationWriter(tmp_path / place)])
+    words = "locked may not be written to" if "locked" in place else "file is no folder"
+    with pytest.raises(OSError, match=f"output.folder: .*{words}; give another --output.folder"):
+        run.predict(task, tiny.Memory(), return_predictions=False)
+    assert (tmp_path / "file").read_text() == "mine" and not list((tmp_path / "locked").iterdir())
+
+
+def test_a_full_disk_names_the_folder_and_leaves_the_old_table(tiny, tmp_path, monkeypatch):
+    task, data = tiny.classifier(), tiny.Memory()
+    predict(tiny, tmp_path, task, data)
+    before = (tmp_path / "out" / "predictions.csv").read_bytes()
+    torch.nn.init.zeros_(task.head.fc.weight)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"output.folder: .*out cannot be written to .*No space.*make room"):
+        predict(tiny, tmp_path, task, data)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+    assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
 
 
 DDP = """
