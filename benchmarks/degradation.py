@@ -43,10 +43,11 @@ PUBLISHED = {
 class Net(nn.Module):
     """A CIFAR trunk with the linear classifier on its last map's mean."""
 
-    def __init__(self, name: str, classes: int) -> None:
+    def __init__(self, name: str, classes: int, zero_init: bool = False) -> None:
         super().__init__()
         kind, _, depth = name.partition("-")
-        self.trunk = CifarResNet(int(depth), shortcut="none" if kind == "plain" else "pad")
+        shortcut = "none" if kind == "plain" else "pad"
+        self.trunk = CifarResNet(int(depth), shortcut=shortcut, zero_init_residual=zero_init)
         self.fc = nn.Linear(self.trunk.levels[-1].channels, classes)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -109,7 +110,8 @@ def train(options: argparse.Namespace) -> None:
     test_images, test_labels = (x.to(device) for x in read(options.data, "test", options.size))
     mean, std = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
     images, test_images = (images - mean) / std, (test_images - mean) / std
-    net = Net(options.net, int(labels.max()) + 1).to(device, memory_format=torch.channels_last).train()
+    net = Net(options.net, int(labels.max()) + 1, options.zero_init)
+    net = net.to(device, memory_format=torch.channels_last).train()
     test_images = test_images.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     careful = net.trunk.depth >= 110
@@ -143,7 +145,7 @@ def train(options: argparse.Namespace) -> None:
             print(f"{options.net}: {row}", flush=True)
             settings = {k: v for k, v in vars(options).items() if k not in ("data", "plot", "tag")}
             write_result(
-                RESULTS / f"degradation_{options.net}{options.tag}.json",
+                RESULTS / f"degradation_{options.net}{'-zero' * options.zero_init}{options.tag}.json",
                 {
                     "settings": settings,
                     "parameters": sum(p.numel() for p in net.parameters()),
@@ -162,45 +164,45 @@ def plot() -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import ScalarFormatter
 
-    results: dict[tuple[str, int], dict] = {}
+    kinds: dict[str, dict[int, dict]] = {"plain": {}, "resnet": {}, "resnet-zero": {}}
     for path in sorted(RESULTS.glob("degradation_*.json")):
-        kind, _, depth = path.stem.removeprefix("degradation_").partition("-")
-        results[kind, int(depth)] = json.loads(path.read_text())
-    depths = sorted({depth for _, depth in results})
-    colours = dict(
-        zip(depths, plt.cm.viridis([i / max(1, len(depths)) for i in range(len(depths))]), strict=True)
-    )
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), sharey=True, constrained_layout=True)
-    titles = {"plain": "plain: without shortcuts", "resnet": "residual: with shortcuts"}
-    for axis, kind in zip(axes, titles, strict=False):
-        for depth in [depth for depth in depths if (kind, depth) in results]:
-            curve = results[kind, depth]["curve"]
+        kind, depth, *zero = path.stem.removeprefix("degradation_").split("-")
+        kinds["-".join([kind, *zero])][int(depth)] = json.loads(path.read_text())
+    depths = sorted({depth for results in kinds.values() for depth in results})
+    shades = plt.cm.viridis([index / len(depths) for index in range(len(depths))])
+    colours = dict(zip(depths, shades, strict=True))
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), sharey=True, constrained_layout=True)
+    for kind, results in kinds.items():
+        axis, style = (axes[0], "-") if kind == "plain" else (axes[1], ":" if kind == "resnet-zero" else "-")
+        for depth, result in sorted(results.items()):
+            curve, colour = result["curve"], colours[depth]
             x = [row["iteration"] for row in curve]
-            axis.plot(x, [row["train_error"] for row in curve], "--", lw=1, color=colours[depth])
-            label = f"{depth} layers: {curve[-1]['test_error']:.1f} %"
-            axis.plot(x, [row["test_error"] for row in curve], lw=2.2, color=colours[depth], label=label)
-        axis.set(title=titles[kind], xlabel="iteration")
-        axis.legend(title="test error at the end (dashed: training)")
-    for kind, style in (("plain", "s--"), ("resnet", "o-")):
-        points = [
-            (depth, results[kind, depth]["curve"][-1]["test_error"])
-            for depth in depths
-            if (kind, depth) in results
-        ]
-        axes[2].plot(
-            *zip(*points, strict=True),
-            style,
-            color="black" if kind == "resnet" else "tab:red",
-            label=titles[kind],
-        )
+            note = ", blocks begin as identities" if kind == "resnet-zero" else ""
+            label = f"{depth} layers{note}: {curve[-1]['test_error']:.1f} %"
+            axis.plot(x, [row["test_error"] for row in curve], style, lw=2.2, color=colour, label=label)
+            if kind != "resnet-zero":
+                axis.plot(x, [row["train_error"] for row in curve], "--", lw=1, color=colour)
+    looks = {
+        "plain": ("s--", "tab:red", "plain"),
+        "resnet": ("o-", "black", "residual"),
+        "resnet-zero": ("o:", "grey", "residual, blocks begin as identities"),
+    }
+    for kind, (style, colour, label) in looks.items():
+        ends = [(depth, result["curve"][-1]["test_error"]) for depth, result in sorted(kinds[kind].items())]
+        if ends:
+            axes[2].plot(*zip(*ends, strict=True), style, color=colour, label=label)
+    axes[0].set(title="plain: without shortcuts", ylabel="error in %")
+    axes[1].set(title="residual: with shortcuts")
     axes[2].set(title="test error at the end", xlabel="layers", xscale="log", xticks=depths)
     axes[2].xaxis.set_major_formatter(ScalarFormatter())
     axes[2].minorticks_off()
-    axes[2].legend()
-    axes[0].set(ylabel="error in %")
+    for axis in axes[:2]:
+        axis.set(xlabel="iteration")
+        axis.legend(title="test error at the end (dashed: training)", fontsize=8)
+    axes[2].legend(fontsize=8)
     for axis in axes:
         axis.grid(alpha=0.3)
-    settings = next(iter(results.values()))["settings"]
+    settings = next(iter(kinds["resnet"].values()))["settings"]
     figure.suptitle(
         f"CIFAR-10 at {settings['size']}x{settings['size']} pixels, {settings['iterations']:,} iterations of "
         f"{settings['batch_size']} images"
@@ -219,6 +221,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, choices=[32, 16], help="pixels per side")
     parser.add_argument("--evaluations", type=int, default=25, help="how often the test images are scored")
+    parser.add_argument(
+        "--zero-init", action="store_true", help="begin each block as the identity (Goyal et al. 2017)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tag", default="", help="appended to the result's file name, for example _seed1")
