@@ -12,43 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from .layers import (
-    Activation,
-    Axes,
-    BlurPool,
-    Norm,
-    SqueezeExcitation,
-    make_activation,
-    make_avg_pool,
-    make_conv,
-    make_norm,
-)
+from .layers import Axes, BlurPool, LayerOptions, SqueezeExcitation, make_avg_pool
 
 Shortcut = Literal["projection", "average", "pad", "none"]
 
 
 @dataclass(frozen=True)
-class BlockOptions:
+class BlockOptions(LayerOptions):
     """What all blocks of a trunk have in common; see :class:`.resnet.ResNet` for the meaning of each."""
 
-    ndim: int = 2
-    norm: Norm = "batch"
-    activation: Activation = "relu"
     shortcut: Shortcut = "projection"
     groups: int = 1
     width_per_group: int = 64
     stride_in_1x1: bool = False
     squeeze_excitation: bool = False
     anti_alias: bool = False
-
-    def make_conv(self, inputs: int, outputs: int, kernel: int, *more: int | Axes) -> nn.Module:
-        return make_conv(self.ndim, inputs, outputs, kernel, *more)
-
-    def make_norm(self, channels: int) -> nn.Module:
-        return make_norm(self.norm, channels, self.ndim)
-
-    def make_activation(self) -> nn.Module:
-        return make_activation(self.activation)
 
 
 @dataclass(frozen=True)

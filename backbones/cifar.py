@@ -10,17 +10,7 @@ from typing import get_args
 from torch import Tensor
 
 from .blocks import BasicBlock, BlockOptions, Shortcut
-from .layers import (
-    Activation,
-    Dimensions,
-    Inflation,
-    Norm,
-    check_choice,
-    initialise_trunk,
-    make_activation,
-    make_conv,
-    make_norm,
-)
+from .layers import Activation, Dimensions, Inflation, Norm, check_choice, initialise_trunk
 from .published import torchvision_name
 from .residual import ResidualTrunk, check_common
 from .weights import load_weights, pretrained_is_skipped
@@ -80,10 +70,10 @@ class CifarResNet(ResidualTrunk):
         self.depth, self.ndim, self.checkpointing = depth, ndim, checkpointing
         options = BlockOptions(ndim=ndim, norm=norm, activation=activation, shortcut=shortcut)
         one, two = (1,) * ndim, (2,) * ndim
-        self.conv1 = make_conv(ndim, in_channels, width)
+        self.conv1 = options.make_conv(in_channels, width, 3)
         if not pre_activation:
-            self.bn1 = make_norm(norm, width, ndim)
-            self.relu = make_activation(activation)
+            self.bn1 = options.make_norm(width)
+            self.relu = options.make_activation()
         counts = ((depth - 2) // 6,) * 3
         self._build_stages(
             BasicBlock, counts, width, [one, two, two], one, options, pre_activation, stochastic_depth

@@ -6,7 +6,6 @@ Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -19,15 +18,14 @@ from .layers import (
     Axes,
     Dimensions,
     Inflation,
+    LayerOptions,
     Norm,
     check_choice,
     check_strides,
-    make_activation,
     make_avg_pool,
-    make_conv,
     make_max_pool,
-    make_norm,
     run_checkpointed,
+    times,
 )
 from .published import torchvision_name
 from .weights import load_weights, pretrained_is_skipped
@@ -45,40 +43,22 @@ BOTTLENECK = 4  # the 1x1 convolution of a layer has four times as many channels
 PLACES = ("stem", "max pool", "transition1", "transition2", "transition3")
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What all layers of a DenseNet have in common; see :class:`DenseNet` for the meaning of each."""
-
-    ndim: int
-    norm: Norm
-    activation: Activation
-
-    def make_conv(self, inputs: int, outputs: int, kernel: int, stride: int | Axes = 1) -> nn.Module:
-        return make_conv(self.ndim, inputs, outputs, kernel, stride)
-
-    def make_norm(self, channels: int) -> nn.Module:
-        return make_norm(self.norm, channels, self.ndim)
-
-    def make_activation(self) -> nn.Module:
-        return make_activation(self.activation)
-
-
 class DenseLayer(nn.Module):
     """Reads all maps before it and adds one: norm, activation, 1x1, norm, activation, 3x3.
 
     Args:
         inputs: channels of all maps before it together.
         growth: channels of the map that it adds.
-        kind: shared by all layers.
+        options: shared by all layers.
     """
 
-    def __init__(self, inputs: int, growth: int, kind: Kind) -> None:
+    def __init__(self, inputs: int, growth: int, options: LayerOptions) -> None:
         super().__init__()
-        self.norm1 = kind.make_norm(inputs)
-        self.conv1 = kind.make_conv(inputs, BOTTLENECK * growth, 1)
-        self.norm2 = kind.make_norm(BOTTLENECK * growth)
-        self.conv2 = kind.make_conv(BOTTLENECK * growth, growth, 3)
-        self.act = kind.make_activation()
+        self.norm1 = options.make_norm(inputs)
+        self.conv1 = options.make_conv(inputs, BOTTLENECK * growth, 1)
+        self.norm2 = options.make_norm(BOTTLENECK * growth)
+        self.conv2 = options.make_conv(BOTTLENECK * growth, growth, 3)
+        self.act = options.make_activation()
 
     def forward(self, *maps: Tensor) -> Tensor:
         """Map several ``[B, C_i, *S]`` to ``[B, growth, *S]``."""
@@ -93,16 +73,18 @@ class DenseBlock(nn.Module):
         inputs: channels of the input.
         growth: channels that every layer adds.
         count: number of layers.
-        kind: shared by all layers.
+        options: shared by all layers.
         checkpointing: keep only each layer's own map in training. The concatenations and norms, whose
             memory grows with the square of the number of layers, are computed again (Pleiss et al. 2017).
     """
 
-    def __init__(self, inputs: int, growth: int, count: int, kind: Kind, checkpointing: bool) -> None:
+    def __init__(
+        self, inputs: int, growth: int, count: int, options: LayerOptions, checkpointing: bool
+    ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
         for index in range(count):
-            layer = DenseLayer(inputs + index * growth, growth, kind)
+            layer = DenseLayer(inputs + index * growth, growth, options)
             self.add_module(f"denselayer{index + 1}", layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,14 +102,14 @@ class Transition(nn.Module):
     Args:
         inputs: channels of the block before; half as many come out.
         stride: of the pool, per axis; 1 on every axis for none.
-        kind: shared by all layers.
+        options: shared by all layers.
     """
 
-    def __init__(self, inputs: int, stride: Axes, kind: Kind) -> None:
+    def __init__(self, inputs: int, stride: Axes, options: LayerOptions) -> None:
         super().__init__()
-        self.norm = kind.make_norm(inputs)
-        self.act = kind.make_activation()
-        self.conv = kind.make_conv(inputs, inputs // 2, 1)
+        self.norm = options.make_norm(inputs)
+        self.act = options.make_activation()
+        self.conv = options.make_conv(inputs, inputs // 2, 1)
         self.pool = nn.Identity() if max(stride) == 1 else make_avg_pool(stride, round_up=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,15 +175,15 @@ class DenseNet(Backbone):
         check_choice("inflation", inflation, get_args(Inflation))
         if in_channels < 1:
             raise ValueError(f"in_channels is {in_channels}; an image has at least one channel")
-        kind = Kind(ndim, norm, activation)
+        options = LayerOptions(ndim, norm, activation)
         stem, pool, *steps = check_strides(strides, PLACES, ndim)
         self.depth, self.ndim, self.checkpointing = depth, ndim, checkpointing
         width = ARCHITECTURES[depth][0]
-        self.conv0 = kind.make_conv(in_channels, width, 7, stem)
-        self.norm0 = kind.make_norm(width)
-        self.act0 = kind.make_activation()
+        self.conv0 = options.make_conv(in_channels, width, 7, stem)
+        self.norm0 = options.make_norm(width)
+        self.act0 = options.make_activation()
         self.pool0 = nn.Identity() if max(pool) == 1 else make_max_pool(3, pool)
-        self._build_stages(_times(stem, pool), steps, kind)
+        self._build_stages(times(stem, pool), steps, options)
         for layer in self.modules():
             if isinstance(layer, _ConvNd):
                 # Over the inputs (He et al. 2015, as torchvision): over the outputs, as in a ResNet, layers
@@ -212,24 +194,24 @@ class DenseNet(Backbone):
             load_weights(self, name, inflation=inflation)
         self._freeze_stages(frozen_stages)
 
-    def _build_stages(self, stride: Axes, steps: list[Axes], kind: Kind) -> None:
+    def _build_stages(self, stride: Axes, steps: list[Axes], options: LayerOptions) -> None:
         # The stem and the max pool round sizes up, the transitions round down and must leave one cell.
-        shrinking = (1,) * kind.ndim
+        shrinking = (1,) * options.ndim
         for step in steps:
-            shrinking = _times(shrinking, step)
+            shrinking = times(shrinking, step)
         self.smallest = tuple((cells - 1) * first + 1 for cells, first in zip(shrinking, stride, strict=True))
         channels, growth, counts = ARCHITECTURES[self.depth]
         levels = []
         for index, count in enumerate(counts, start=1):
-            block = DenseBlock(channels, growth, count, kind, self.checkpointing)
+            block = DenseBlock(channels, growth, count, options, self.checkpointing)
             self.add_module(f"denseblock{index}", block)
             channels += count * growth
             levels.append(FeatureLevel(channels, stride))
             if index < len(counts):
-                self.add_module(f"transition{index}", Transition(channels, steps[index - 1], kind))
-                channels, stride = channels // 2, _times(stride, steps[index - 1])
-        self.norm5 = kind.make_norm(channels)
-        self.act5 = kind.make_activation()
+                self.add_module(f"transition{index}", Transition(channels, steps[index - 1], options))
+                channels, stride = channels // 2, times(stride, steps[index - 1])
+        self.norm5 = options.make_norm(channels)
+        self.act5 = options.make_activation()
         self.levels = tuple(levels)
 
     def _freeze_stages(self, count: int) -> None:
@@ -260,10 +242,6 @@ class DenseNet(Backbone):
             level, x = getattr(self, f"transition{index}")(x)
             maps.append(level)
         return [*maps, self.act5(self.norm5(self.denseblock4(x)))]
-
-
-def _times(a: Axes, b: Axes) -> Axes:
-    return tuple(x * y for x, y in zip(a, b, strict=True))
 
 
 def _sizes(size: Iterable[int]) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -43,6 +44,11 @@ def per_axis(argument: str, value: int | Sequence[int], ndim: int) -> Axes:
             f"{argument} is {value!r}; give one number, or {ndim} (one per axis), at least 1 each"
         )
     return axes
+
+
+def times(a: Axes, b: Axes) -> Axes:
+    """Multiply two strides, axis by axis."""
+    return tuple(x * y for x, y in zip(a, b, strict=True))
 
 
 def check_strides(
@@ -207,6 +213,24 @@ def make_activation(activation: Activation) -> nn.Module:
     return kinds[activation](inplace=True)
 
 
+@dataclass(frozen=True)
+class LayerOptions:
+    """What all layers of a trunk have in common: number of axes, kind of norm and of activation."""
+
+    ndim: Dimensions = 2
+    norm: Norm = "batch"
+    activation: Activation = "relu"
+
+    def make_conv(self, inputs: int, outputs: int, kernel: int, *more: int | Axes) -> nn.Module:
+        return make_conv(self.ndim, inputs, outputs, kernel, *more)
+
+    def make_norm(self, channels: int) -> nn.Module:
+        return make_norm(self.norm, channels, self.ndim)
+
+    def make_activation(self) -> nn.Module:
+        return make_activation(self.activation)
+
+
 def make_max_pool(kernel: int, stride: Axes) -> nn.MaxPool2d | nn.MaxPool3d:
     """Build a max pool with an odd kernel that rounds sizes up."""
     kind = nn.MaxPool2d if len(stride) == 2 else nn.MaxPool3d
@@ -216,7 +240,7 @@ def make_max_pool(kernel: int, stride: Axes) -> nn.MaxPool2d | nn.MaxPool3d:
 def make_avg_pool(stride: Axes, round_up: bool = True) -> nn.AvgPool2d | nn.AvgPool3d:
     """Build an average pool over cells of ``stride``; what lies outside the map does not count."""
     kind = nn.AvgPool2d if len(stride) == 2 else nn.AvgPool3d
-    return kind(stride, stride, ceil_mode=round_up, count_include_pad=False)
+    return kind(stride, stride, ceil_mode=round_up)
 
 
 def run_checkpointed(module: nn.Module, *inputs: Tensor | None) -> Tensor:
@@ -225,22 +249,31 @@ def run_checkpointed(module: nn.Module, *inputs: Tensor | None) -> Tensor:
     The second run draws the same random numbers and leaves running statistics alone: batch norms would
     otherwise count every batch twice.
     """
-    contexts = lambda: (contextlib.nullcontext(), _statistics_kept(module))  # noqa: E731
+    if torch.compiler.is_compiling():  # a compiled graph holds each update of the statistics once
+        return checkpoint(module, *inputs, use_reentrant=False)
+    contexts = lambda: (contextlib.nullcontext(), _StatisticsKept(module))  # noqa: E731
     return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-@contextlib.contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Give batch norms copies of their statistics to update; their own come back untouched."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    kept = [dict(norm._buffers) for norm in norms]
-    for norm, buffers in zip(norms, kept, strict=True):
-        norm._buffers.update({name: None if x is None else x.clone() for name, x in buffers.items()})
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept, strict=True):
+class _StatisticsKept:
+    """Gives batch norms copies of their statistics to update; their own come back untouched.
+
+    It can be entered again: a graph that is kept goes backward, and so runs the module, more than once.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+        self.kept: list[dict[str, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self.kept = [dict(norm._buffers) for norm in self.norms]
+        for norm, buffers in zip(self.norms, self.kept, strict=True):
+            norm._buffers.update({name: None if x is None else x.clone() for name, x in buffers.items()})
+
+    def __exit__(self, *error: object) -> None:
+        for norm, buffers in zip(self.norms, self.kept, strict=True):
             norm._buffers.update(buffers)
+        self.kept = []
 
 
 def initialise_trunk(module: nn.Module) -> None:

@@ -81,6 +81,8 @@ class Plan:
         report: what will become of every tensor.
         copies: pairs of a tensor of the module and its value.
         convention: of a detectron2 file, else None.
+        other_network: why the source is another residual network than the model, though most tensors may
+            fit; "" if it is not.
 
     Raises:
         ValueError: naming the source, if its names are ambiguous.
@@ -101,8 +103,10 @@ class Plan:
             self.report.prefix = encoder_prefix(weights.state)
         except ValueError as error:
             raise ValueError(f"{weights.label}: {error}") from error
+        # A head (or neck) without a single tensor of ours is of another kind: skipped, like a missing one.
+        shared = {slot[0] for slot in self.source if slot in self.target} | {TRUNK}
         parts = {part for part, _ in self.target}
-        self.parts = {part for part, _ in self.source if part in parts} - {OTHER}
+        self.parts = {part for part, _ in self.source if part in parts & shared} - {OTHER}
         self.mismatches: list[str] = []
         self.absorbed: set[str] = set()
         for slot, entry in self.target.items():
@@ -112,6 +116,7 @@ class Plan:
         used = len(self.report.matched) + len(self.report.adapted)
         unused = len(self.mismatches) + max(len(self.report.missing), leftover)
         self.report.fraction = used / max(1, used + unused)
+        self.other_network = self._other_network()
 
     def _place(self, target: Entry, source: Entry | None) -> None:
         if target.name.endswith("num_batches_tracked"):
@@ -226,7 +231,8 @@ class Plan:
         if entry.part == OTHER:
             reason = "belongs to no trunk, neck or head"
         elif entry.part not in self.parts:
-            reason = f"the model has no {entry.part}"
+            other = any(part == entry.part for part, _ in self.target)
+            reason = f"the model has {'another kind of' if other else 'no'} {entry.part}"
         elif self._other_norm(entry):
             reason = _OTHER_NORM
         elif entry.key in self.absorbed:
@@ -239,14 +245,50 @@ class Plan:
         self.report.skipped[entry.key] = reason
         return False
 
+    def _other_network(self) -> str:
+        tables = (self.source, self.target)
+        theirs, ours = ({name for part, name in table if part == TRUNK} for table in tables)
+        if not all("layer1.0.conv1.weight" in names for names in (theirs, ours)):
+            return ""
+        for names, first in ((theirs, "source"), (ours, "model")):
+            if "bn1.weight" not in names and "bn1.weight" in theirs | ours:
+                value = str(first == "source").lower()
+                return f"only the {first}'s norms stand before their convolutions: pre_activation: {value}"
+        stems = ("conv1.0.weight", "deep"), ("conv1.weight", "7x7")
+        theirs_is, ours_is = (
+            next((stem for key, stem in stems if key in names), "") for names in (theirs, ours)
+        )
+        if theirs_is and ours_is and theirs_is != ours_is:
+            return f"the source has another stem: stem: {theirs_is}"
+        has, needs = (any(".downsample." in name for name in names) for names in (theirs, ours))
+        if needs and not has:
+            return "the source's shortcuts have no weights, the model's have: shortcut: pad or none"
+        if has and not needs:
+            return "the source's shortcuts have weights, the model's have none: shortcut: projection"
+        return ""
+
     def complaint(self, minimum: float) -> str:
-        """Say what does not fit, and what to do about it."""
+        """Say what does not fit, and what to do about it.
+
+        Args:
+            minimum: smallest acceptable fraction; 1 if every tensor is needed.
+        """
         report = self.report
         filled = len(report.matched) + len(report.adapted)
         lines = [
             f"{report.source} fits {self._describe()} by {100 * report.fraction:.0f} %, at least "
             f"{100 * minimum:.0f} % are needed; nothing was loaded. {filled} tensors match"
         ]
+        if self.other_network:
+            start = f"{report.source} is of another network than {self._describe()}; nothing was loaded"
+            lines = [start, self.other_network]
+        elif minimum == 1:
+            start = f"{report.source} fits {self._describe()} only in part; nothing was loaded"
+            lines = [f"{start}. {filled} tensors match"]
+            absent = {part for part, _ in self.target} - self.parts - {OTHER}
+            lines += [f"the source has no {part} of this kind" for part in sorted(absent)]
+        if self.mismatches:
+            lines.append(f"{len(self.mismatches)} have another shape: {some(self.mismatches, '; ')}")
         unknown = [key for key, note in report.skipped.items() if note == _UNKNOWN]
         if self.mismatches:
             lines.append(f"{len(self.mismatches)} have another shape: {some(self.mismatches, '; ')}")
@@ -254,7 +296,7 @@ class Plan:
             lines.append(f"{len(unknown)} of the source are unknown to the model: {some(unknown)}")
         if report.missing:
             lines.append(f"{len(report.missing)} of the model are not in the source: {some(report.missing)}")
-        if not self.parts:
+        if not self.parts and minimum < 1:
             lines.append(f"the source holds none of the model's parts, but {some([*self.report.skipped])}")
         tables = (self.source, self.target)
         theirs, ours = (block_counts(name for part, name in table if part == TRUNK) for table in tables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 
 def torchvision_name(weights: str, family: str | None, network: str) -> str:
@@ -16,6 +17,9 @@ def torchvision_name(weights: str, family: str | None, network: str) -> str:
     Raises:
         ValueError: if the name is of another network, or there is none (before anything is downloaded).
     """
+    if weights == "timm" and not Path(weights).exists():
+        other = "or null" if family is None else "torchvision, or null"
+        raise ValueError(f"weights timm are for a TimmBackbone, not for {network}; give a file, {other}")
     named = re.fullmatch(r"(\w+)_Weights\.\w+", weights)
     if weights != "torchvision" and not re.fullmatch(r"IMAGENET1K_\w+", weights) and not named:
         return weights

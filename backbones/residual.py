@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .base import Backbone, FeatureLevel
 from .blocks import BlockOptions, Place, ResidualBlock, Shortcut
-from .layers import Activation, Axes, Dimensions, Norm, check_choice, run_checkpointed
+from .layers import Activation, Axes, Dimensions, Norm, check_choice, run_checkpointed, times
 
 
 class ResidualTrunk(Backbone):
@@ -56,7 +56,7 @@ class ResidualTrunk(Backbone):
         for index, (name, count) in enumerate(zip(self.stage_names, counts, strict=True)):
             previous = dilation
             step, dilation = _trade_for_dilation(steps[index], dilation, stride, output_stride)
-            stride = tuple(a * b for a, b in zip(stride, step, strict=True))
+            stride = times(stride, step)
             stage = nn.Sequential()
             for number in range(count):
                 position += 1

@@ -20,9 +20,8 @@ from .layers import (
     check_choice,
     check_strides,
     initialise_trunk,
-    make_activation,
     make_max_pool,
-    make_norm,
+    times,
 )
 from .published import torchvision_name
 from .residual import ResidualTrunk, check_common
@@ -74,7 +73,8 @@ class ResNet(ResidualTrunk):
         in_channels: channels of the image. Pretrained weights for three are summed (one channel) or
             repeated and rescaled (any other number).
         output_stride: 32, or 16 or 8 to replace the stride of the last one or two stages by dilation. Every
-            cell of the undilated network keeps its value; new cells lie between.
+            cell of the undilated network keeps its value; new cells lie between. (Not so with ``anti_alias``
+            or ``average`` shortcuts: their filters are left out together with the stride.)
         zero_init_residual: start every block as the identity (Goyal et al. 2017) by zeroing its last norm
             (its last convolution with ``pre_activation``).
         ndim: 2 for images ``[B, C, H, W]``, 3 for volumes ``[B, C, D, H, W]``.
@@ -93,7 +93,8 @@ class ResNet(ResidualTrunk):
         squeeze_excitation: a gate on the channels at the end of every block (Hu et al. 2018).
         stochastic_depth: rate at which the last block's branch is left out in training, for each image by
             itself; it grows linearly from block to block (Huang et al. 2016).
-        anti_alias: subsample by a blur behind the strided 3x3 convolutions and the max pool (Zhang 2019).
+        anti_alias: subsample by a blur behind the blocks' strided 3x3 convolutions and the max pool (Zhang
+            2019); stem and shortcuts keep their strides, as in timm's ``resnetblur50``.
         checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again: less
             memory, about a third more time, the same result.
         strides: of the stem, the max pool and the stages ``layer2`` to ``layer4``: five entries of 1 or 2,
@@ -158,11 +159,10 @@ class ResNet(ResidualTrunk):
         first, pool, *steps = check_strides(strides, ("stem", "max pool", "layer2", "layer3", "layer4"), ndim)
         self.conv1 = _make_stem(stem, in_channels, width, first, options)
         if not pre_activation:
-            self.bn1 = make_norm(norm, width, ndim)
-            self.relu = make_activation(activation)
+            self.bn1 = options.make_norm(width)
+            self.relu = options.make_activation()
         self.maxpool = _make_pool(width, pool, anti_alias)
-        stride = tuple(a * b for a, b in zip(first, pool, strict=True))
-        steps = [(1,) * ndim, *steps]
+        steps, stride = [(1,) * ndim, *steps], times(first, pool)
         self._build_stages(
             block, counts, width, steps, stride, options, pre_activation, stochastic_depth, output_stride
         )
@@ -170,8 +170,8 @@ class ResNet(ResidualTrunk):
         if zero_init_residual:
             self._zero_branches(norm, shortcut)
         if weights is not None and not pretrained_is_skipped():
-            family = TORCHVISION_FAMILIES.get((depth, groups, width_per_group))
-            load_weights(self, torchvision_name(weights, family, f"depth {depth}"), inflation=inflation)
+            family, network = _published(depth, options, width, pre_activation, stem)
+            load_weights(self, torchvision_name(weights, family, network), inflation=inflation)
         self._freeze_stages(frozen_stages)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -186,7 +186,10 @@ def _check_block(block: type[ResidualBlock], options: BlockOptions, width: int) 
     if block is BasicBlock:
         for name, value in (("groups", 1), ("width_per_group", 64), ("stride_in_1x1", False)):
             if getattr(options, name) != value:
-                raise ValueError(f"{name} is for bottlenecks (depth 26, 50 and up); basic blocks have none")
+                raise ValueError(
+                    f"{name} is for bottlenecks (depth 26, 50 and up); basic blocks have none: set {name} to "
+                    f"{str(value).lower()}"
+                )
     if options.groups < 1 or options.width_per_group < 1 or width * options.width_per_group < 64:
         raise ValueError(
             f"groups {options.groups} and width_per_group {options.width_per_group} leave no channel; both "
@@ -194,6 +197,26 @@ def _check_block(block: type[ResidualBlock], options: BlockOptions, width: int) 
         )
     if options.anti_alias and options.stride_in_1x1:
         raise ValueError("anti_alias blurs behind the 3x3 convolution; it needs stride_in_1x1: false")
+
+
+def _published(
+    depth: int, options: BlockOptions, width: int, pre_activation: bool, stem: Stem
+) -> tuple[str | None, str]:
+    """Return what torchvision calls a network with these parameters, if it has it, and how errors call it."""
+    usual = {
+        "groups": (options.groups, 1),
+        "width_per_group": (options.width_per_group, 64),
+        "width": (width, 64),
+        "stem": (stem, "7x7"),
+        "pre_activation": (pre_activation, False),
+        "shortcut": (options.shortcut, "projection"),
+        "squeeze_excitation": (options.squeeze_excitation, False),
+    }
+    other = [f"{name} {str(value).lower()}" for name, (value, default) in usual.items() if value != default]
+    network = ", ".join([f"depth {depth}", *other])
+    if all(note.startswith(("groups", "width_per_group", "shortcut average")) for note in other):
+        return TORCHVISION_FAMILIES.get((depth, options.groups, options.width_per_group)), network
+    return None, network
 
 
 def _make_stem(stem: Stem, inputs: int, width: int, stride: Axes, options: BlockOptions) -> nn.Module:

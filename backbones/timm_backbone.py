@@ -35,8 +35,8 @@ class TimmBackbone(Backbone):
     allows it, images may have any size. timm is an extra: ``pip install 'trunkline[timm]'``.
 
     Some of timm's models were trained with another normalisation than ImageNet's mean and deviation; after
-    loading published weights ``expected_pixels`` holds theirs (mean, deviation), for the task to
-    be compared with.
+    loading published weights ``expected_pixels`` holds theirs (mean, deviation), and a task with other values
+    raises an error that names them (:func:`.weights.check_pixels`).
 
     Args:
         name: of a model of timm, with or without the tag of its weights: ``convnext_tiny``,
@@ -59,7 +59,7 @@ class TimmBackbone(Backbone):
     Raises:
         ValueError: if timm is missing or does not know the name or an option, if an argument is none of the
             values above or cannot be had for this network, or if the weights do not fit.
-        RuntimeError: if the weights could not be fetched.
+        OSError: if the weights could not be fetched.
     """
 
     def __init__(
@@ -301,7 +301,7 @@ def _create_pretrained(timm: ModuleType, name: str, settings: dict[str, Any]) ->
     try:
         return timm.create_model(name, pretrained=True, **settings)
     except Exception as error:  # the blueprint was built, so this is the hub, the network or the cache
-        raise RuntimeError(
+        raise OSError(
             f"timm could not fetch the weights of {name} ({_first_line(error)}); check the network, or "
             "download the file by other means and give its path"
         ) from error

@@ -63,7 +63,7 @@ def read_weights(source: Source) -> Weights:
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if the source cannot be read as weights.
-        RuntimeError: if weights could not be downloaded.
+        OSError: if weights could not be downloaded.
     """
     if isinstance(source, Mapping):
         return _unwrap(source, "the state dict")
@@ -84,7 +84,7 @@ def _download(name: str) -> Weights:
     try:
         state = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(
+        raise OSError(
             f"{name} could not be downloaded from {weights.url} ({error}); download it by other means "
             "and give the path of the file"
         ) from error
@@ -100,6 +100,8 @@ def open_file(path: Path) -> object:
         FileNotFoundError: if there is no such file.
         ValueError: if it is none of these, or holds more than tensors, arrays and plain values.
     """
+    if path.is_dir():
+        raise FileNotFoundError(f"weights {path}: that is a folder; give the file in it")
     if not path.is_file():
         raise FileNotFoundError(f"weights {path}: no such file, and not the name of torchvision weights")
     opener, needed = _opener(path)
@@ -108,10 +110,27 @@ def open_file(path: Path) -> object:
     except ImportError as error:
         raise ValueError(f"{path} is a safetensors file; to read it, pip install safetensors") from error
     except Exception as error:  # these readers raise nearly anything on a file that is not theirs
-        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        said = [f"it asks for {forbidden[1]}"] if forbidden else str(error).splitlines()[:1]
-        cause = ": ".join([type(error).__name__, *said])
-        raise ValueError(f"{path} cannot be read as weights ({cause}); {needed}") from error
+        raise ValueError(f"{path} cannot be read as weights ({_cause(path, error)}); {needed}") from error
+
+
+def _cause(path: Path, error: Exception) -> str:
+    """Say why a file could not be read, without torch's advice to run the code in it."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return "it is empty"
+    if start.lstrip()[:1] == b"<":
+        return "it is a web page; download the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file itself with git lfs pull"
+    if start.startswith(b"PK") and "central directory" in str(error):
+        return "its end is missing; download it again"
+    forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
+    inner = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    said = (
+        [f"it asks for {forbidden[1]}"] if forbidden else [inner[1]] if inner else str(error).splitlines()[:1]
+    )
+    return ": ".join([type(error).__name__, *said])
 
 
 def _opener(path: Path) -> tuple[Callable[[Path], object], str]:

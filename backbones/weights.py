@@ -15,7 +15,7 @@ from .adapt import COCO_CATEGORY_IDS
 from .base import Backbone
 from .detectron2 import trunk_of, unmet_settings, wrong_pixels
 from .layers import Inflation, check_choice
-from .plan import LoadReport, Plan
+from .plan import LoadReport, Plan, some
 from .weight_files import Source, Weights, read_weights
 
 __all__ = [
@@ -93,7 +93,9 @@ def load_weights(
             checkpoint), a ``.safetensors`` file, a ``.pkl`` of detectron2's model zoo, the name of
             torchvision weights such as ``ResNet50_Weights.IMAGENET1K_V2``, or a state dict. No code in a file
             is run.
-        minimum: smallest acceptable ``fraction`` of the report, 0 to 1.
+        minimum: smallest acceptable ``fraction`` of the report, 0 to 1. Above 0 residual networks must also
+            be of the same kind: the stem, norms before or behind the convolutions, shortcuts with weights or
+            without. So few tensors tell them apart that the fraction would not.
         inflation: ``centre`` or ``mean``, how 2-D kernels fill 3-D ones, see :func:`.adapt.inflate`.
         check_settings: whether to refuse detectron2's weights for a module with other settings than theirs.
 
@@ -102,9 +104,9 @@ def load_weights(
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the source cannot be read as weights, fits less than ``minimum``, or needs other
-            settings; or if ``inflation`` is neither.
-        RuntimeError: if weights could not be downloaded.
+        ValueError: if the source cannot be read as weights, fits less than ``minimum``, needs other
+            settings, or holds values that are not finite; or if ``inflation`` is neither.
+        OSError: if weights could not be downloaded.
         TypeError: if ``module`` is no backbone and no task.
     """
     if not (isinstance(module, Backbone) or {"backbone", "head"} <= dict(module.named_children()).keys()):
@@ -115,7 +117,7 @@ def load_weights(
     check_choice("inflation", inflation, get_args(Inflation))
     plan = Plan(module, read_weights(source), inflation)
     report = plan.report
-    if report.fraction < minimum:
+    if report.fraction < minimum or (plan.other_network and minimum > 0):
         raise ValueError(plan.complaint(minimum))
     if plan.convention is not None and check_settings:
         changes = unmet_settings(module, plan.convention)
@@ -124,6 +126,13 @@ def load_weights(
                 f"{report.source} was trained with other settings than this model has; nothing was loaded. "
                 "Set\n  " + "\n  ".join(changes)
             )
+    names = {id(entry.tensor): entry.key for entry in plan.target.values()}
+    wild = [names[id(target)] for target, value in plan.copies if not value.isfinite().all()]
+    if wild:
+        raise ValueError(
+            f"{report.source} holds values that are not finite, for {some(wild)}; nothing was loaded. Give "
+            "weights from before they became so"
+        )
     with torch.no_grad():
         for target, value in plan.copies:
             target.copy_(value)

@@ -86,7 +86,7 @@ def _relatives() -> list[Row]:
 
 def _small() -> list[Row]:
     rows = []
-    for depth in (20, 32, 44, 56, 110):
+    for depth in (20, 32, 44, 56, 110, 1202):
         rows.append(Row(f"ResNet-{depth}", "CifarResNet", {"depth": depth}, (32, 32), 10))
     for depth in (20, 32, 44, 56):
         plain = {"depth": depth, "shortcut": "none"}

@@ -179,9 +179,9 @@ def test_tiny_images_pass(size):
         ({"stem": "3x3"}, "stem is '3x3'; allowed are '7x7', 'deep'"),
         ({"inflation": "max"}, "inflation is 'max'; allowed are 'centre', 'mean'"),
         ({"width": 0}, "width is 0"),
-        ({"depth": 18, "groups": 2}, "groups is for bottlenecks"),
+        ({"depth": 18, "groups": 2}, "groups is for bottlenecks .*: set groups to 1"),
         ({"depth": 34, "width_per_group": 128}, "width_per_group is for bottlenecks"),
-        ({"depth": 18, "stride_in_1x1": True}, "stride_in_1x1 is for bottlenecks"),
+        ({"depth": 18, "stride_in_1x1": True}, "stride_in_1x1 is for bottlenecks .* to false"),
         ({"width_per_group": 0}, "leave no channel"),
         ({"stochastic_depth": 1.0}, "stochastic_depth is 1.0; a rate"),
         ({"stochastic_depth": 0.1, "shortcut": "none"}, "stochastic_depth needs shortcuts"),
@@ -207,6 +207,10 @@ def test_short_names_of_weights_are_completed():
     assert torchvision_name("folder/file.pth", None, "x") == "folder/file.pth"
     with pytest.raises(ValueError, match="torchvision has no weights for depth 200; give a file"):
         torchvision_name("torchvision", None, "depth 200")
+    with pytest.raises(ValueError, match="timm are for a TimmBackbone, .* give a file, torchvision, or null"):
+        torchvision_name("timm", "ResNet18", "depth 18")
+    with pytest.raises(ValueError, match="not for depth 200; give a file, or null"):
+        torchvision_name("timm", None, "depth 200")
 
 
 @pytest.mark.parametrize(
@@ -218,6 +222,9 @@ def test_short_names_of_weights_are_completed():
         ({"depth": 50, "width_per_group": 128}, "Wide_ResNet50_2_Weights.DEFAULT"),
         ({"depth": 101, "width_per_group": 128}, "Wide_ResNet101_2_Weights.DEFAULT"),
         ({"depth": 34}, "ResNet34_Weights.DEFAULT"),
+        # their parameters are those of the published network
+        ({"depth": 50, "shortcut": "average", "anti_alias": True}, "ResNet50_Weights.DEFAULT"),
+        ({"depth": 18, "activation": "silu", "ndim": 3, "in_channels": 1}, "ResNet18_Weights.DEFAULT"),
     ],
 )
 def test_weights_of_each_family_are_those_of_its_name(arguments, asked, monkeypatch):
@@ -227,6 +234,27 @@ def test_weights_of_each_family_are_those_of_its_name(arguments, asked, monkeypa
         ResNet(**arguments, weights="torchvision")
     assert sources == [asked]
     torchvision.models.get_weight(asked)  # there is such a name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "network"),
+    [
+        ({"groups": 2}, "groups 2"),
+        ({"width": 32}, "width 32"),
+        ({"stem": "deep"}, "stem deep"),
+        ({"shortcut": "pad"}, "shortcut pad"),
+        ({"shortcut": "none"}, "shortcut none"),
+        ({"pre_activation": True}, "pre_activation true"),
+        (
+            {"squeeze_excitation": True, "groups": 32, "width_per_group": 4},
+            "groups 32, .*, squeeze_excitation true",
+        ),
+    ],
+)
+@pytest.mark.parametrize("weights", ["torchvision", "IMAGENET1K_V1", "ResNet50_Weights.DEFAULT"])
+def test_networks_that_torchvision_has_no_weights_for_are_named(arguments, network, weights):
+    with pytest.raises(ValueError, match=f"torchvision has no weights for depth 50, {network}; give a file"):
+        ResNet(50, weights=weights, **arguments)
 
 
 def test_channels_last_and_bfloat16_pass_through():

@@ -292,6 +292,30 @@ def test_batch_norms_count_batches_again_after_a_checkpointed_step():
     assert {int(m.num_batches_tracked) for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {3}
 
 
+def test_a_kept_graph_of_checkpointed_blocks_goes_backward_twice():
+    net = tiny(10, checkpointing=True)
+    loss = net(torch.randn(2, 3, 32, 32))[-1].square().mean()
+    first, second = (torch.autograd.grad(loss, net.conv1.weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.any()
+    assert {int(m.num_batches_tracked) for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pre_activation", [False, True])
+def test_a_compiled_checkpointed_step_is_the_ordinary_one(pre_activation):
+    """Without a graph break, and each batch counts once."""
+    plain = tiny(10, checkpointing=True, pre_activation=pre_activation)
+    compiled = copy.deepcopy(plain)
+    run = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    image = torch.randn(2, 3, 32, 32)
+    for net in (plain, run):
+        sum(x.square().mean() for x in net(image)).backward()
+    for (key, x), y in zip(plain.state_dict().items(), compiled.state_dict().values(), strict=True):
+        torch.testing.assert_close(x, y, msg=key)
+    for (key, p), q in zip(plain.named_parameters(), compiled.named_parameters(), strict=True):
+        torch.testing.assert_close(q[1].grad, p.grad, msg=key)
+
+
 def test_frozen_stages_hold_for_every_variant():
     for net in (
         tiny(26, pre_activation=True, stem="deep", frozen_stages=2),

@@ -297,7 +297,7 @@ def test_published_weights_are_asked_for_and_a_failure_is_explained(tmp_path):
         TimmBackbone("test_convnext", options=local).model.stem_0.weight, whole.stem[0].weight
     )
     nowhere = {"pretrained_cfg_overlay": {"file": str(tmp_path / "missing.pth")}}
-    with pytest.raises(RuntimeError, match="could not fetch the weights of test_convnext .*give its path"):
+    with pytest.raises(OSError, match="could not fetch the weights of test_convnext .*give its path"):
         TimmBackbone("test_convnext", weights="timm", options=nowhere)
     with skip_pretrained():
         TimmBackbone("test_convnext", weights="timm", options=nowhere)

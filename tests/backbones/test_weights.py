@@ -12,7 +12,7 @@ from torchvision.models import _api
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from trunkline.backbones import FPN, ResNet, load_weights
+from trunkline.backbones import FPN, CifarResNet, ResNet, load_weights
 from trunkline.backbones.weights import explain_mismatch, pretrained_is_skipped, skip_pretrained
 
 
@@ -98,7 +98,7 @@ def test_a_trunk_can_be_skipped_while_its_task_is_not():
 
 def test_a_state_dict_of_another_depth_is_explained():
     text = explain_mismatch(ResNet(18), ResNet(34).state_dict(), "last.ckpt")
-    assert text.startswith("last.ckpt fits ResNet of depth 18 by 56 %")
+    assert text.startswith("last.ckpt fits ResNet of depth 18 only in part; nothing was loaded.")
     assert "3+4+6+3 basic blocks, the model's 2+2+2+2 basic blocks: is it of another depth?" in text
 
 
@@ -281,10 +281,43 @@ def test_minimum_is_the_share_that_decides():
 
 
 @pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        ({}, {"pre_activation": True}, "only the model's norms stand before .* pre_activation: false"),
+        ({"pre_activation": True}, {}, "only the source's norms stand before .* pre_activation: true"),
+        ({"shortcut": "projection"}, {}, "the source's shortcuts have weights, .* shortcut: projection"),
+        ({"shortcut": "none"}, {"shortcut": "projection"}, "the source's shortcuts have no weights"),
+    ],
+)
+def test_other_networks_are_refused_though_nearly_all_tensors_fit(theirs, ours, message):
+    source, net = CifarResNet(110, **theirs), CifarResNet(110, **ours)
+    before = state_of(net)
+    with pytest.raises(ValueError, match=f"(?s)nothing was loaded.*{message}"):
+        load_weights(net, source.state_dict())
+    assert same(net, before)
+    assert load_weights(net, source.state_dict(), minimum=0).fraction > 0.95
+    # shortcuts without weights are alike in this respect
+    load_weights(CifarResNet(8, shortcut="none"), CifarResNet(8, shortcut="pad").state_dict())
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("7x7", "deep"), ("deep", "7x7")])
+def test_another_stem_is_refused(theirs, ours):
+    """A trunk whose frozen stem had kept its random start would never learn to see."""
+    net, source = ResNet(50, width=16, stem=ours), ResNet(50, width=16, stem=theirs)
+    before = state_of(net)
+    with pytest.raises(ValueError, match=f"(?s)nothing was loaded.*another stem: stem: {theirs}"):
+        load_weights(net, source.state_dict())
+    assert same(net, before)
+    assert load_weights(net, source.state_dict(), minimum=0).fraction > 0.9
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not a checkpoint", r"w.pth cannot be read as weights \(UnpicklingError"),
-        (b"", r"w.pth cannot be read as weights \(EOFError"),
+        (b"\1", r"w.pth cannot be read as weights \(UnpicklingError: Unsupported operand 1\)"),
+        (b"", r"w.pth cannot be read as weights \(it is empty\)"),
+        (b"\n<!DOCTYPE html><html></html>", r"\(it is a web page; download the file itself\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", r"\(it is a pointer of Git LFS; fetch"),
         ([1, 2], "holds a list without tensors"),
         ({}, "holds a dict without tensors"),
         ({"epoch": 3, "net": {}}, "'epoch' is a int, not a tensor"),
@@ -302,9 +335,37 @@ def test_unreadable_files_are_named(content, message, tmp_path):
         load_weights(ResNet(18), path)
 
 
+@pytest.mark.parametrize("content", [b"\1", b"<html>", b"", b"not a checkpoint"])
+def test_no_message_advises_to_run_the_code_in_a_file(content, tmp_path):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        load_weights(ResNet(18), tmp_path / "w.pth")
+    assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_cut_off_is_named(tmp_path):
+    torch.save(ResNet(10, width=8).state_dict(), tmp_path / "w.pth")
+    whole = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "w.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"w.pth cannot be read as weights \(its end is missing; download"):
+        load_weights(ResNet(10, width=8), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(value):
+    net, source = ResNet(10, width=8), ResNet(10, width=8)
+    before = state_of(net)
+    source.layer2[0].conv1.weight.data[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="not finite, for layer2.0.conv1.weight; nothing was loaded"):
+        load_weights(net, source.state_dict())
+    assert same(net, before)
+
+
 def test_folders_and_unknown_names_are_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file, and not the name"):
+    with pytest.raises(FileNotFoundError, match="that is a folder"):
         load_weights(ResNet(18), tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file, and not the name"):
+        load_weights(ResNet(18), tmp_path / "w.pth")
     for name in ("ResNet18_Weights.V9", "ResNet19_Weights.DEFAULT"):
         with pytest.raises(ValueError, match=f"{name} is neither a file nor the name of torchvision weights"):
             load_weights(ResNet(18), name)
@@ -315,9 +376,7 @@ def test_failed_download_says_what_to_do(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(_api, "load_state_dict_from_url", offline)
-    with pytest.raises(
-        RuntimeError, match="could not be downloaded from https.*no network.*path of the file"
-    ):
+    with pytest.raises(OSError, match="could not be downloaded from https.*no network.*path of the file"):
         ResNet(18, weights="torchvision")
 
 

@@ -248,6 +248,7 @@ def test_the_prefix_is_reported_and_an_ambiguous_one_is_an_error():
         (["x.conv1.0.weight", "x.layer1.0.conv1.weight"], "x."),
         (["trunk.stem.conv.weight", "trunk.stages.0.blocks.0.conv1.weight"], "trunk."),
         (["block.conv1.weight"], ""),
+        (["student.conv1.weight", "student.layer1.x"], "student."),  # alone, it gives way to none
     ],
 )
 def test_a_trunk_begins_where_stem_and_first_stage_stand_side_by_side(keys, prefix):

@@ -9,7 +9,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN_ResNet50_FPN_Weights
 
 from trunkline.backbones import FPN, ResNet, load_weights
-from trunkline.backbones.weights import COCO_CATEGORY_IDS
+from trunkline.backbones.weights import COCO_CATEGORY_IDS, explain_mismatch
 
 HIDDEN = 16
 
@@ -128,6 +128,38 @@ def test_another_kind_of_head_is_an_error_and_changes_nothing():
     with pytest.raises(ValueError, match="fits Task on ResNet of depth 50 by"):
         load_weights(task, source.state_dict())
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+
+class Labels(nn.Module):
+    """A classification task: the other kind of head."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.ModuleDict({"fc": nn.Linear(512, 3)})
+
+
+def test_a_task_takes_the_trunk_of_another_kind_of_task():
+    detection, labels = Task(), Labels(ResNet(18))
+    own = {key: value.clone() for key, value in labels.head.state_dict().items()}
+    report = load_weights(labels, detection.state_dict())
+    assert report.fraction == 1.0 and len(report.matched) == 100
+    assert report.skipped["head.rpn.conv.weight"] == "the model has another kind of head"
+    assert report.skipped["backbone.lateral.0.weight"] == "the model has no neck"
+    again = Task()
+    before = {key: value.clone() for key, value in again.head.state_dict().items()}
+    report = load_weights(again, labels.state_dict())
+    assert report.fraction == 1.0 and len(report.matched) == 100
+    for module, source in ((labels.backbone, detection.backbone.bottom_up), (labels.head, own)):
+        source = source if isinstance(source, dict) else source.state_dict()
+        assert all(torch.equal(value, source[key]) for key, value in module.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in again.head.state_dict().items())
+
+
+def test_what_a_checkpoint_of_another_kind_of_task_lacks_is_named():
+    text = explain_mismatch(Task(), Labels(ResNet(18)).state_dict(), "last.ckpt")
+    assert text.startswith("last.ckpt fits Task on ResNet of depth 18 only in part; nothing was loaded. 100 ")
+    assert "the source has no head of this kind\n  the source has no neck of this kind" in text
 
 
 @pytest.mark.parametrize("neck", [False, True])
