@@ -138,19 +138,19 @@ class BlurPool(nn.Module):
         stride: per axis; the filter (1, 2, 1) / 4 applies to the axes whose stride is above 1.
     """
 
-    kernel: Tensor
-
     def __init__(self, channels: int, stride: Axes) -> None:
         super().__init__()
         self.stride = stride
         kernel = torch.ones(())
         for step in stride:
             kernel = kernel[..., None] * torch.tensor([0.25, 0.5, 0.25] if step > 1 else [1.0])
-        # [k, k] -> [C, 1, k, k]; a constant, so no checkpoint needs it
-        self.register_buffer("kernel", kernel.repeat(channels, 1, *(1,) * len(stride)), persistent=False)
+        # [k, k] -> [C, 1, k, k]. No buffer: casting a network, or averaging its buffers, must not round it.
+        self.kernel = kernel.repeat(channels, 1, *(1,) * len(stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, *S]`` to ``[B, C, *S / stride]``, sizes rounded up."""
+        if self.kernel.device != x.device:  # once: copies to a device make the host wait
+            self.kernel = self.kernel.to(x.device)
         padding = [side for step in reversed(self.stride) for side in (int(step > 1),) * 2]
         filtered = [size for size, step in zip(x.shape[2:], self.stride, strict=True) if step > 1]
         mode = "reflect" if min(filtered) > 1 else "replicate"  # a single cell has nothing to reflect

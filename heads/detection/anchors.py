@@ -31,8 +31,6 @@ class Anchors(nn.Module):
         ValueError: if the number of levels is not the number of size entries, or strides are not 2-D.
     """
 
-    _bits: Tensor
-
     def __init__(self, levels: Sequence[FeatureLevel], options: AnchorOptions) -> None:
         super().__init__()
         strides = [level.stride for level in levels]
@@ -48,24 +46,22 @@ class Anchors(nn.Module):
         self.options = options
         self.strides = strides
         self.per_cell = len(sizes[0]) * len(options.ratios)
-        base = torch.stack([_base_anchors(level, options.ratios, options.rounded) for level in sizes])
-        # The bits of float32 numbers, kept as integers: a network cast to bfloat16 must not round them.
-        self.register_buffer("_bits", base.view(torch.int32), persistent=False)
+        # Anchors of each level around the origin, [L, R, 4] float32. No buffer: casting a network, or
+        # averaging its buffers, must not round them.
+        self.base = torch.stack([_base_anchors(level, options.ratios, options.rounded) for level in sizes])
 
-    @property
-    def base(self) -> Tensor:
-        """Anchors of each level around the origin, ``[L, R, 4]`` float32."""
-        return self._bits.view(torch.float32)
-
-    def forward(self, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    def forward(self, sizes: Sequence[tuple[int, int]], device: torch.device | None = None) -> Tensor:
         """Lay out the anchors.
 
         Args:
             sizes: rows and columns of each level's map.
+            device: where to lay them out; None for where they were laid out last, at first the CPU.
 
         Returns:
             ``[A, 4]`` float32 x1 y1 x2 y2 in pixels of the padded image; they may reach outside.
         """
+        if device is not None and self.base.device != device:  # once: copies to it make the host wait
+            self.base = self.base.to(device)
         laid_out = []
         for base, (height, width), (step_y, step_x) in zip(self.base, sizes, self.strides, strict=True):
             y = torch.arange(height, device=base.device)[:, None].expand(height, width) * step_y

@@ -90,7 +90,7 @@ class RPN(nn.Module):
         return RawProposals(
             objectness=torch.cat(objectness, dim=1),
             deltas=torch.cat(deltas, dim=1),
-            anchors=self.anchors(sizes),
+            anchors=self.anchors(sizes, features[0].device),
             anchors_per_level=tuple(height * width * self.anchors.per_cell for height, width in sizes),
         )
 

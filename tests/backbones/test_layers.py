@@ -1,10 +1,11 @@
-"""FrozenBatchNorm against torch's batch norm in evaluation mode."""
+"""FrozenBatchNorm against torch's batch norm in evaluation mode; constants that nothing may round."""
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from trunkline.backbones.layers import FrozenBatchNorm
+from trunkline.backbones.layers import BlurPool, FrozenBatchNorm
 
 
 @pytest.fixture
@@ -52,3 +53,15 @@ def test_eps_counts():
     tiny = FrozenBatchNorm(1, eps=0.0), FrozenBatchNorm(1, eps=3.0)
     x = torch.full((1, 1, 1, 1), 6.0)
     assert [layer(x).item() for layer in tiny] == [6.0, 3.0]  # 6 / sqrt(1 + 3)
+
+
+def test_neither_averaging_nor_a_cast_rounds_the_blur():
+    net = nn.Sequential(BlurPool(2, (2, 1)), nn.Conv2d(2, 2, 1))
+    averaged = AveragedModel(net, avg_fn=get_ema_avg_fn(0.99), use_buffers=True)
+    for _ in range(20):
+        averaged.update_parameters(net)
+    pulse = torch.zeros(1, 2, 5, 3)
+    pulse[:, :, 2] = 1.0
+    for module in (averaged.module[0], net.to(torch.bfloat16)[0]):
+        assert module(pulse)[0, 0, :, 0].tolist() == [0.0, 0.5, 0.0]
+    assert net[0].state_dict() == {} and net[0](pulse.to("meta")).shape == (1, 2, 3, 3)

@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
@@ -66,6 +68,20 @@ def test_a_network_cast_to_bfloat16_keeps_exact_anchors(levels, rounded):
     anchors = Anchors(levels, AnchorOptions(rounded=rounded))
     expected = anchors(sizes)
     assert torch.equal(anchors.to(torch.bfloat16)(sizes), expected)
+
+
+def test_averaging_a_networks_buffers_keeps_exact_anchors(levels):
+    """Lightning's averaging of weights takes the buffers along, and rounds them at every update."""
+    net = nn.Sequential(Anchors(levels, AnchorOptions()), nn.Linear(1, 1))
+    averaged = AveragedModel(net, avg_fn=get_ema_avg_fn(0.99), use_buffers=True)
+    for _ in range(20):
+        averaged.update_parameters(net)
+    assert torch.equal(averaged.module[0]([(2, 2)] * 5), net[0]([(2, 2)] * 5))
+
+
+def test_anchors_are_laid_out_where_they_are_wanted(levels):
+    anchors = Anchors(levels, AnchorOptions())
+    assert anchors([(2, 2)] * 5, torch.device("meta")).device.type == "meta"
 
 
 def test_number_of_levels_must_match(levels):
