@@ -126,6 +126,22 @@ class Task(LightningModule):
         except RuntimeError as error:
             raise ValueError(explain_mismatch(self, state_dict, "the checkpoint")) from error
 
+    def require_fitting_trunk(self, channels: int, axes: int) -> None:
+        """Raise a ValueError unless the trunk takes images with these numbers of channels and axes."""
+        images = "scans (three axes)" if axes == 3 else "pictures (two axes)"
+        ndim = len(self.backbone.levels[0].stride)
+        if ndim != axes:
+            raise ValueError(
+                f"the images are {images}, the trunk has {ndim}; set --model.backbone.ndim {axes} and "
+                f"--model.backbone.in_channels {channels}, or give other images"
+            )
+        kernel = next((p for p in self.trunk.parameters() if p.ndim == axes + 2), None)
+        if kernel is not None and kernel.shape[1] != channels:
+            raise ValueError(
+                f"the images have {channels} channel{'s' if channels > 1 else ' only'}, the trunk takes "
+                f"{kernel.shape[1]}; set --model.backbone.in_channels {channels}, or give other images"
+            )
+
     def normalise(self, image: Tensor, image_sizes: Tensor) -> Tensor:
         """Bring images to the trunk's input scale, on their own device.
 

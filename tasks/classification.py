@@ -109,7 +109,7 @@ class Classification(Task):
         names = list(getattr(data, "class_names", None) or ())
         self._predicting = stage == "predict"
         if hasattr(data, "image_layout"):
-            self._require_fitting_trunk(*data.image_layout())
+            self.require_fitting_trunk(*data.image_layout())
         if self._predicting:
             self.class_names = self.class_names or names  # a checkpoint's come later and win
             return
@@ -121,22 +121,6 @@ class Classification(Task):
         if stage == "fit" and counts is not None and self.head.balanced:
             self.head.balance([int(count) for count in counts()])
         self._evaluator = self._new_evaluator()
-
-    def _require_fitting_trunk(self, channels: int, axes: int) -> None:
-        """Raise a ValueError unless the trunk takes images with these numbers of channels and axes."""
-        images = "scans (three axes)" if axes == 3 else "pictures (two axes)"
-        ndim = len(self.backbone.levels[0].stride)
-        if ndim != axes:
-            raise ValueError(
-                f"the images are {images}, the trunk has {ndim}; set --model.backbone.ndim {axes} and "
-                f"--model.backbone.in_channels {channels}, or give other images"
-            )
-        kernel = next((p for p in self.trunk.parameters() if p.ndim == axes + 2), None)
-        if kernel is not None and kernel.shape[1] != channels:
-            raise ValueError(
-                f"the images have {channels} channel{'s' if channels > 1 else ' only'}, the trunk takes "
-                f"{kernel.shape[1]}; set --model.backbone.in_channels {channels}, or give other images"
-            )
 
     def _require_no_spare_classes(self) -> None:
         """Refuse classes of the head that the data lack, or warn where the loss allows them."""

@@ -82,6 +82,8 @@ class Detection(Task):
         data = getattr(self.trainer, "datamodule", None)
         categories = [{"id": c.id, "name": c.name} for c in getattr(data, "categories", None) or ()]
         self._predicting = stage == "predict"
+        if data is not None:
+            self.require_fitting_trunk(3, 2)
         if self._predicting:
             self.categories = self.categories or categories  # a checkpoint's come later and win
         elif categories:

@@ -166,6 +166,7 @@ def test_null_reaches_a_nested_value(run, words):
         (["--data.root=nowhere"], "nowhere"),
         (["--data.augment=[{Flip: {}}]"], "no transform 'Flip'"),
         (["--model.head.num_classes=2"], "--model.head.num_classes 3"),
+        (["--model.backbone.in_channels=1"], "the images have 3 channels, the trunk takes 1"),
     ],
 )
 def test_bad_values_end_in_one_clear_message(run, shapes, tmp_path, override, said):
