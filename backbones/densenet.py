@@ -21,6 +21,7 @@ from .layers import (
     LayerOptions,
     Norm,
     check_choice,
+    check_layers,
     check_strides,
     make_avg_pool,
     make_max_pool,
@@ -168,13 +169,9 @@ class DenseNet(Backbone):
     ) -> None:
         super().__init__()
         check_choice("depth", depth, get_args(Depth))
-        check_choice("norm", norm, get_args(Norm))
-        check_choice("activation", activation, get_args(Activation))
         check_choice("frozen_stages", frozen_stages, tuple(range(6)))
-        check_choice("ndim", ndim, get_args(Dimensions))
         check_choice("inflation", inflation, get_args(Inflation))
-        if in_channels < 1:
-            raise ValueError(f"in_channels is {in_channels}; an image has at least one channel")
+        check_layers(ndim, norm, activation, in_channels)
         options = LayerOptions(ndim, norm, activation)
         stem, pool, *steps = check_strides(strides, PLACES, ndim)
         self.depth, self.ndim, self.checkpointing = depth, ndim, checkpointing

@@ -32,6 +32,15 @@ def check_choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{argument} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
 
 
+def check_layers(ndim: int, norm: str, activation: str, in_channels: int) -> None:
+    """Check what every trunk takes; raise a ValueError that names the argument."""
+    check_choice("ndim", ndim, get_args(Dimensions))
+    check_choice("norm", norm, get_args(Norm))
+    check_choice("activation", activation, get_args(Activation))
+    if in_channels < 1:
+        raise ValueError(f"in_channels is {in_channels}; an image has at least one channel")
+
+
 def per_axis(argument: str, value: int | Sequence[int], ndim: int) -> Axes:
     """Spell a number out for every spatial axis: 2 becomes (2, 2, 2) in three dimensions.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .base import Backbone, FeatureLevel
 from .blocks import BlockOptions, Place, ResidualBlock, Shortcut
-from .layers import Activation, Axes, Dimensions, Norm, check_choice, run_checkpointed, times
+from .layers import Axes, Norm, check_choice, check_layers, run_checkpointed, times
 
 
 class ResidualTrunk(Backbone):
@@ -129,12 +129,8 @@ def check_common(
     stochastic_depth: float,
 ) -> None:
     """Check what all residual trunks take."""
-    check_choice("ndim", ndim, get_args(Dimensions))
-    check_choice("norm", norm, get_args(Norm))
-    check_choice("activation", activation, get_args(Activation))
+    check_layers(ndim, norm, activation, in_channels)
     check_choice("shortcut", shortcut, get_args(Shortcut))
-    if in_channels < 1:
-        raise ValueError(f"in_channels is {in_channels}; an image has at least one channel")
     if width < 1:
         raise ValueError(f"width is {width}; a network has at least one channel")
     if not 0 <= stochastic_depth < 1:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Backbone, FeatureLevel
-from .weight_files import read_weights
 from .weights import load_weights, pretrained_is_skipped
 
 OWN_SETTINGS = ("features_only", "in_chans", "out_indices", "pretrained")  # not for ``options``
@@ -102,7 +101,7 @@ class TimmBackbone(Backbone):
         self.channels_come_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         self._accept_any_size(timm, options)
         if weights not in (None, "timm") and not pretrained_is_skipped():
-            self._load(timm, weights, in_channels)
+            load_weights(self, weights)
         self._freeze_stages(timm, frozen_stages)
         if freeze_batch_norm:
             self._freeze_batch_norms()
@@ -145,22 +144,6 @@ class TimmBackbone(Backbone):
             f"it is built for {height} x {width}: give images of that size, set options: "
             "{img_size: [H, W]} to yours, or choose a network without a fixed size"
         ) from error
-
-    def _load(self, timm: ModuleType, path: str, in_channels: int) -> None:
-        """Load a file; only timm knows which convolution reads the image, should the channels differ."""
-        if in_channels == 3:
-            load_weights(self, path)
-            return
-        state = dict(read_weights(path).state)
-        first = self.model.pretrained_cfg.get("first_conv") or ()
-        for layer in (first,) if isinstance(first, str) else first:
-            for key, weight in state.items():
-                if key.endswith(f"{layer}.weight") and weight.shape[1] == 3:
-                    state[key] = timm.models.adapt_input_conv(in_channels, weight)
-        try:
-            load_weights(self, state)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
 
     def _freeze_stages(self, timm: ModuleType, count: int) -> None:
         if not 0 <= count <= len(self.levels) + 1:
