@@ -22,6 +22,7 @@ from ..evaluation.files import write_json
 from ..evaluation.pictures import contact_sheet, save_picture
 from ..heads.classification import ClassProbabilities, RawClassification
 from .base import Task
+from .classes import check_classes, spare_classes
 from .classification_writer import ClassificationWriter, as_picture, draw_label, label_texts
 from .distributed import gather_objects
 from .losses import LossMeans
@@ -127,10 +128,7 @@ class Classification(Task):
         known, wanted = len(self.class_names), self.head.num_classes
         if known == wanted:
             return
-        text = (
-            f"the data has {known} classes, the head num_classes {wanted}; "
-            f"set --model.head.num_classes {known}"
-        )
+        text = spare_classes(known, wanted, "model.head")
         if self.head.multi_label:
             raise ValueError(text)
         logger.warning("%s unless the others are to come later", text)
@@ -150,17 +148,7 @@ class Classification(Task):
         Raises:
             ValueError: if the data has more classes than the head, or others than the checkpoint.
         """
-        if len(names) > self.head.num_classes:
-            raise ValueError(
-                f"the data has {len(names)} classes, the head num_classes {self.head.num_classes}; "
-                f"set --model.head.num_classes {len(names)}"
-            )
-        if self.class_names and self.class_names != names:
-            raise ValueError(
-                f"the checkpoint was trained on the classes {_some(self.class_names)}, the data has "
-                f"{_some(names)}{_first_difference(self.class_names, names)}; give data with the same "
-                "classes in the same order, or train from these weights with --model.weights CHECKPOINT"
-            )
+        check_classes(self.class_names, names, self.head.num_classes, "model.head")
         self.class_names = names
 
     def all_class_names(self) -> list[str]:
@@ -299,15 +287,3 @@ class Classification(Task):
         if self._confusion_is_drawn():
             picture = draw_confusion(self.result.confusion, self.all_class_names())
             board.add_image(f"{stage}/confusion", picture, self.global_step, dataformats="HWC")
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    return f"[{', '.join(names[:most])}{', …' if len(names) > most else ''}] ({len(names)})"
-
-
-def _first_difference(stored: list[str], names: list[str]) -> str:
-    """Name the first class that differs, where the lists of :func:`_some` may be cut before it."""
-    for index, (one, other) in enumerate(zip(stored, names, strict=False)):
-        if one != other:
-            return f" (class {index} is {one!r} there and {other!r} here)"
-    return ""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..evaluation.files import write_atomically
 from ..evaluation.pictures import contact_sheet, draw_boxes, save_picture
+from .branches import require_writable
 from .distributed import gather_objects
 
 SMALLEST_PICTURE = 160  # smaller pictures are enlarged, by a whole factor, to leave room for their labels
@@ -54,10 +54,7 @@ class ClassificationWriter(BasePredictionWriter):
         Raises:
             OSError: if the folder, or one above it, is a file or may not be written to.
         """
-        place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            problem = "may not be written to" if place.is_dir() else "is no folder"
-            raise OSError(f"output.folder: {place} {problem}; give another --output.folder")
+        require_writable(self.folder)
 
     def _start(self) -> None:
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # ids [B], probabilities [B, K]

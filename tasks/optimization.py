@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
@@ -26,6 +26,8 @@ class OptimizationOptions:
         warmup_factor: the share of the full rate at the first step, in (0, 1].
         interval: whether the scheduler counts epochs or optimiser steps.
         trunk_lr_factor: the trunk's learning rate as a multiple of everybody else's.
+        lr_factors: beginnings of parameter names to multiples of the learning rate, such as
+            ``head.aux_classifier: 10``; the longest that fits counts, before ``trunk_lr_factor``.
         decay_norms_and_biases: whether weight decay also applies to normalisation layers and biases.
     """
 
@@ -33,6 +35,7 @@ class OptimizationOptions:
     warmup_factor: float = 0.001
     interval: Literal["epoch", "step"] = "epoch"
     trunk_lr_factor: float = 1.0
+    lr_factors: dict[str, float] = field(default_factory=dict)
     decay_norms_and_biases: bool = True
 
     def __post_init__(self) -> None:
@@ -45,16 +48,22 @@ class OptimizationOptions:
                 f"optimization.trunk_lr_factor must be positive, not {self.trunk_lr_factor}; "
                 "to keep the trunk as it is, set backbone.frozen_stages"
             )
+        for name, factor in self.lr_factors.items():
+            if factor <= 0:
+                raise ValueError(f"optimization.lr_factors: {name} must be positive, not {factor}")
 
 
 def parameter_groups(
     model: nn.Module, trunk: nn.Module, options: OptimizationOptions
 ) -> list[dict[str, Any]]:
-    """Split the trainable parameters by rate (trunk or not) and by weight decay.
+    """Split the trainable parameters by rate and by weight decay.
 
     Returns:
-        Up to four optimiser groups, each with ``params``, ``name``, ``lr_factor`` and, where it applies,
+        Optimiser groups, each with ``params``, ``name``, ``lr_factor`` and, where it applies,
         ``weight_decay: 0.0``. Groups without parameters are left out.
+
+    Raises:
+        ValueError: if a name in ``lr_factors`` begins no trainable parameter's name.
     """
     in_trunk = {id(parameter) for parameter in trunk.parameters()}
     of_norms = {
@@ -63,21 +72,35 @@ def parameter_groups(
         if isinstance(module, NORMS)
         for parameter in module.parameters(recurse=False)
     }
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    unused = set(options.lr_factors)
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        trunk_member = id(parameter) in in_trunk
+        part, factor = "branches", 1.0
+        if id(parameter) in in_trunk:
+            part, factor = "trunk", options.trunk_lr_factor
+        fitting = [start for start in options.lr_factors if f"{name}.".startswith(f"{start}.")]
+        unused -= set(fitting)
+        if fitting:
+            part = max(fitting, key=len)
+            factor = options.lr_factors[part]
         norm_or_bias = id(parameter) in of_norms or name.endswith("bias")
         decayed = options.decay_norms_and_biases or not norm_or_bias
-        if (trunk_member, decayed) not in groups:
-            groups[trunk_member, decayed] = {
+        if (part, decayed) not in groups:
+            groups[part, decayed] = {
                 "params": [],
-                "name": ("trunk" if trunk_member else "branches") + ("" if decayed else ", no decay"),
-                "lr_factor": options.trunk_lr_factor if trunk_member else 1.0,
+                "name": part + ("" if decayed else ", no decay"),
+                "lr_factor": factor,
                 **({} if decayed else {"weight_decay": 0.0}),
             }
-        groups[trunk_member, decayed]["params"].append(parameter)
+        groups[part, decayed]["params"].append(parameter)
+    if unused:
+        known = dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in model.named_parameters())
+        raise ValueError(
+            f"optimization.lr_factors: no trainable parameter begins with {', '.join(sorted(unused))}; "
+            f"there are {', '.join(known)}"
+        )
     return list(groups.values())
 
 

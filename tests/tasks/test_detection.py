@@ -95,7 +95,7 @@ def test_categories_other_than_the_checkpoints_are_an_error():
 def test_predicting_trusts_the_checkpoints_categories(shapes, tmp_path):
     """Annotations that happen to lie under data.root say nothing about what the checkpoint knows."""
     task = detector()
-    task.categories = [{"id": 5, "name": "cat"}]
+    task.adopt_categories([{"id": 5, "name": "cat"}])
     run = trainer(tmp_path)
     run.strategy.connect(task)
     run.save_checkpoint(tmp_path / "cats.ckpt")

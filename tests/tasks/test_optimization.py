@@ -102,3 +102,32 @@ def test_nothing_to_train_is_an_error():
 def test_bad_options_name_their_key(bad, key):
     with pytest.raises(ValueError, match=key):
         OptimizationOptions(**bad)
+
+
+def test_lr_factors_go_by_the_longest_beginning_and_before_the_trunks():
+    model = Model()
+    factors = {"trunk": 0.5, "trunk.1": 3.0, "branch.bias": 10.0}
+    options = OptimizationOptions(trunk_lr_factor=0.1, lr_factors=factors, decay_norms_and_biases=False)
+    optimizer = build_optimizer(sgd, model, model.trunk, options)
+    rates = {name: g["lr"] for g in optimizer.param_groups for name in names_in(g, model)}
+    expected = {
+        "trunk.0.weight": 0.05,
+        "trunk.0.bias": 0.05,
+        "trunk.1.weight": 0.3,
+        "trunk.1.bias": 0.3,
+        "trunk.2.weight": 0.05,
+        "trunk.2.bias": 0.05,
+        "branch.weight": 0.1,
+        "branch.bias": 1.0,
+    }
+    assert rates == pytest.approx(expected)
+    decay = {name: g["weight_decay"] for g in optimizer.param_groups for name in names_in(g, model)}
+    assert {name for name, value in decay.items() if value} == {"trunk.0.weight", "branch.weight"}
+
+
+def test_lr_factors_without_a_parameter_or_not_positive_are_errors():
+    model = Model()
+    with pytest.raises(ValueError, match=r"no trainable parameter begins with bran; there are .*branch"):
+        build_optimizer(sgd, model, model.trunk, OptimizationOptions(lr_factors={"bran": 2.0}))
+    with pytest.raises(ValueError, match="lr_factors: branch must be positive, not 0"):
+        OptimizationOptions(lr_factors={"branch": 0.0})
