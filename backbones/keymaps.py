@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import Tensor
 
 from .detectron2 import caffe2_name, has_detectron2_names, own_slot
-from .parts import HEAD, NECK, OTHER, TRUNK, Entry, Slot
+from .parts import ASPP, AUXILIARY, HEAD, NECK, OTHER, TRUNK, Entry, Slot
 
 # First match wins. The names on the right are ours, relative to the part.
 _RULES: tuple[tuple[str, str, str], ...] = (
@@ -27,6 +27,9 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     (r"rpn\.(.+)", HEAD, r"rpn.\1"),
     (r"(?:head\.fc|head|fc|classifier)\.(weight|bias)", HEAD, r"fc.\1"),
     (r"(head\.(?:mlp|last_layer|proj\w*)\..+)", OTHER, r"\1"),
+    (r"(?:head\.)?aux_classifier\.(\d\..+)", AUXILIARY, r"\1"),
+    (r"(?:head\.)?(classifier\.\d\..+)", HEAD, r"\1"),
+    (r"head\.aspp\.(.+)", ASPP, r"\1"),
     (r"head\.(.+)", HEAD, r"\1"),
     (r"((?:fc|classifier|aux_classifier|roi_heads|conv_seg|projection_head|prototypes)\..+)", OTHER, r"\1"),
     (r"((?:queue|queue_ptr|n_averaged|pixel_mean|pixel_std))", OTHER, r"\1"),
@@ -61,6 +64,9 @@ _INNER = (
 )
 _SECOND = re.compile(r"student|encoder_k|momentum|target")  # a copy that follows, or learns from, another
 _NEUTRAL = re.compile(r"(?:(?:module|model|net|network)\.)*")
+# The classifiers of torchvision's segmenters, and those of them that begin with ASPP.
+_SEGMENTER = re.compile(r"(?:aux_)?classifier\.\d\.")
+_ASPP = re.compile(r"(?:.*\.)?classifier\.0\.convs\.")
 STEM_CONVOLUTIONS = ("conv1.weight", "conv1.0.weight", "conv0.weight")
 
 
@@ -68,9 +74,10 @@ def entries(state: Mapping[str, Tensor], wanted: Collection[Slot] = ()) -> dict[
     """Sort a state dict by part and own name.
 
     Recognised are ResNets and DenseNets of torchvision, its detectors (also those saved before 0.13) and
-    segmenters, timm's ResNets, detectron2's networks, 3-D ResNets with these names, and the trunks, necks
-    and tasks of this package; each also when wrapped for distribution or compilation, or as the encoder
-    inside a larger (self-supervised) network, see :func:`encoder_prefix`.
+    segmenters (the classifiers of FCN and DeepLabV3 go into heads of the same kind), timm's ResNets,
+    detectron2's networks, 3-D ResNets with these names, and the trunks, necks and tasks of this package;
+    each also when wrapped for distribution or compilation, or as the encoder inside a larger
+    (self-supervised) network, see :func:`encoder_prefix`.
 
     Args:
         state: the state dict.
@@ -86,6 +93,8 @@ def entries(state: Mapping[str, Tensor], wanted: Collection[Slot] = ()) -> dict[
     foreign = has_detectron2_names(plain.values())
     whole = any(key.startswith("backbone.") for key in plain.values())
     inside = {key for key in state if re.match(r"(?:module\.)*model\.", key)}
+    segmenter = _segmenter(plain.values(), prefix, wanted)
+    aspp = any(_ASPP.match(key) for key in plain.values())
     names = {name for part, name in wanted if part == TRUNK}
     rename = not any(re.match(r"(?:stages[._]\d|features_)", name) for name in names) and bool(wanted)
     table: dict[Slot, Entry] = {}
@@ -93,9 +102,12 @@ def entries(state: Mapping[str, Tensor], wanted: Collection[Slot] = ()) -> dict[
         part, name = OTHER, plain[key]
         if name.startswith(prefix):
             name = name.removeprefix(prefix)
-            part, name = (
-                _detectron2(name) if foreign else classify(name, whole or bool(inside) and key not in inside)
-            )
+            if foreign:
+                part, name = _detectron2(name)
+            elif segmenter or not _SEGMENTER.match(name):
+                part, name = classify(name, whole or bool(inside) and key not in inside)
+            if part == HEAD and aspp:
+                part, name = _of_deeplab(name)
         if part == TRUNK:
             name = _own_layer(name, names, rename)
         if part == HEAD and name in ("fc.weight", "fc.bias") and wanted:
@@ -118,6 +130,20 @@ def classify(key: str, whole: bool) -> Slot:
         if found:
             return part, found.expand(name)
     return (OTHER if whole else TRUNK), key
+
+
+def _segmenter(keys: Iterable[str], prefix: str, wanted: Collection[Slot]) -> bool:
+    """Whether numbered layers called ``classifier`` are a segmenter's, and the module has some to fill."""
+    trunk = any(key.startswith(f"{prefix}backbone.") for key in keys)
+    own = any(part in (AUXILIARY, ASPP) or name.startswith("classifier.") for part, name in wanted)
+    return trunk and (own or not wanted)
+
+
+def _of_deeplab(name: str) -> Slot:
+    """Tell DeepLabV3's ASPP, which DeepLabV3+ has too, and its other layers from FCN's of the same names."""
+    if name.startswith("classifier.0."):
+        return ASPP, name.removeprefix("classifier.0.")
+    return HEAD, name.replace("classifier.", "deeplab.", 1) if name.startswith("classifier.") else name
 
 
 def encoder_prefix(keys: Iterable[str]) -> str:

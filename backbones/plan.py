@@ -36,7 +36,8 @@ class LoadReport:
         skipped: the source's tensors that were not used, and why.
         missing: the model's tensors, of the parts that the source has, that it has no values for.
         fraction: the smaller of two shares: of the model's tensors that were filled, and of the source's
-            that were used. Only parts (trunk, neck, head) that both have are counted.
+            that were used. Only parts (trunk, neck, head, a segmenter's auxiliary classifier and ASPP) that
+            both have are counted.
         prefix: what stood in front of the network's names in the source, such as ``module.encoder_q.``.
     """
 
@@ -290,8 +291,6 @@ class Plan:
         if self.mismatches:
             lines.append(f"{len(self.mismatches)} have another shape: {some(self.mismatches, '; ')}")
         unknown = [key for key, note in report.skipped.items() if note == _UNKNOWN]
-        if self.mismatches:
-            lines.append(f"{len(self.mismatches)} have another shape: {some(self.mismatches, '; ')}")
         if unknown:
             lines.append(f"{len(unknown)} of the source are unknown to the model: {some(unknown)}")
         if report.missing:

@@ -3,5 +3,15 @@
 from .base import Head
 from .classification import Classifier
 from .detection import FasterRCNN
+from .segmentation import FCN, DeepLabV3, DeepLabV3Plus, SemanticFPN, UNet
 
-__all__ = ["Classifier", "FasterRCNN", "Head"]
+__all__ = [
+    "FCN",
+    "Classifier",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "FasterRCNN",
+    "Head",
+    "SemanticFPN",
+    "UNet",
+]

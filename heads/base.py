@@ -1,6 +1,6 @@
 """The contract between a branch (head) and the task that trains it.
 
-Letters in shapes: B images, M box rows of the image with most boxes, S spatial axes.
+Letters in shapes: B images, M box rows of the image with most boxes, K classes, S spatial axes.
 """
 
 from __future__ import annotations
@@ -55,3 +55,13 @@ class BoxTargets(Protocol):
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
+
+
+class MaskTargets(Protocol):
+    """What a segmentation head reads from a batch; any object with this tensor will do.
+
+    Attributes:
+        mask: ``[B, *S]`` integers at the size of the padded input, labels 0..K-1; 255 for pixels to ignore.
+    """
+
+    mask: Tensor

@@ -1,0 +1,222 @@
+"""What all segmentation heads share: raw outputs, losses, predictions, and checks of common arguments.
+
+Letters in shapes: B images, C channels, K classes, S spatial axes (H, W or D, H, W), s fewer cells of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...backbones.base import FeatureLevel
+from ..base import Head, MaskTargets
+from .loss_base import IGNORE
+from .losses import CrossEntropy, SegmentationLoss
+
+
+@dataclass
+class RawSegmentation:
+    """What a segmentation head computes.
+
+    Attributes:
+        logits: ``[B, K, *S]`` at the size of the padded input.
+        aux: logits of auxiliary classifiers, each ``[B, K, *s]``, at that size or coarser; may be empty.
+    """
+
+    logits: Tensor
+    aux: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Segmentation:
+    """What a segmentation head predicts.
+
+    Attributes:
+        mask: ``[B, *S]`` uint8, labels 0..K-1; 255 outside of each image.
+    """
+
+    mask: Tensor
+
+
+class SegmentationHead(Head):
+    """Gives every pixel of an image, or voxel of a volume, one of K classes.
+
+    A subclass builds its layers for the number of axes ``ndim`` and writes ``forward``.
+
+    Args:
+        levels: what the trunk or neck declares, finest first.
+        num_classes: K, 2 to 255: labels are stored as uint8, and 255 marks pixels to ignore.
+        loss: what to minimise; None for :class:`.losses.CrossEntropy`.
+        aux_weight: what the loss of an auxiliary map counts, at least 0.
+
+    Attributes:
+        ndim: number of spatial axes, 2 or 3.
+
+    Raises:
+        ValueError: if an argument is out of its range, or levels disagree about the number of axes.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[FeatureLevel],
+        num_classes: int,
+        loss: SegmentationLoss | None = None,
+        aux_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.ndim = count_axes(levels)
+        if not 2 <= num_classes <= IGNORE:
+            raise ValueError(
+                f"head.num_classes must lie in 2..{IGNORE}, got {num_classes}: foreground and background are "
+                f"two classes, and labels are stored in one byte, in which {IGNORE} marks pixels to ignore"
+            )
+        if not 0 <= aux_weight < float("inf"):
+            raise ValueError(f"head.aux_weight must be a number of at least 0, got {aux_weight}")
+        self.num_classes = num_classes
+        self.loss = CrossEntropy() if loss is None else loss
+        for part in self.loss.modules():
+            weights = part.class_weights if isinstance(part, SegmentationLoss) else None
+            if weights is not None and len(weights) != num_classes:
+                raise ValueError(
+                    f"head.loss.class_weights has {len(weights)} numbers; give one for each of the "
+                    f"{num_classes} classes"
+                )
+        self.aux_weight = aux_weight
+
+    def auxiliary_weight(self, index: int) -> float:
+        """Return what the loss of the auxiliary map of that position counts."""
+        return self.aux_weight
+
+    def losses(self, raw: RawSegmentation, targets: MaskTargets) -> dict[str, Tensor]:
+        """Return the terms of ``loss``, and ``auxiliary`` if there are auxiliary maps; float32 scalars.
+
+        An auxiliary map that is coarser than the mask is compared with the labels at its cells' centres.
+
+        Raises:
+            ValueError: if the mask has another size than the logits.
+        """
+        logits, mask = raw.logits, targets.mask
+        if mask.shape != (logits.shape[0], *logits.shape[2:]):
+            raise ValueError(
+                f"the mask must be {[logits.shape[0], *logits.shape[2:]]} (images and size of the padded "
+                f"input), got {list(mask.shape)}"
+            )
+        with torch.autocast(logits.device.type, enabled=False):
+            losses = dict(self.loss.terms(logits.float(), mask))
+            if raw.aux:
+                terms = [
+                    self.auxiliary_weight(index) * self.loss(x.float(), subsample(mask, x.shape[2:]))
+                    for index, x in enumerate(raw.aux)
+                ]
+                losses["auxiliary"] = torch.stack(terms).sum()
+        return losses
+
+    def predict(self, raw: RawSegmentation, image_sizes: Tensor) -> Segmentation:
+        """Return the class of the largest logit (or probability); 255 outside of ``image_sizes``."""
+        mask = raw.logits.argmax(1).to(torch.uint8)  # [B, *S]
+        for axis, size in enumerate(mask.shape[1:]):
+            beyond = torch.arange(size, device=mask.device) >= image_sizes[:, axis, None]  # [B, size]
+            # [B, size] -> [B, 1.., size, 1..]
+            beyond = beyond.reshape(len(mask), *(size if i == axis else 1 for i in range(mask.ndim - 1)))
+            mask = mask.masked_fill(beyond, IGNORE)
+        return Segmentation(mask)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolate ``[B, C, *s]`` linearly along every axis to ``[B, C, *size]``; corners are not aligned."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    mode = "bilinear" if x.ndim == 4 else "trilinear"
+    return F.interpolate(x, size=tuple(size), mode=mode, align_corners=False)
+
+
+def subsample(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Take from ``[B, *S]`` labels those at the centres of ``size`` cells: ``[B, *size]``."""
+    for axis, (before, after) in enumerate(zip(mask.shape[1:], size, strict=True)):
+        if before != after:
+            cells = torch.arange(after, device=mask.device)
+            mask = mask.index_select(axis + 1, (2 * cells + 1) * before // (2 * after))
+    return mask
+
+
+def count_axes(levels: Sequence[FeatureLevel]) -> int:
+    """Return the number of spatial axes of the levels, 2 or 3.
+
+    Raises:
+        ValueError: if there are no levels, or they are of different or other numbers.
+    """
+    axes = sorted({len(level.stride) for level in levels})
+    if len(axes) != 1 or axes[0] not in (2, 3):
+        raise ValueError(
+            "a segmentation head needs levels that all have two, or all three, spatial axes; got "
+            f"{len(levels)} levels, of {axes or 'no'} axes"
+        )
+    return axes[0]
+
+
+def check_level(argument: str, position: int, levels: Sequence[FeatureLevel], taken: Sequence[int]) -> int:
+    """Return the position of a level, counted from the finest.
+
+    Args:
+        argument: what to name in the error.
+        position: of a level; negative numbers count from the coarsest.
+        levels: to count.
+        taken: positions of the levels that it must not be.
+
+    Raises:
+        ValueError: if there is no such level, or it is taken.
+    """
+    count = len(levels)
+    if not -count <= position < count:
+        raise ValueError(
+            f"head.{argument} is {position}, but the trunk has {count} levels: {-count} to {count - 1}, "
+            "finest first"
+        )
+    if position % count in taken:
+        raise ValueError(
+            f"head.{argument} is {position}, the level that the classifier itself reads; take one of "
+            f"{[index for index in range(count) if index not in taken]}"
+        )
+    return position % count
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise a ValueError unless ``dropout`` is a share below 1."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"head.dropout must lie in 0 to below 1, got {dropout}")
+
+
+def check_width(argument: str, channels: int) -> None:
+    """Raise a ValueError unless ``channels`` is a positive number of channels."""
+    if channels < 1:
+        raise ValueError(f"head.{argument} is {channels}; a layer needs at least one channel")
+
+
+def conv_norm_relu(conv: nn.Module, norm: nn.Module) -> nn.Sequential:
+    """Chain a convolution, its norm and a ReLU, under the names 0, 1 and 2."""
+    return nn.Sequential(conv, norm, nn.ReLU(inplace=True))
+
+
+def halvings(fine: Sequence[int], coarse: Sequence[int]) -> int:
+    """Count the steps of factor 2 that lead from a coarse stride to a fine one, on the axis with most.
+
+    A factor that is no power of two takes the next larger one's steps.
+    """
+    ratio = max(b / a for a, b in zip(fine, coarse, strict=True))
+    return max(0, math.ceil(math.log2(ratio)))
+
+
+def stepped_size(size: Sequence[int], goal: Sequence[int], remaining: int) -> tuple[int, ...]:
+    """Return the size to upsample to, with so many more steps of factor 2 to come before ``goal``.
+
+    An axis is ``goal`` halved so many times, rounded up as convolutions of stride 2 do; one that is as large
+    already stays. The last step leads to ``goal`` itself.
+    """
+    if remaining == 0:
+        return tuple(goal)
+    return tuple(max(now, -(-end // 2**remaining)) for now, end in zip(size, goal, strict=True))

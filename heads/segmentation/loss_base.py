@@ -1,0 +1,162 @@
+"""What the losses of semantic segmentation share.
+
+Letters in shapes: B images, K classes, S spatial axes (H, W or D, H, W).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...backbones.layers import check_choice
+
+IGNORE = 255  # in a mask: a pixel of which nothing is learned
+ClassWeights = list[float] | Literal["balanced"] | None
+
+
+class SegmentationLoss(nn.Module):
+    """What a segmentation head trains with.
+
+    Attributes:
+        ignore_index: the mask value of pixels that take no part.
+        balanced: whether class weights must come from :meth:`balance` or :meth:`set_class_weights`.
+    """
+
+    ignore_index: int = IGNORE
+    balanced: bool = False
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            logits: ``[B, K, *S]``.
+            mask: ``[B, *S]`` of any integer type, 0..K-1 or 255.
+
+        Raises:
+            ValueError: if the shapes do not fit, or class weights are missing or not one per class.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement forward(logits, mask)")
+
+    def terms(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return the named scalars whose sum is the loss."""
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        return {name: self(logits, mask)}
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """The class weights in use; None without, and before ``balanced`` ones are known."""
+        return None
+
+    def set_class_weights(self, weights: Sequence[float]) -> None:
+        """Weigh the classes by K finite positive numbers."""
+        raise ValueError(f"head.loss {type(self).__name__} has no class_weights to set")
+
+    def balance(self, counts: Sequence[int]) -> None:
+        """Weigh each class inversely to its number of training pixels.
+
+        The weight is N / (P * count), with N the sum of the counts and P the number of classes that occur,
+        so that the mean weight of a pixel is one. Classes that do not occur get the weight one.
+
+        Args:
+            counts: labelled pixels per class, K of them.
+
+        Raises:
+            ValueError: if there is no pixel at all, or the loss has no class weights.
+        """
+        if not any(counts):
+            raise ValueError(
+                "balanced head.loss.class_weights need the number of training pixels of each class, of which "
+                f"one is positive, got {list(counts)}"
+            )
+        share = sum(counts) / sum(count > 0 for count in counts)
+        self.set_class_weights([share / count if count > 0 else 1.0 for count in counts])
+
+
+class WeightedLoss(SegmentationLoss):
+    """A mean over pixels in which each pixel counts by the weight of its class.
+
+    Args:
+        class_weights: one positive number per class, or ``balanced`` for weights inversely proportional to
+            the number of training pixels, which the task passes to :meth:`balance`.
+
+    Raises:
+        ValueError: if a weight is not a positive number.
+    """
+
+    def __init__(self, class_weights: ClassWeights = None) -> None:
+        super().__init__()
+        if isinstance(class_weights, str):
+            check_choice("head.loss.class_weights", class_weights, ("balanced",))
+        self.balanced = class_weights == "balanced"
+        # A plain tensor, not a buffer: weight averaging would run rounding errors into constants.
+        self._class_weights: Tensor | None = None
+        if class_weights is not None and not self.balanced:
+            self.set_class_weights(class_weights)
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        return None if self._class_weights is None else self._class_weights.tolist()
+
+    def set_class_weights(self, weights: Sequence[float]) -> None:
+        if not len(weights) or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+            raise ValueError(
+                f"head.loss.class_weights must be positive numbers, one per class, got {weights}"
+            )
+        self._class_weights = torch.tensor([float(weight) for weight in weights])
+
+    def _weights(self, logits: Tensor) -> Tensor | None:
+        """Return the class weights ``[K]`` with the device and type of ``logits`` ``[B, K, *S]``."""
+        if self._class_weights is None:
+            if self.balanced:
+                raise ValueError(
+                    "head.loss.class_weights is 'balanced', but the pixel counts of the training data are "
+                    "not known; train on a data module that has pixel_counts(), load a checkpoint, or give "
+                    "the weights as a list"
+                )
+            return None
+        if len(self._class_weights) != logits.shape[1]:
+            raise ValueError(
+                f"head.loss.class_weights has {len(self._class_weights)} numbers; give one for each of the "
+                f"{logits.shape[1]} classes"
+            )
+        if self._class_weights.device != logits.device or self._class_weights.dtype != logits.dtype:
+            # Once: copies to the device make the host wait.
+            self._class_weights = self._class_weights.to(logits)
+        return self._class_weights
+
+    def _mean(self, rows: Tensor, labels: Tensor, counted: Tensor, weights: Tensor | None) -> Tensor:
+        """Sum of the counted ``rows`` ``[B, *S]`` (weighted already) over the sum of their weights."""
+        total = counted.sum() if weights is None else torch.where(counted, weights[labels], 0.0).sum()
+        # The smallest normal number: 0 / 0 would be NaN.
+        return torch.where(counted, rows, 0.0).sum() / total.clamp(min=torch.finfo(rows.dtype).tiny)
+
+
+def labelled(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits ``[B, K, *S]``, labels ``[B, *S]`` int64 and which pixels have one.
+
+    Both are 0 where they do not, and the logits float32 at least.
+
+    Raises:
+        ValueError: if the shapes of logits and mask do not fit.
+    """
+    if mask.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"logits [B, K, *S] and mask [B, *S] do not fit: {list(logits.shape)} and {list(mask.shape)}"
+        )
+    valid = mask != IGNORE
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    # Where, not times: an ignored pixel may hold NaN, and so would its gradient.
+    return torch.where(valid[:, None], logits, 0.0), torch.where(valid, mask, 0).long(), valid
+
+
+def check_number(name: str, value: float, zero: bool) -> None:
+    """Raise a ValueError unless a number is finite and above 0, or 0 where that is allowed."""
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        least = "0 or more" if zero else "above 0"
+        raise ValueError(f"head.loss.{name} must be a number {least}, got {value}")

@@ -1,0 +1,200 @@
+"""Losses that compare whole regions: Dice, Tversky and Lovász, for pictures and volumes.
+
+Letters in shapes: B images, K classes, S spatial axes (H, W or D, H, W), N pixels, G groups of pixels that a
+loss takes together (each image, or the whole batch).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ...backbones.layers import check_choice
+from .loss_base import SegmentationLoss, check_number, labelled
+
+Classes = Literal["present", "all"]
+
+
+class RegionLoss(SegmentationLoss):
+    """A loss per class over all pixels of an image or batch, and its mean over classes.
+
+    Args:
+        per_image: compare each image on its own and take the mean over the images that have classes to count;
+            else the batch as one.
+        classes: ``present`` leaves classes without a pixel in the truth (of the image, or the batch) out of
+            the mean; ``all`` counts them, for what is wrongly predicted of them. Images without a labelled
+            pixel are always left out.
+        include_background: false leaves class 0 out of the mean.
+
+    Raises:
+        ValueError: if ``classes`` is neither of the two.
+    """
+
+    def __init__(self, per_image: bool, classes: Classes, include_background: bool) -> None:
+        super().__init__()
+        check_choice("head.loss.classes", classes, get_args(Classes))
+        self.per_image = per_image
+        self.classes = classes
+        self.include_background = include_background
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        logits, _, valid = labelled(logits, mask)
+        shares = logits.softmax(1).flatten(2)  # [B, K, N]
+        valid = valid.flatten(1)[:, None]  # [B, 1, N]
+        index = torch.arange(shares.shape[1], device=mask.device, dtype=torch.int64)
+        truth = mask.flatten(1)[:, None] == index[:, None]  # [B, K, N], nowhere 255
+        if not self.include_background:
+            shares, truth = shares[:, 1:], truth[:, 1:]
+        if not self.per_image:  # [B, K, N] -> [1, K, B * N]
+            shares, truth, valid = (x.transpose(0, 1).flatten(1)[None] for x in (shares, truth, valid))
+        counted = truth.any(2) if self.classes == "present" else valid.any(2).expand(-1, shares.shape[1])
+        losses = torch.where(counted, self.per_class(shares, truth, valid), 0.0)  # [G, K]
+        groups = losses.sum(1) / counted.sum(1).clamp(min=1)  # [G]
+        return groups.sum() / counted.any(1).sum().clamp(min=1)
+
+    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of each class, ``[G, K]``, finite for classes without a pixel too.
+
+        Args:
+            shares: ``[G, K, N]`` probabilities.
+            truth: ``[G, K, N]`` bool, false in ignored pixels.
+            valid: ``[G, 1, N]`` bool, the labelled pixels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement per_class(shares, truth, valid)")
+
+
+class Dice(RegionLoss):
+    """Soft Dice loss over softmax probabilities (Milletari et al. 2016), 1 - (2 I + s) / (P + T + s).
+
+    I is the sum of a class's probabilities over its pixels, P over all labelled pixels, and T the number of
+    its pixels. With ``classes: all`` it is MONAI's ``DiceLoss`` (``batch=not per_image``).
+
+    Args:
+        per_image: see :class:`RegionLoss`.
+        squared_denominator: square the probabilities in P, as in the paper.
+        smooth: s, 0 or more; above 0 with ``classes: all``, as a class that is nowhere would be 0 / 0.
+        include_background: see :class:`RegionLoss`.
+        classes: see :class:`RegionLoss`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        per_image: bool = False,
+        squared_denominator: bool = False,
+        smooth: float = 1e-5,
+        include_background: bool = True,
+        classes: Classes = "present",
+    ) -> None:
+        super().__init__(per_image, classes, include_background)
+        check_number("smooth", smooth, zero=classes == "present")
+        self.squared_denominator = squared_denominator
+        self.smooth = smooth
+
+    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        common, found, pixels = _sums(shares, truth, valid, squared=self.squared_denominator)
+        return 1 - _ratio(2 * common + self.smooth, found + pixels + self.smooth)
+
+
+class Tversky(RegionLoss):
+    """Tversky loss (Salehi et al. 2017): 1 - (I + s) / (I + alpha FP + beta FN + s), to the power ``gamma``.
+
+    I, FP and FN are sums of probabilities: of a class over its pixels, of it over other labelled pixels, and
+    of other classes over its pixels. Both weights at 0.5 make it Dice, both at 1 the Jaccard loss. The power
+    is taken of each class, as in the focal Tversky loss of Abraham and Khan 2019 (whose gamma is 1 over this
+    one).
+
+    Args:
+        alpha: weight of false positives, 0 or more.
+        beta: weight of false negatives, 0 or more; one of the two above 0.
+        gamma: above 0; below 1 it stresses classes that are nearly right, above 1 those that are not.
+        per_image: see :class:`RegionLoss`.
+        smooth: s, 0 or more; above 0 with ``classes: all``, as a class that is nowhere would be 0 / 0.
+        include_background: see :class:`RegionLoss`.
+        classes: see :class:`RegionLoss`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        gamma: float = 1.0,
+        per_image: bool = False,
+        smooth: float = 1e-5,
+        include_background: bool = True,
+        classes: Classes = "present",
+    ) -> None:
+        super().__init__(per_image, classes, include_background)
+        check_number("alpha", alpha, zero=True)
+        check_number("beta", beta, zero=alpha > 0)
+        check_number("gamma", gamma, zero=False)
+        check_number("smooth", smooth, zero=classes == "present")
+        self.alpha = alpha
+        self.beta = beta
+        self.gamma = gamma
+        self.smooth = smooth
+
+    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        common, found, pixels = _sums(shares, truth, valid, squared=False)
+        wrong = self.alpha * (found - common) + self.beta * (pixels - common)
+        losses = 1 - _ratio(common + self.smooth, common + wrong + self.smooth)
+        # At 0 a power below 1 has no derivative, and rounding may go below.
+        return losses if self.gamma == 1 else losses.clamp(min=torch.finfo(losses.dtype).eps) ** self.gamma
+
+
+class Lovasz(RegionLoss):
+    """Lovász-Softmax loss (Berman et al. 2018), the convex extension of 1 - IoU to probabilities.
+
+    Args:
+        per_image: see :class:`RegionLoss`.
+        classes: see :class:`RegionLoss`; a class that is not in the truth costs its largest probability.
+
+    Raises:
+        ValueError: if ``classes`` is neither ``present`` nor ``all``.
+    """
+
+    def __init__(self, per_image: bool = False, classes: Classes = "present") -> None:
+        super().__init__(per_image, classes, include_background=True)
+
+    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        errors = torch.where(truth, 1 - shares, shares)
+        # Ignored pixels come last, where they cannot change the steps of others, and cost nothing.
+        errors, order = torch.where(valid, errors, 0.0).sort(dim=2, descending=True)
+        steps = _jaccard_steps(truth.gather(2, order), errors.dtype)
+        return (errors * steps).sum(2)
+
+
+def _sums(shares: Tensor, truth: Tensor, valid: Tensor, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum probabilities over a class's pixels and over all labelled ones; count its pixels: ``[G, K]``."""
+    common = torch.where(truth, shares, 0.0).sum(2)
+    found = torch.where(valid, shares.square() if squared else shares, 0.0).sum(2)
+    return common, found, truth.sum(2).to(shares.dtype)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide, with a finite derivative where both are 0."""
+    return numerator / denominator.clamp(min=torch.finfo(denominator.dtype).eps)
+
+
+def _jaccard_steps(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """By how much 1 - IoU grows with each pixel that becomes wrong, in this order: ``[G, K, N]``.
+
+    In closed form, since differences of neighbouring values of 1 - IoU keep no digits over millions of
+    pixels: 1 / U for a pixel of the class, and I / (U (U - 1)) for one that is not, which makes the union U
+    from U - 1.
+    """
+    missed = truth.cumsum(2, dtype=torch.int32)
+    pixels = missed[:, :, -1:]
+    position = torch.arange(1, truth.shape[2] + 1, device=truth.device, dtype=torch.int32)
+    common = (pixels - missed).to(dtype)
+    union = (pixels + position - missed).to(dtype)
+    # A union of 1 by a pixel that is not of the class: the class has none, and all is wrong at once.
+    added = torch.where(union > 1, common / (union * (union - 1).clamp(min=1)), 1.0)
+    return torch.where(truth, 1 / union, added)

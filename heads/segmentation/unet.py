@@ -1,0 +1,135 @@
+"""The decoder of U-Nets (Ronneberger et al. 2015) on the levels of any trunk.
+
+Letters in shapes: B images, C channels, K classes, S spatial axes (H, W or D, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...backbones.base import FeatureLevel
+from ...backbones.layers import Activation, LayerOptions, Norm, initialise_trunk, make_conv
+from .base import RawSegmentation, SegmentationHead, check_width, halvings, resize, stepped_size
+from .losses import SegmentationLoss
+
+LEAST_WIDTH = 16
+
+
+class UNet(SegmentationHead):
+    """Merges the levels from coarse to fine, and goes on to the full resolution.
+
+    Ronneberger et al., "U-Net: convolutional networks for biomedical image segmentation", 2015, and Çiçek et
+    al. 2016 for volumes, with a trunk in place of the contracting path. A block upsamples (by linear
+    interpolation, to the size of the next finer level), appends that level, and applies twice a 3x3
+    convolution, norm and activation. Where the finest level has a stride above 1, blocks without a level to
+    append follow, each doubling the size, up to that of the image. A 1x1 convolution gives the scores.
+    Convolutions begin as a trunk's do (normal, He et al. 2015, fan out), because the decoder is a deep chain
+    of convolutions and ReLUs too.
+
+    Sizes come from the maps: levels of equal size (trunks with dilation) are appended without upsampling,
+    odd sizes and strides that differ between axes fit.
+
+    With ``deep_supervision`` the outputs of the blocks between the first and the last get scores of their
+    own, at their own size, finest first; the i-th of them counts ``aux_weight`` to the power i, so 1/2, 1/4,
+    and so on. The first block's scale, the coarsest, has none. Both as in nnU-Net (Isensee et al. 2021), but
+    for its division of all weights by their sum.
+
+    Args:
+        levels: what the trunk or neck declares, finest first; at least two.
+        num_classes: K, 2 to 255.
+        channels: width of each block, coarsest first; None for half of the coarsest level's, halved from
+            block to block down to 16: the widths of the paper for a trunk as wide as its.
+        norm: of the blocks, see :func:`.layers.make_norm`.
+        activation: of the blocks, see :func:`.layers.make_activation`.
+        deep_supervision: whether the loss also reaches the inner blocks directly; see above.
+        aux_weight: see above; at least 0.
+        loss: what to minimise; None for cross-entropy.
+
+    Raises:
+        ValueError: if an argument is out of its range, or there is no inner block to supervise.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[FeatureLevel],
+        num_classes: int,
+        channels: list[int] | None = None,
+        norm: Norm = "batch",
+        activation: Activation = "relu",
+        deep_supervision: bool = False,
+        aux_weight: float = 0.5,
+        loss: SegmentationLoss | None = None,
+    ) -> None:
+        super().__init__(levels, num_classes, loss, aux_weight)
+        if len(levels) < 2:
+            raise ValueError("UNet merges the levels of a trunk, but this one has a single level; take FCN")
+        # What each block appends, then zeros for those behind the finest level.
+        self.further = halvings((1,) * self.ndim, levels[0].stride)
+        appended = [level.channels for level in reversed(levels[:-1])] + [0] * self.further
+        widths = _widths(channels, len(appended), levels[-1].channels)
+        options = LayerOptions(self.ndim, norm, activation)
+        inputs = [levels[-1].channels, *widths[:-1]]
+        self.blocks = nn.ModuleList(
+            _block(options, before + more, width)
+            for before, more, width in zip(inputs, appended, widths, strict=True)
+        )
+        self.score = make_conv(self.ndim, widths[-1], num_classes, kernel=1, bias=True)
+        inner = widths[-2:0:-1] if deep_supervision else []
+        if deep_supervision and not inner:
+            raise ValueError(
+                f"head.deep_supervision needs a block between the first and the last, but this decoder has "
+                f"{len(widths)}; leave it out, or take a trunk with more levels"
+            )
+        self.aux_scores = nn.ModuleList(
+            make_conv(self.ndim, width, num_classes, kernel=1, bias=True) for width in inner
+        )
+        initialise_trunk(self)
+
+    def auxiliary_weight(self, index: int) -> float:
+        """Return what the loss of the auxiliary map of that position counts; see the class."""
+        return self.aux_weight ** (index + 1)
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, ...]) -> RawSegmentation:
+        """Compute ``[B, K, *S]`` at ``image_size`` from ``features``, one ``[B, C_i, *S_i]`` per level."""
+        *finer, x = features
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            if index < len(finer):
+                skip = finer[-1 - index]
+                x = torch.cat([resize(x, skip.shape[2:]), skip], 1)
+            else:
+                x = resize(x, stepped_size(x.shape[2:], image_size, len(self.blocks) - 1 - index))
+            x = block(x)
+            outputs.append(x)
+        inner = reversed(outputs[1:-1])
+        aux = tuple(score(x) for score, x in zip(self.aux_scores, inner, strict=False))
+        return RawSegmentation(resize(self.score(x), image_size), aux)
+
+
+def _block(options: LayerOptions, inputs: int, outputs: int) -> nn.Sequential:
+    """Build two 3x3 convolutions, each with norm and activation."""
+    layers: list[nn.Module] = []
+    for before in (inputs, outputs):
+        layers += [
+            options.make_conv(before, outputs, 3),
+            options.make_norm(outputs),
+            options.make_activation(),
+        ]
+    return nn.Sequential(*layers)
+
+
+def _widths(channels: Sequence[int] | None, count: int, coarsest: int) -> list[int]:
+    """Return the width of each of ``count`` blocks."""
+    if channels is None:
+        return [max(LEAST_WIDTH, coarsest // 2 ** (index + 1)) for index in range(count)]
+    if len(channels) != count:
+        raise ValueError(
+            f"head.channels has {len(channels)} widths, but this decoder has {count} blocks: one per level "
+            "but the coarsest, and one per doubling from the finest level to the image; coarsest first"
+        )
+    for width in channels:
+        check_width("channels", width)
+    return list(channels)
