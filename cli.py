@@ -22,7 +22,7 @@ commands:
   test       evaluate on the test data       trunkline test --ckpt_path FILE
   predict    write predictions and pictures  trunkline predict --ckpt_path FILE --data.predict PATH
   configs    list the shipped configs
-  sample     write a small synthetic dataset trunkline sample detection|classification DIR
+  sample     write a small synthetic dataset trunkline sample detection|classification|segmentation DIR
 
 CONFIG is a YAML file or the name of a shipped config. A checkpoint brings the settings that it was trained
 with, so it needs none. Any value can be overridden, for example
@@ -121,8 +121,8 @@ def _sample(words: list[str]) -> None:
     )
     parser.add_argument(
         "task",
-        choices=["detection", "classification"],
-        help="the kind of data: COCO-format boxes, or class folders",
+        choices=["detection", "classification", "segmentation"],
+        help="the kind of data: COCO-format boxes, class folders, or pictures with masks",
     )
     parser.add_argument("folder", type=Path, help="where to write; must be empty or not exist")
     parser.add_argument("--train", type=int, default=320, help="training images (default: %(default)s)")
@@ -132,9 +132,9 @@ def _sample(words: list[str]) -> None:
 
     from .data import synthetic
 
-    write = {"detection": synthetic.write_detection, "classification": synthetic.write_classification}
+    write = getattr(synthetic, f"write_{options.task}")
     try:
-        write[options.task](options.folder, train=options.train, val=options.val, seed=options.seed)
+        write(options.folder, train=options.train, val=options.val, seed=options.seed)
     except (ValueError, OSError) as error:
         sys.exit(f"trunkline sample: {error}")
     print(f"wrote {options.train} training and {options.val} validation images: {options.folder.resolve()}")

@@ -1,6 +1,7 @@
 """Augmentation pipelines named in YAML; the only file that knows albumentations.
 
-``Augmentation`` carries boxes along; ``ImageAugmentation`` is for images that have a label alone.
+``Augmentation`` carries boxes along, and a mask where there is one; ``MaskAugmentation`` is for images with a
+mask, ``ImageAugmentation`` for images that have a label alone.
 
 Letters in shapes: h w height and width of the image in pixels, m boxes.
 """
@@ -22,11 +23,21 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it must not 
 import albumentations as A  # noqa: E402, N812
 import cv2  # noqa: E402
 
+from .batches import IGNORE  # noqa: E402
+
 Entry = Mapping[str, Mapping[str, Any] | None]
 
 _NESTING = (A.OneOf, A.SomeOf, A.OneOrOther, A.RandomOrder, A.Sequential)
 _ABSTRACT = (A.BasicTransform, A.DualTransform, A.ImageOnlyTransform, A.Transform3D)
 _CHANGE_TYPE = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
+# The first takes the largest or smallest label around a pixel, the second makes class 0 of what it uncovers.
+_CHANGE_LABELS = ("Morphological", "GridElasticDeform")
+
+_DATA_WITH = {  # what a call gives beside the image: whose data that is
+    frozenset(): "classification",
+    frozenset({"bboxes"}): "detection",
+    frozenset({"mask"}): "segmentation",
+}
 
 
 class AugmentationError(ValueError):
@@ -74,11 +85,17 @@ class Augmentation:
         )
         with warnings.catch_warnings():  # colour alone is a legal pipeline
             warnings.filterwarnings("ignore", message="Got processor for bboxes, but no transform")
-            self.compose = A.Compose(_build_all(transforms, boxes=True), bbox_params=boxes)
+            self.compose = A.Compose(_build_all(transforms, frozenset({"bboxes"})), bbox_params=boxes)
 
     def __call__(
-        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, seed: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        crowd: np.ndarray,
+        seed: int,
+        mask: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, ...]:
         """Augment one image.
 
         Args:
@@ -88,21 +105,63 @@ class Augmentation:
             labels: ``[m]`` int64.
             crowd: ``[m]`` bool.
             seed: non-negative; the same seed gives the same result.
+            mask: ``[h, w]`` uint8 labels of the pixels, which follow the image as in ``MaskAugmentation``.
 
         Returns:
             The image (its size may differ) and the boxes that remain, clipped to it, with their labels and
-            crowd flags.
+            crowd flags; and the mask if there is one.
 
         Raises:
             AugmentationError: if a transform fails on this image, or returns something else than 8-bit RGB.
         """
-        result = _apply(self.compose, seed, image=image, bboxes=_relative_rows(boxes, image.shape[:2]))
+        data = {"image": image, "bboxes": _relative_rows(boxes, image.shape[:2])}
+        if mask is not None:
+            _check_labels_kept(self.compose)
+            data["mask"] = mask
+        result = _apply(self.compose, seed, **data)
         image = result["image"]
         rows = result["bboxes"] if len(result["bboxes"]) else np.zeros((0, 5))  # [m, 5], but [0, 4]
         height, width = image.shape[:2]
         kept = rows[:, 4].astype(np.int64)
         boxes = (rows[:, :4].clip(0, 1) * (width, height, width, height)).astype(np.float32)
-        return image, boxes, labels[kept], crowd[kept]
+        rest = () if mask is None else (result["mask"],)
+        return image, boxes, labels[kept], crowd[kept], *rest
+
+
+class MaskAugmentation:
+    """Applies a pipeline of albumentations transforms to an image and its mask together.
+
+    As in ``Augmentation``, the randomness of a call comes from its ``seed`` only. Where a transform uncovers
+    or blanks pixels (turns, shifts, padding, dropout) their label becomes 255, ignored, unless its
+    ``fill_mask`` is given; albumentations would make them class 0 or leave the old label on blanked pixels.
+    ``fill_mask: null`` keeps the label beneath a dropout. Labels are never blended.
+
+    Args:
+        transforms: as in ``Augmentation``.
+
+    Raises:
+        AugmentationError: for an unknown transform or argument, a value that albumentations refuses, or a
+            transform that cannot carry a mask along, blends labels, needs boxes or other images, or changes
+            the pixel type.
+    """
+
+    def __init__(self, transforms: Sequence[Entry]):
+        self.compose = A.Compose(_build_all(transforms, frozenset({"mask"})))
+        _check_labels_kept(self.compose)
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Augment one image; the size may differ afterwards.
+
+        Args:
+            image: ``[h, w, 3]`` uint8.
+            mask: ``[h, w]`` uint8 labels, 255 where ignored.
+            seed: non-negative; the same seed gives the same result.
+
+        Raises:
+            AugmentationError: if a transform fails on this image, or returns something else than 8-bit RGB.
+        """
+        result = _apply(self.compose, seed, image=image, mask=mask)
+        return result["image"], result["mask"]
 
 
 class ImageAugmentation:
@@ -120,7 +179,7 @@ class ImageAugmentation:
     """
 
     def __init__(self, transforms: Sequence[Entry]):
-        self.compose = A.Compose(_build_all(transforms, boxes=False))
+        self.compose = A.Compose(_build_all(transforms, frozenset()))
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         """Return ``[h, w, 3]`` uint8 for ``[h, w, 3]`` uint8; the size may differ.
@@ -149,6 +208,12 @@ def _apply(compose: A.Compose, seed: int, **data: np.ndarray) -> dict[str, Any]:
             f"the augmentation turned 8-bit RGB into {image.dtype} of shape {image.shape}; remove the "
             "transform that does so (images are normalised on the device, after augmentation)"
         )
+    if "mask" in data and (result["mask"].dtype != np.uint8 or result["mask"].shape != image.shape[:2]):
+        mask = result["mask"]
+        raise AugmentationError(
+            f"the augmentation made a mask of {mask.dtype} and shape {mask.shape} for an image of shape "
+            f"{image.shape}; remove the transform that does so"
+        )
     return result
 
 
@@ -160,15 +225,16 @@ def _relative_rows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return rows[(rows[:, 2] > rows[:, 0]) & (rows[:, 3] > rows[:, 1])]
 
 
-def _build_all(entries: Iterable[Entry], boxes: bool) -> list[Any]:
+def _build_all(entries: Iterable[Entry], beside: frozenset[str]) -> list[Any]:
+    """Build transforms for calls that give, beside the image, ``bboxes`` or ``mask`` or nothing."""
     if isinstance(entries, str | Mapping) or not isinstance(entries, Iterable):
         raise AugmentationError(
             f"transforms are a list of single-key mappings like HorizontalFlip: {{p: 0.5}}, got {entries!r}"
         )
-    return [_build(entry, boxes) for entry in entries]
+    return [_build(entry, beside) for entry in entries]
 
 
-def _build(entry: Entry, boxes: bool) -> Any:
+def _build(entry: Entry, beside: frozenset[str]) -> Any:
     if not isinstance(entry, Mapping) or len(entry) != 1:
         raise AugmentationError(f"a transform is a mapping of one name to its arguments, got {entry!r}")
     ((name, given),) = entry.items()
@@ -176,14 +242,33 @@ def _build(entry: Entry, boxes: bool) -> Any:
     cls = _find(name)
     _check_arguments(name, cls, arguments)
     if issubclass(cls, _NESTING):
-        arguments["transforms"] = _build_all(arguments.get("transforms", ()), boxes)
+        arguments["transforms"] = _build_all(arguments.get("transforms", ()), beside)
+    elif "fill_mask" in inspect.signature(cls.__init__).parameters:
+        arguments.setdefault("fill_mask", IGNORE)
     try:
         transform = cls(**arguments)
     except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
         raise AugmentationError(f"augmentation {name}: {error}") from error
+    if "fill_mask" not in arguments and hasattr(transform, "fill_mask"):  # set, but not offered
+        transform.fill_mask = IGNORE
     if not issubclass(cls, _NESTING):
-        _check_usable(name, transform, boxes)
+        _check_usable(name, transform, beside)
     return transform
+
+
+def _check_labels_kept(compose: A.BaseCompose) -> None:
+    """Refuse what makes labels out of other labels."""
+    for transform in compose.transforms:
+        name = type(transform).__name__
+        if isinstance(transform, A.BaseCompose):
+            _check_labels_kept(transform)
+        elif name in _CHANGE_LABELS:
+            raise AugmentationError(f"augmentation {name} would change the labels in a mask; remove it")
+        elif getattr(transform, "mask_interpolation", cv2.INTER_NEAREST) != cv2.INTER_NEAREST:
+            raise AugmentationError(
+                f"augmentation {name}: mask_interpolation {transform.mask_interpolation} would blend labels; "
+                "remove it (0, nearest, is the default)"
+            )
 
 
 def _find(name: str) -> type:
@@ -213,20 +298,21 @@ def _check_arguments(name: str, cls: type, arguments: dict[str, Any]) -> None:
             )
 
 
-def _check_usable(name: str, transform: A.BasicTransform, boxes: bool) -> None:
+def _check_usable(name: str, transform: A.BasicTransform, beside: frozenset[str]) -> None:
     if name in _CHANGE_TYPE:
         raise AugmentationError(
             f"augmentation {name} changes the pixel type; remove it, images are normalised on the device"
         )
     targets = transform._targets if isinstance(transform._targets, tuple) else (transform._targets,)
-    carries_boxes = A.core.type_definitions.Targets.BBOXES in targets
-    if boxes and not isinstance(transform, A.ImageOnlyTransform) and not carries_boxes:
-        raise AugmentationError(f"augmentation {name} cannot carry boxes along; remove it")
-    if not boxes and "BBox" in name:  # these fail on the first image only
-        raise AugmentationError(
-            f"augmentation {name} needs boxes, which classification data lacks; remove it"
-        )
-    extra = set(transform.targets_as_params) - ({"image", "bboxes"} if boxes else {"image"})
+    carried = {target.value.lower() for target in targets}
+    for what in beside:
+        if not isinstance(transform, A.ImageOnlyTransform) and what not in carried:
+            noun = "boxes" if what == "bboxes" else "a mask"
+            raise AugmentationError(f"augmentation {name} cannot carry {noun} along; remove it")
+    lacking = _DATA_WITH[beside]
+    if "bboxes" not in beside and "BBox" in name:  # these fail on the first image only
+        raise AugmentationError(f"augmentation {name} needs boxes, which {lacking} data lacks; remove it")
+    extra = set(transform.targets_as_params) - {"image", *beside}
     if extra:
-        needed, lacking = ", ".join(sorted(extra)), "detection" if boxes else "classification"
+        needed = ", ".join(sorted(extra))
         raise AugmentationError(f"augmentation {name} needs {needed}, which {lacking} data lacks; remove it")

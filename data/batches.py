@@ -1,7 +1,7 @@
 """Typed batches and how single samples become one.
 
 Letters in shapes: B images, M box rows of the image with most boxes, H W the padded canvas; C channels, K
-classes, S the one or more spatial sizes of an image to classify.
+classes, S the one or more spatial sizes of an image to classify; h w height and width of one image.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+IGNORE = 255  # in a mask: a pixel of no class, of which nothing is learned and which is not evaluated
 
 
 @dataclass
@@ -169,4 +171,72 @@ def collate_classification(samples: list[ClassificationSample]) -> Classificatio
         label=torch.stack([sample.label for sample in samples]),
         ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         image_sizes=sizes.repeat(len(samples), 1),
+    )
+
+
+@dataclass
+class SegmentationSample:
+    """One picture with its mask, as the data set yields it.
+
+    Attributes:
+        image: ``[3, h, w]`` uint8 RGB, not padded.
+        mask: ``[h, w]`` uint8 labels 0..K-1, 255 for pixels to ignore.
+        image_id: position in the index of the data module.
+        original_size: height and width of the picture on disk (after EXIF orientation), in pixels.
+        truth: ``[h0, w0]`` uint8, the mask at the original size, in evaluation; else None.
+    """
+
+    image: Tensor
+    mask: Tensor
+    image_id: int
+    original_size: tuple[int, int]
+    truth: Tensor | None = None
+
+
+@dataclass
+class SegmentationBatch:
+    """A padded batch of pictures with masks. Lightning moves its tensors to the device by itself.
+
+    Attributes:
+        image: ``[B, 3, H, W]`` uint8 RGB, zero outside ``image_sizes``.
+        image_sizes: ``[B, 2]`` int64, height and width of each picture inside the canvas.
+        mask: ``[B, H, W]`` uint8 labels 0..K-1; 255 for pixels to ignore, and outside ``image_sizes``.
+        ids: ``[B]`` int64, positions in the index of the data module.
+        original_sizes: ``[B, 2]`` int64, height and width of each picture on disk.
+        truth: a ``[h0, w0]`` uint8 mask at the original size per picture, in evaluation; else empty.
+    """
+
+    image: Tensor
+    image_sizes: Tensor
+    mask: Tensor
+    ids: Tensor
+    original_sizes: Tensor
+    truth: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def pin_memory(self) -> SegmentationBatch:
+        """Copy every tensor to page-locked memory; the DataLoader calls this."""
+        pinned = {name: value.pin_memory() for name, value in vars(self).items() if name != "truth"}
+        return SegmentationBatch(**pinned, truth=tuple(mask.pin_memory() for mask in self.truth))
+
+
+def collate_segmentation(samples: list[SegmentationSample]) -> SegmentationBatch:
+    """Pad pictures and masks to the size of the largest of them."""
+    sizes = torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64)  # [B, 2]
+    canvas = sizes.amax(dim=0).tolist()
+    image = torch.zeros(len(samples), 3, *canvas, dtype=torch.uint8)
+    mask = torch.full((len(samples), *canvas), IGNORE, dtype=torch.uint8)
+    for index, sample in enumerate(samples):
+        height, width = sample.image.shape[-2:]
+        image[index, :, :height, :width] = sample.image
+        mask[index, :height, :width] = sample.mask
+    return SegmentationBatch(
+        image=image,
+        image_sizes=sizes,
+        mask=mask,
+        ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
+        original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
+        truth=tuple(sample.truth for sample in samples if sample.truth is not None),
     )

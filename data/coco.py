@@ -194,17 +194,22 @@ class CocoDetection(pl.LightningDataModule):
         workers = capped_workers(self.hparams.workers, len(sampler), devices)
         return PlainErrorLoader(
             RequestedBatches(
-                CocoDetectionDataset(index, augmentation, self.hparams.long_side),
+                self._dataset(index, augmentation),
                 fixed=list(sampler) if overfit else None,
             ),
             batch_size=None,  # the sampler yields whole batches
             sampler=sampler,
-            collate_fn=collate_detection,
+            collate_fn=self._collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=limit_threads,
         )
+
+    def _dataset(self, index: CocoIndex, augmentation: Augmentation | None) -> CocoDetectionDataset:
+        return CocoDetectionDataset(index, augmentation, self.hparams.long_side)
+
+    _collate = staticmethod(collate_detection)
 
     def _indices(self, stage: str | None) -> dict[str, CocoIndex]:
         """Read the splits of a stage, each once in the life of the module."""

@@ -5,6 +5,7 @@ Letters in shapes: h w a resized image, m boxes of one image. Sizes are (height,
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -39,21 +40,35 @@ class CocoDetectionDataset(Dataset):
             ImageError: if the file cannot be decoded, or its size is not the one in the annotations.
             AugmentationError: if a transform fails on this image.
         """
-        path, rows = self.index.path(request.index), self.index.rows(request.index)
-        original_size = tuple(self.index.sizes[request.index].tolist())
-        image = read_image(path)
-        if image.shape[:2] != original_size:
-            raise ImageError(
-                f"{path}: is {image.shape[0]}x{image.shape[1]} pixels (height x width), the annotations say "
-                f"{original_size[0]}x{original_size[1]}; check_images lists all such images before training"
-            )
-        boxes = self.index.boxes[rows].numpy()
-        labels, crowd = self.index.labels[rows].numpy(), self.index.crowd[rows].numpy()
+        image, boxes, labels, crowd = self.read(request.index)
         if self.augmentation is not None:
             try:
                 image, boxes, labels, crowd = self.augmentation(image, boxes, labels, crowd, request.seed)
             except AugmentationError as error:
-                raise AugmentationError(f"{path}: {error}") from error
+                raise AugmentationError(f"{self.index.path(request.index)}: {error}") from error
+        return self.sample(request, image, boxes, labels, crowd)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return an image as it is on disk, its boxes, labels and crowd flags.
+
+        Raises:
+            ImageError: if the file cannot be decoded, or its size is not the one in the annotations.
+        """
+        path, rows = self.index.path(index), self.index.rows(index)
+        expected = tuple(self.index.sizes[index].tolist())
+        image = read_image(path)
+        if image.shape[:2] != expected:
+            raise ImageError(
+                f"{path}: is {image.shape[0]}x{image.shape[1]} pixels (height x width), the annotations say "
+                f"{expected[0]}x{expected[1]}; check_images lists all such images before training"
+            )
+        columns = (self.index.boxes, self.index.labels, self.index.crowd)
+        return image, *(column[rows].numpy() for column in columns)
+
+    def sample(
+        self, request: Request, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray
+    ) -> DetectionSample:
+        """Resize an image and its boxes as the request says."""
         height, width = image.shape[:2]
         size = scaled_size((height, width), request.short_side, self.long_side, request.canvas)
         pixels = torch.from_numpy(resize(image, size))
@@ -65,7 +80,7 @@ class CocoDetectionDataset(Dataset):
             labels=torch.from_numpy(labels).clone(),
             crowd=torch.from_numpy(crowd).clone(),
             image_id=int(self.index.image_ids[request.index]),
-            original_size=original_size,
+            original_size=tuple(self.index.sizes[request.index].tolist()),
             canvas=request.canvas,
         )
 

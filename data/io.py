@@ -25,6 +25,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 _ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _SWAPPED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
+_LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
 _PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
@@ -195,6 +196,46 @@ def standardise_scan(scan: np.ndarray) -> np.ndarray:
     )
 
 
+def read_mask(path: str | PathLike[str]) -> np.ndarray:
+    """Decode a mask to the values it holds, turned upright by its EXIF orientation.
+
+    Grey masks hold values of 8 or 16 bits, 1-bit masks 0 and 1, palette masks the indices of their colours
+    (not the colours). Of masks in red, green and blue the colours are returned; an alpha channel is dropped.
+
+    Args:
+        path: a file in a format that keeps every pixel, such as PNG.
+
+    Returns:
+        ``[h, w]`` uint8 or uint16 values, or ``[h, w, 3]`` uint8 colours.
+
+    Raises:
+        ImageError: if the file is missing, is no image, is truncated, is a JPEG, or holds anything else.
+    """
+    try:
+        with Image.open(path) as image:
+            return _mask_values(ImageOps.exif_transpose(image), image.format, path)
+    except ImageError:
+        raise
+    except Exception as error:  # see read_image
+        raise _image_error(path, error) from error
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Give each pixel of the new grid the label of the old pixel that its centre lies in.
+
+    Args:
+        mask: ``[h, w]`` uint8.
+        size: new height and width, at least 1 each.
+
+    Returns:
+        ``[size[0], size[1]]`` uint8; ``mask`` itself if it has that size already.
+    """
+    if mask.shape == tuple(size):
+        return mask
+    labels = torch.from_numpy(np.ascontiguousarray(mask))[None, None]  # [1, 1, h, w]
+    return functional.interpolate(labels, tuple(size), mode="nearest-exact")[0, 0].numpy()
+
+
 def resize_scan(scan: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
     """Resize trilinearly, with antialiasing along axes that shrink.
 
@@ -228,6 +269,21 @@ def _to_rgb(image: Image.Image, path: str | PathLike[str]) -> np.ndarray:
         grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)  # [h, w] -> [h, w, 3]
     return np.array(image.convert("RGB"))
+
+
+def _mask_values(image: Image.Image, form: str | None, path: str | PathLike[str]) -> np.ndarray:
+    if form in _LOSSY_FORMATS:
+        raise ImageError(f"{path}: a {form} changes the values of a mask; save the mask as PNG")
+    if image.mode in ("RGB", "RGBA"):
+        return np.array(image.convert("RGB"))
+    if image.mode in ("1", "L", "P", "LA", "PA"):
+        return np.array(image.getchannel(0), dtype=np.uint8)
+    if image.mode.startswith("I"):  # I;16, I;16L, I;16B, I
+        values = np.asarray(image).astype(np.int64)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise ImageError(f"{path}: values from {values.min()} to {values.max()}; a mask has 0 to 65535")
+        return values.astype(np.uint16)
+    raise ImageError(f"{path}: a mask cannot have pixels of mode {image.mode}; save it with 8 or 16 bits")
 
 
 def _png_may_be_turned(path: str | PathLike[str], content: bytes | None) -> bool:

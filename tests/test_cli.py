@@ -67,6 +67,14 @@ def test_sample_writes_class_folders(tmp_path):
     assert found == [("train", n) for n in names for _ in range(2)] + [("val", n) for n in names]
 
 
+def test_sample_writes_pictures_with_masks(tmp_path):
+    main(["sample", "segmentation", str(tmp_path / "d"), "--train", "3", "--val", "2", "--seed", "4"])
+    for split, number in (("train", 3), ("val", 2)):
+        images, masks = (sorted((tmp_path / "d" / kind / split).iterdir()) for kind in ("images", "masks"))
+        assert [path.stem for path in images] == [path.stem for path in masks] and len(masks) == number
+    assert (tmp_path / "d/classes.csv").read_text().startswith("id,name,r,g,b\n0,background,0,0,0\n")
+
+
 def test_sample_writes_a_dataset_and_refuses_to_overwrite(tmp_path, capsys):
     main(["sample", "detection", str(tmp_path / "d"), "--train", "3", "--val", "2"])
     assert str(tmp_path / "d") in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Collating by hand: padding of images and of box rows, and plain stacking for classification."""
+"""Collating by hand: padding of images, box rows and masks, and plain stacking for classification."""
 
 import pytest
 import torch
@@ -6,8 +6,10 @@ import torch
 from trunkline.data.batches import (
     ClassificationSample,
     DetectionSample,
+    SegmentationSample,
     collate_classification,
     collate_detection,
+    collate_segmentation,
 )
 
 
@@ -77,3 +79,30 @@ def test_images_of_other_shapes_are_named():
     words = r"image id 20 has shape \[2, 2, 2, 2\], image id 10 of its batch \[1, 2, 2, 2\]"
     with pytest.raises(ValueError, match=words):
         collate_classification(samples)
+
+
+def masked(height, width, image_id, truth=None):
+    return SegmentationSample(
+        image=torch.full((3, height, width), 9, dtype=torch.uint8),
+        mask=torch.full((height, width), image_id, dtype=torch.uint8),
+        image_id=image_id,
+        original_size=(10 * height, 10 * width),
+        truth=truth,
+    )
+
+
+def test_masks_are_padded_with_what_is_ignored_and_pictures_with_zero():
+    batch = collate_segmentation([masked(2, 3, 4), masked(4, 1, 7)])
+    assert len(batch) == 2 and batch.image.dtype == batch.mask.dtype == torch.uint8
+    image, mask = torch.zeros(2, 3, 4, 3, dtype=torch.uint8), torch.full((2, 4, 3), 255, dtype=torch.uint8)
+    image[0, :, :2], mask[0, :2] = 9, 4
+    image[1, :, :, :1], mask[1, :, :1] = 9, 7
+    assert torch.equal(batch.image, image) and torch.equal(batch.mask, mask)
+    assert batch.image_sizes.tolist() == [[2, 3], [4, 1]] and batch.ids.tolist() == [4, 7]
+    assert batch.original_sizes.tolist() == [[20, 30], [40, 10]] and batch.truth == ()
+
+
+def test_truth_keeps_its_own_size():
+    truths = torch.zeros(20, 30, dtype=torch.uint8), torch.ones(40, 10, dtype=torch.uint8)
+    batch = collate_segmentation([masked(2, 3, 4, truths[0]), masked(4, 1, 7, truths[1])])
+    assert all(one is other for one, other in zip(batch.truth, truths, strict=True))

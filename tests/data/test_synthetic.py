@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from trunkline.data import synthetic
+from trunkline.data import drawing
 from trunkline.data.coco_index import check_images, read_coco
-from trunkline.data.synthetic import write_classification, write_detection
+from trunkline.data.synthetic import write_classification, write_detection, write_segmentation
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,8 @@ def test_it_has_every_class_orientation_and_format(folder):
 
 def test_boxes_are_tight_around_the_drawn_pixels(monkeypatch, tmp_path):
     """On black, without grain, what is lit is the object."""
-    monkeypatch.setattr(synthetic, "_background", lambda h, w, *_: Image.new("RGB", (w, h)))
-    monkeypatch.setattr(synthetic, "_paint", lambda h, w, *_: Image.new("RGB", (w, h), (255, 255, 255)))
-    monkeypatch.setattr(synthetic, "_OBJECTS", (1, 1))
+    monkeypatch.setattr(drawing, "_background", lambda h, w, *_: Image.new("RGB", (w, h)))
+    monkeypatch.setattr(drawing, "_paint", lambda h, w, *_: Image.new("RGB", (w, h), (255, 255, 255)))
 
     class Silent:
         """A generator whose noise is silent."""
@@ -61,11 +60,11 @@ def test_boxes_are_tight_around_the_drawn_pixels(monkeypatch, tmp_path):
             return np.zeros(size)
 
     for seed in range(20):
-        picture, [(_, box, area)] = synthetic._draw_picture(96, 80, 1, Silent(np.random.default_rng(seed)))
+        picture, [(_, box, solid)] = drawing.draw_picture(96, 80, 1, Silent(np.random.default_rng(seed)))
         lit = np.asarray(picture)[:, :, 0] >= 128
         ys, xs = np.nonzero(lit)
         assert box == [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
-        assert area == lit.sum()
+        assert np.array_equal(solid, lit)
 
 
 def test_shapes_fill_their_boxes_as_geometry_says():
@@ -75,8 +74,8 @@ def test_shapes_fill_their_boxes_as_geometry_says():
     covered = {"circle": [], "rectangle": [], "triangle": []}
     for name, shares in covered.items():
         for _ in range(30):
-            mask = synthetic._shape_mask(name, 200, 200, rng)
-            _, _, width, height = synthetic._tight_box(mask)
+            mask = drawing._shape_mask(name, 200, 200, rng)
+            _, _, width, height = drawing._tight_box(mask)
             shares.append((np.asarray(mask) >= 128).sum() / (width * height))
     np.testing.assert_allclose(covered["circle"], np.pi / 4, atol=0.03)
     assert max(covered["triangle"]) < 0.53 < 0.55 < min(covered["rectangle"])
@@ -233,3 +232,67 @@ def test_class_folders_show_progress_unless_declined(tmp_path, capsys):
     assert "drawing images" in capsys.readouterr().err
     write_classification(tmp_path / "quiet", 3, 3, 32, progress=False)
     assert capsys.readouterr().err == ""
+
+
+# -- segmentation
+
+
+def test_masks_show_the_objects_of_the_same_pictures(tmp_path):
+    """The same seed draws the same pictures for detection, whose boxes tell where each class has to be."""
+    options = {"train": 20, "val": 4, "seed": 3, "size": (96, 128), "progress": False}
+    boxes = write_detection(tmp_path / "boxes", **options)
+    made = write_segmentation(tmp_path / "masks", **options)
+    lines = (made / "classes.csv").read_text().split()
+    assert lines == ["id,name,r,g,b", "0,background,0,0,0", "1,circle,128,0,0", "2,rectangle,0,128,0"] + [
+        "3,triangle,128,128,0"
+    ]
+    for split, count in (("train", 20), ("val", 4)):
+        index = read_coco(boxes / f"annotations/instances_{split}.json", boxes / f"images/{split}")
+        assert len(list((made / "masks" / split).iterdir())) == len(index) == count
+        for i in range(count):
+            name = index.file_name(i)
+            assert (made / "images" / split / name).read_bytes() == index.path(i).read_bytes()
+            with Image.open((made / "masks" / split / name).with_suffix(".png")) as mask:
+                assert mask.mode == "P" and mask.getpalette()[:12] == [
+                    0,
+                    0,
+                    0,
+                    128,
+                    0,
+                    0,
+                    0,
+                    128,
+                    0,
+                    128,
+                    128,
+                    0,
+                ]
+                values = np.asarray(mask)
+            assert values.shape == tuple(index.sizes[i].tolist())
+            for box, label in zip(index.boxes[index.rows(i)].int(), index.labels[index.rows(i)], strict=True):
+                x1, y1, x2, y2 = box.tolist()
+                inside = values[y1:y2, x1:x2] == int(label) + 1
+                assert inside.mean() > 0.3 and values[(y1 + y2) // 2, (x1 + x2) // 2] == int(label) + 1
+            # What touches an object is that object or the border around it.
+            for label in (1, 2, 3):
+                ys, xs = np.nonzero(values == label)
+                for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (-1, -1)):
+                    y, x = ys + dy, xs + dx
+                    there = (y >= 0) & (x >= 0) & (y < values.shape[0]) & (x < values.shape[1])
+                    assert set(values[y[there], x[there]].tolist()) <= {label, 255}
+            assert (values == 255).sum() < (values > 0).sum() * 0.5 + 1
+
+
+def test_masked_pictures_are_reproducible_and_replace_only_their_own(tmp_path, capsys):
+    one = write_segmentation(tmp_path / "one", 2, 1, (32, 40), seed=4, progress=False)
+    two = write_segmentation(tmp_path / "two", 2, 1, (32, 40), seed=4)
+    assert digest(one) == digest(two) and "drawing images" in capsys.readouterr().err
+    write_segmentation(two, 2, 1, (32, 40), seed=5, progress=False)
+    assert digest(one) != digest(two)
+    (tmp_path / "mine/masks").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="ask to overwrite"):
+        write_segmentation(tmp_path / "mine", 1, 1, progress=False)
+    write_segmentation(tmp_path / "mine", 1, 1, overwrite=True, progress=False)
+    for options in ({"train": 0}, {"val": 0}, {"size": (16, 64)}):
+        with pytest.raises(ValueError, match="at least"):
+            write_segmentation(tmp_path / "x", **{"train": 1, "val": 1, **options})

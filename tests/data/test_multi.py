@@ -1,0 +1,145 @@
+"""Boxes and masks of the same images: alignment, augmentation together, native truth, errors."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trunkline.data.multi import CocoDetectionAndMasks, MultiTaskBatch
+from trunkline.data.seg_classes import MaskError
+
+
+def module(root, **arguments):
+    settings = {"batch_size": 2, "workers": 0, "short_side": 64, "long_side": 96, "augment": [], **arguments}
+    return CocoDetectionAndMasks(root=str(root), **settings)
+
+
+def ready(root, stage="fit", **arguments):
+    data = module(root, **arguments)
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def names_of(root, split):
+    content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+    return {row["id"]: row["file_name"] for row in content["images"]}
+
+
+def test_each_image_gets_its_own_mask_at_native_size(shapes_with_masks):
+    data = ready(shapes_with_masks)
+    assert [(c.id, c.name) for c in data.classes] == [
+        (0, "nothing"),
+        (1, "circle"),
+        (3, "rectangle"),
+        (7, "triangle"),
+    ]
+    names, seen = names_of(shapes_with_masks, "val"), 0
+    for batch in data.val_dataloader():
+        assert isinstance(batch, MultiTaskBatch)
+        for i, image_id in enumerate(batch.image_ids.tolist()):
+            path = shapes_with_masks / "masks" / "val" / names[image_id]
+            values = np.asarray(Image.open(path.with_suffix(".png")))
+            expected = np.searchsorted([0, 1, 3, 7], values)
+            assert (batch.truth[i].numpy() == expected).all()
+            height, width = batch.image_sizes[i].tolist()
+            inside = batch.mask[i, :height, :width]
+            # nearest: the label of the pixel on disk that the centre lies in
+            rows = ((torch.arange(height) + 0.5) * expected.shape[0] / height).long()
+            columns = ((torch.arange(width) + 0.5) * expected.shape[1] / width).long()
+            assert (inside == batch.truth[i][rows][:, columns]).all()
+            assert (batch.mask[i, height:] == 255).all() and (batch.mask[i, :, width:] == 255).all()
+            seen += 1
+    assert seen == len(names)
+
+
+def test_boxes_images_and_masks_are_flipped_together(shapes_with_masks):
+    flipped = ready(shapes_with_masks, augment=[{"HorizontalFlip": {"p": 1.0}}])
+    plain = ready(shapes_with_masks)
+    for turned, straight in zip(flipped.train_dataloader(), plain.train_dataloader(), strict=True):
+        assert turned.image_ids.tolist() == straight.image_ids.tolist() and turned.truth == ()
+        for i, (height, width) in enumerate(straight.image_sizes.tolist()):
+            here, there = (batch.mask[i, :height, :width] for batch in (turned, straight))
+            agree = (here.flip(1) == there).float().mean()  # but for the rounding of the last resize
+            assert agree > 0.97
+            real = straight.labels[i] >= 0
+            mirrored = width - straight.boxes[i][real][:, [2, 0]]
+            torch.testing.assert_close(turned.boxes[i][real][:, [0, 2]], mirrored, atol=1e-3, rtol=0)
+
+
+def test_pixel_counts_are_those_of_the_training_masks(shapes_with_masks):
+    counts = np.zeros(8, dtype=np.int64)
+    for path in (shapes_with_masks / "masks" / "train").iterdir():
+        counts += np.bincount(np.asarray(Image.open(path)).reshape(-1), minlength=8)[:8]
+    data = ready(shapes_with_masks)
+    assert data.pixel_counts().tolist() == counts[[0, 1, 3, 7]].tolist()
+    unchecked = module(shapes_with_masks, check_masks=False)
+    with pytest.raises(RuntimeError, match="call setup"):
+        unchecked.pixel_counts()
+    unchecked.setup("fit")
+    assert unchecked.pixel_counts().tolist() == counts[[0, 1, 3, 7]].tolist()
+
+
+def test_an_image_without_a_mask_is_an_error_or_ignored_everywhere(shapes_with_masks, caplog):
+    names = names_of(shapes_with_masks, "train")
+    gone = sorted(names)[2]
+    (shapes_with_masks / "masks" / "train" / names[gone]).with_suffix(".png").unlink()
+    with pytest.raises(MaskError, match=rf"1 of 8 images have no mask .*\n  image id {gone}: .*\nadd them"):
+        ready(shapes_with_masks)
+    with caplog.at_level("WARNING", "trunkline"):
+        data = ready(shapes_with_masks, missing_masks="ignore")
+    assert "1 of 8 images have no mask" in caplog.text
+    ignored = [
+        int(image_id)
+        for batch in data.train_dataloader()
+        for image_id, mask in zip(batch.image_ids, batch.mask, strict=True)
+        if (mask == 255).all()
+    ]
+    assert ignored == [gone]
+
+
+def test_a_mask_of_another_size_is_named_before_training(shapes_with_masks):
+    path = sorted((shapes_with_masks / "masks" / "val").iterdir())[1]
+    Image.fromarray(np.zeros((5, 9), dtype=np.uint8)).save(path)
+    with pytest.raises(MaskError, match=rf"{path.name} 9x5"):
+        ready(shapes_with_masks)
+
+
+def test_objects_of_the_instances_file_can_be_the_masks(shapes_with_masks):
+    """Boxes drawn as polygons: every pixel of a box is of its class, or of a smaller one over it."""
+    for split in ("train", "val"):
+        path = shapes_with_masks / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        for row in content["annotations"]:
+            x, y, width, height = row["bbox"]
+            row["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        path.write_text(json.dumps(content))
+    places = {f"{split}_masks": f"annotations/instances_{split}.json" for split in ("train", "val")}
+    data = ready(shapes_with_masks, mask_classes=None, **places)
+    assert [c.name for c in data.classes] == ["background", "circle", "rectangle", "triangle"]
+    for batch in data.val_dataloader():
+        for i, truth in enumerate(batch.truth):
+            covered = torch.zeros_like(truth, dtype=torch.bool)
+            factor = batch.original_sizes[i] / batch.image_sizes[i]
+            for box in batch.boxes[i][batch.labels[i] >= 0]:
+                x1, x2 = (box[[0, 2]] * factor[1]).round().int().tolist()
+                y1, y2 = (box[[1, 3]] * factor[0]).round().int().tolist()
+                covered[y1:y2, x1:x2] = True
+            assert ((truth > 0) == covered).all()
+
+
+def test_prediction_needs_no_masks(shapes_with_masks):
+    data = module(shapes_with_masks, predict=str(shapes_with_masks / "images" / "val"))
+    data.prepare_data()
+    data.setup("predict")
+    batch = next(iter(data.predict_dataloader()))
+    assert not hasattr(batch, "mask") and len(data.predict_paths) == 6
+
+
+def test_the_loader_is_small_enough_for_worker_processes(shapes_with_masks):
+    """Its function that joins samples must not drag the whole module along."""
+    data = ready(shapes_with_masks)
+    assert len(pickle.dumps(data.train_dataloader().collate_fn)) < 200
