@@ -2,12 +2,14 @@
 #
 #   make setup   create the environment in .venv from uv.lock
 #   make demo    train a small detector on synthetic images, print its COCO figures, draw its predictions
+#   make demo TASK=segmentation    the same for a segmenter: its mIoU, its masks
 #   make test    run the tests
 #   make lint    check the style
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO := demo
+TASK := detection
+DEMO := demo/$(TASK)
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo $(BIN)/uv)
 # Threads that wait sleep rather than spin: a tenth slower on a quiet machine, many times faster on a shared one.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -24,10 +26,15 @@ $(BIN)/.ready: uv.lock pyproject.toml
 	UV_PROJECT_ENVIRONMENT=.venv $(UV) sync --frozen --inexact --python $(PYTHON)
 	@touch $@
 
+DEMO_CONFIG_detection := detection/faster_rcnn_r18_fpn_demo
+DEMO_CONFIG_segmentation := segmentation/fcn_r18_demo
+
 demo: setup
+	@test -n "$(DEMO_CONFIG_$(TASK))" || { \
+	  echo "make demo has no TASK=$(TASK): use TASK=detection or TASK=segmentation"; exit 1; }
 	rm -rf $(DEMO)
-	$(BIN)/trunkline sample detection $(DEMO)/data
-	$(BIN)/trunkline fit --config detection/faster_rcnn_r18_fpn_demo \
+	$(BIN)/trunkline sample $(TASK) $(DEMO)/data
+	$(BIN)/trunkline fit --config $(DEMO_CONFIG_$(TASK)) \
 	  --data.root $(DEMO)/data --trainer.default_root_dir $(DEMO)/run
 	$(BIN)/trunkline predict --ckpt_path $(DEMO)/run/lightning_logs/version_0/checkpoints/last.ckpt \
 	  --data.predict $(DEMO)/data/images/val --output.folder $(DEMO)/predictions --trainer.logger false

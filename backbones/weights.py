@@ -70,7 +70,7 @@ def load_weights(
     model zoo (:mod:`.detectron2`); 3-D ResNets of MONAI and MedicalNet; encoders inside self-supervised
     networks (:func:`.keymaps.encoder_prefix`); and whatever this package wrote, averaged weights before
     those that they average. A classifier on global features (``fc``, ``classifier``) goes into a head that
-    has one.
+    has one, and so do the classifiers of torchvision's FCN and DeepLabV3.
 
     What differs is made to fit where that is well defined, see :mod:`.adapt`: another number of input
     channels; BGR; 2-D kernels in a 3-D network; torchvision's box predictor, whose first row is the

@@ -84,13 +84,17 @@ class Task(LightningModule):
         if min(pixel_std) <= 0:
             raise ValueError(f"pixel_std must be positive, not {tuple(pixel_std)}")
         if weights is not None and not pretrained_is_skipped(task=True):
-            load_weights(self, weights)
+            self.load_pretrained(weights)
         check_pixels(self, pixel_mean, pixel_std)
         if channels_last:
             for parameter in self.parameters():
                 if parameter.ndim in CHANNELS_LAST:
                     parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
         self._unchecked: tuple[Tensor, list[str], Tensor, int, torch.cuda.Event] | None = None
+
+    def load_pretrained(self, source: str) -> None:
+        """Load the ``weights`` that the whole task starts from, see :func:`.weights.load_weights`."""
+        load_weights(self, source)
 
     @staticmethod
     def default_optimizer(parameters: Any) -> torch.optim.Optimizer:

@@ -140,8 +140,8 @@ class BranchedTask(Task):
             # Not self.print(): that goes through the progress bar, and says nothing once the bar is gone.
             print(f"\n{f'{name}: ' if name else ''}{branch.report()}")
             if folder is not None and not self.trainer.fast_dev_run:
-                for what, path in branch.write_report(Path(folder) / name, stage).items():
-                    print(f"{what}: {path.resolve()}")
+                written = branch.write_report(Path(folder) / name, stage)
+                print("".join(f"\n{what}: {path.resolve()}" for what, path in written.items()))
 
     # -- prediction
 

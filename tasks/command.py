@@ -20,10 +20,23 @@ from ..backbones import FPN, CifarResNet, DenseNet, ResNet, TimmBackbone  # noqa
 from ..backbones.weights import skip_pretrained
 from ..data.classification import ImageClassification  # noqa: F401
 from ..data.coco import CocoDetection  # noqa: F401
-from ..heads import Classifier, FasterRCNN  # noqa: F401
+from ..data.multi import CocoDetectionAndMasks  # noqa: F401
+from ..data.segmentation import ImageSegmentation  # noqa: F401
+from ..heads import (  # noqa: F401
+    FCN,
+    Classifier,
+    DeepLabV3,
+    DeepLabV3Plus,
+    FasterRCNN,
+    SemanticFPN,
+    UNet,
+    segmentation,  # its losses
+)
 from .base import Task
 from .classification import Classification  # noqa: F401
 from .detection import Detection  # noqa: F401
+from .multi import MultiTask  # noqa: F401
+from .segmentation import SemanticSegmentation  # noqa: F401
 
 
 @dataclass
@@ -31,9 +44,10 @@ class Output:
     """Where ``predict`` writes.
 
     Attributes:
-        folder: created where needed. Detection writes results.json, images.json and overlays/;
-            classification writes predictions.csv and pictures.jpg.
-        pictures: whether to draw overlay pictures (detection) or a sheet of the first pictures.
+        folder: created where needed. Detection writes results.json, segmentation masks/ and classes.csv, both
+            images.json and overlays/; several heads write into a folder of their name each; classification
+            writes predictions.csv and pictures.jpg.
+        pictures: whether to draw overlay pictures, or (classification) a sheet of the first pictures.
         min_score: detections below this score are written to the results but not drawn; classification
             with any number of classes per image lists the classes from this probability on.
     """

@@ -34,6 +34,8 @@ QUIET = [
 ]
 DETECTION = ["--data.short_side=64", "--data.long_side=96"]
 CLASSIFICATION = ["--data.size=32", "--data.augment=[]"]
+CROP = '--data.augment=[{"RandomCrop": {"height": 64, "width": 64}}]'
+SEGMENTATION = [CROP, "--model.head.num_classes=4"]
 
 
 def fit(monkeypatch, name, kind, options, *more):
@@ -73,6 +75,14 @@ def test_a_classifier_moves_to_any_trunk(monkeypatch, tmp_path, class_folders, n
     where = [f"--data.root={class_folders}", f"--trainer.default_root_dir={tmp_path}", *CLASSIFICATION]
     cli = fit(monkeypatch, "classification/resnet20_cifar10", kind, options, *where)
     check(cli, kind, (32, 32))
+
+
+@pytest.mark.parametrize("name", ["ResNet-26-D, v2", "DenseNet-121", "CIFAR ResNet-20", "EfficientNet"])
+def test_a_segmenter_moves_to_any_trunk(monkeypatch, tmp_path, masked_shapes, name):
+    kind, options = TRUNKS[name]
+    where = [f"--data.root={masked_shapes}", f"--trainer.default_root_dir={tmp_path}", *SEGMENTATION]
+    cli = fit(monkeypatch, "segmentation/unet_r18_membrane", kind, options, *where)
+    check(cli, kind, (64, 64))
 
 
 @pytest.mark.slow

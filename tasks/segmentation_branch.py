@@ -1,0 +1,200 @@
+"""Masks of one segmentation head: classes with colours, figures at native size, files and drawing.
+
+Letters in shapes: B images, K classes, h w one image at input size, h0 w0 the image on disk, in pixels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..evaluation.confusion import MOST_CLASSES, draw_confusion
+from ..evaluation.files import write_atomically, write_json
+from ..evaluation.masks import draw_mask, save_id_mask, with_legend
+from ..evaluation.pictures import class_colour, contact_sheet, save_picture
+from ..evaluation.segmentation import SegmentationEvaluator
+from .branches import Branch, FileWriter, Found
+from .classes import spare_classes
+from .distributed import gather_objects
+
+logger = logging.getLogger("trunkline")
+
+
+class SegmentationBranch(Branch):
+    """Serves a segmentation head; batches have ``mask``, ``truth``, ``image_sizes`` and ``original_sizes``.
+
+    Figures compare the logits, resized to the size of the mask on disk, with that mask: every pixel of every
+    image counts as it was annotated.
+    """
+
+    noun = "classes"
+    headline = "mIoU"
+    covers_areas = True
+
+    def __init__(self, head: Any, option: str = "model.head") -> None:
+        super().__init__(head, option)
+        self._evaluator = SegmentationEvaluator(self.class_names())
+
+    # -- classes
+
+    def classes_of(self, data: Any) -> list[dict[str, Any]]:
+        return [
+            {"id": int(c.id), "name": c.name, "colour": list(c.colour)}
+            for c in getattr(data, "classes", None) or ()
+        ]
+
+    def label_of(self, known: dict[str, Any]) -> str:
+        return f"{known['id']} {known['name']}"
+
+    def prepare(self, data: Any, stage: str) -> None:
+        super().prepare(data, stage)
+        if stage == "predict":
+            return
+        if self.classes and len(self.classes) < self.head.num_classes:
+            text = spare_classes(len(self.classes), self.head.num_classes, self.option)
+            logger.warning("%s unless the others are to come later", text)
+        counts = getattr(data, "pixel_counts", None)
+        if stage == "fit" and counts is not None and self.head.loss.balanced:
+            self.head.loss.balance([int(count) for count in counts()])
+
+    def state(self) -> dict[str, Any]:
+        state = super().state()
+        if self.head.loss.balanced and self.head.loss.class_weights is not None:
+            state["class_weights"] = self.head.loss.class_weights
+        return state
+
+    def restore(self, state: dict[str, Any], predicting: bool) -> None:
+        super().restore(state, predicting)
+        if self.head.loss.balanced and state.get("class_weights"):
+            self.head.loss.set_class_weights(state["class_weights"])
+
+    def colours(self) -> np.ndarray:
+        """Return ``[K, 3]`` uint8, the colours of the classes."""
+        known = [row["colour"] for row in self.classes]
+        more = [class_colour(k) for k in range(len(known), self.head.num_classes)]
+        return np.array(known + more, dtype=np.uint8)
+
+    def ids(self) -> np.ndarray:
+        """Return ``[256]``: the value of each label in the data's own masks; 255 stays what it is."""
+        values = np.arange(256)
+        values[: len(self.classes)] = [row["id"] for row in self.classes]
+        return values
+
+    # -- predictions and figures
+
+    def predictions(self, raw: Any, batch: Any) -> list[Found]:
+        """Return ``image_id``, ``size`` and ``mask`` ``[h0, w0]`` uint8 labels of each image."""
+        ids = batch.image_ids if hasattr(batch, "image_ids") else batch.ids
+        sizes, originals = batch.image_sizes.tolist(), batch.original_sizes.tolist()
+        return [
+            {
+                "image_id": image_id,
+                "size": tuple(original),
+                "mask": labels_at(raw.logits[i : i + 1, :, : size[0], : size[1]], original),
+            }
+            for i, (image_id, size, original) in enumerate(zip(ids.tolist(), sizes, originals, strict=True))
+        ]
+
+    def reset(self) -> None:
+        self._evaluator = SegmentationEvaluator(self.class_names())  # a checkpoint may have brought others
+
+    def evaluate(self, found: list[Found], batch: Any) -> None:
+        for each, truth in zip(found, batch.truth, strict=True):
+            self._evaluator.add(each["mask"], truth)
+
+    def gather(self) -> None:
+        self._evaluator.merge(gather_objects(self._evaluator.rows()))
+
+    def compute(self) -> dict[str, float]:
+        self.result = self._evaluator.compute()
+        return self.result.figures
+
+    def write_report(self, folder: Path, stage: str) -> dict[str, Path]:
+        written = {"figures": write_json(folder / f"{stage}_figures.json", self.result.as_dict())}
+        if len(self.result.confusion) <= MOST_CLASSES:
+            picture = draw_confusion(self.result.confusion, self.class_names())
+            written["confusion matrix"] = save_picture(folder / f"{stage}_confusion.png", picture)
+        return written
+
+    # -- pictures and files
+
+    def draw(self, picture: np.ndarray, found: Found, min_score: float) -> np.ndarray:
+        mask = resized_labels(found["mask"].cpu().numpy(), picture.shape[:2])
+        return draw_mask(picture, mask, self.colours())
+
+    def with_legend(self, picture: np.ndarray, found: Found) -> np.ndarray:
+        return with_legend(picture, found["mask"].cpu().numpy(), self.class_names(), self.colours())
+
+    def compare(
+        self, picture: np.ndarray, found: Found, batch: Any, index: int, min_score: float
+    ) -> np.ndarray:
+        height, width = picture.shape[:2]
+        truth = batch.mask[index, :height, :width].cpu().numpy()
+        mask = resized_labels(found["mask"].cpu().numpy(), picture.shape[:2])
+        panels = [draw_mask(picture, labels, self.colours()) for labels in (mask, truth)]
+        shown = np.concatenate([mask, truth], axis=1)
+        return with_legend(contact_sheet(panels, 2), shown, self.class_names(), self.colours())
+
+    def file_writer(self, folder: Path) -> FileWriter:
+        return MaskFiles(folder, self)
+
+
+class MaskFiles(FileWriter):
+    """Writes ``masks/NAME.png``, with the data's own ids and the classes' colours, and ``classes.csv``.
+
+    A mask has the name of its image; where several images have the same one, the id of the image is added.
+    """
+
+    def __init__(self, folder: Path, branch: SegmentationBranch) -> None:
+        self.folder = folder
+        self.branch = branch
+        self._values = branch.ids()
+        colours = branch.colours()
+        self._palette = {int(self._values[k]): tuple(colours[k].tolist()) for k in range(len(colours))}
+        self._repeated: set[str] = set()
+        self._written = 0
+
+    def begin(self, paths: dict[int, Path]) -> None:
+        stems = Counter(Path(path).stem for path in paths.values())
+        self._repeated = {stem for stem, number in stems.items() if number > 1}
+        self._written = len(paths)
+
+    def add(self, found: Found, path: Path) -> None:
+        name = f"{path.stem}_{found['image_id']}" if path.stem in self._repeated else path.stem
+        ids = self._values[found["mask"].cpu().numpy()].astype(np.uint8)
+        save_id_mask(self.folder / "masks" / f"{name}.png", ids, self._palette)
+
+    def finish(self, first_process: bool) -> str:
+        if not first_process:
+            return ""
+        file = io.StringIO(newline="")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "name", "r", "g", "b"])
+        for k, name in enumerate(self.branch.class_names()):
+            writer.writerow([self._values[k], name, *self.branch.colours()[k].tolist()])
+        write_atomically(self.folder / "classes.csv", file.getvalue())
+        return f"masks of {self._written} images: {(self.folder / 'masks').resolve()}"
+
+
+def labels_at(logits: Tensor, size: list[int] | tuple[int, int]) -> Tensor:
+    """Resize logits ``[1, K, h, w]`` to ``[h0, w0]`` bilinearly, then take the best class: uint8."""
+    if tuple(logits.shape[2:]) != tuple(size):
+        logits = F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
+    return logits[0].argmax(0).to(torch.uint8)
+
+
+def resized_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize ``[h, w]`` uint8 labels to another size, each pixel taking the nearest one's."""
+    if labels.shape == tuple(size):
+        return labels
+    return np.array(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
