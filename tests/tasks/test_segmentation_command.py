@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from trunkline.cli import shipped_configs, with_null_overrides, with_resolved_configs
+from trunkline.data.augment import MaskAugmentation
 from trunkline.tasks.command import TrunklineCLI
 from trunkline.tasks.multi import MultiTask
 from trunkline.tasks.segmentation import SemanticSegmentation
@@ -153,3 +155,16 @@ def test_several_heads_train_save_reload_and_predict_the_same(
     )
     assert len(list((out / "overlays").iterdir())) == len(list((out / "stuff" / "masks").iterdir())) == 6
     assert (out / "boxes" / "results.json").is_file()
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if name.startswith("segmentation/")])
+def test_the_augmentation_of_a_config_gives_crops_of_one_size_with_known_labels(name):
+    settings = yaml.safe_load(shipped_configs()[name].read_text())["data"]["init_args"]["augment"]
+    augmentation, rng = MaskAugmentation(settings), np.random.default_rng(0)
+    (crop,) = (entry["RandomCrop"] for entry in settings if "RandomCrop" in entry)
+    image = rng.integers(0, 256, (270, 300, 3), dtype=np.uint8)
+    mask = rng.integers(1, 4, (270, 300), dtype=np.uint8)
+    for seed in range(6):
+        picture, labels = augmentation(image, mask, seed)
+        assert picture.shape == (crop["height"], crop["width"], 3)
+        assert labels.shape == picture.shape[:2] and set(np.unique(labels)) <= {1, 2, 3, 255}
