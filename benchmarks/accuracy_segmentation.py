@@ -112,20 +112,25 @@ def to(batch, device):
 
 
 @torch.no_grad()
-def evaluate(model, data, device):
+def evaluate(model, data, device, padding: str | None = "replicate"):
     """Return the figures on the whole validation images.
 
-    The images of CamVid divide by 8, not by 32 as smp's U-Net demands: it gets them with a border repeated to
-    the right and below, whose scores are cut off.
+    CamVid's images have 360 and 480 pixels a side, not all multiples of the coarsest stride, 32, as smp's
+    U-Net demands. So every model gets them with a border to the right and below, whose scores are cut off.
+
+    Args:
+        padding: ``replicate`` or ``constant`` (zero, the mean colour), what the border shows; None for none.
     """
     model.eval()
     evaluator = SegmentationEvaluator([c.name for c in data.classes])
     for batch in data.val_dataloader():
         batch = to(batch, device)
         height, width = batch.image.shape[2:]
-        if isinstance(model, Peer):
-            padding = (0, -width % 32, 0, -height % 32)
-            batch.image = F.pad(batch.image.float(), padding, mode="replicate").to(torch.uint8)
+        if padding is not None:
+            border = (0, -width % 32, 0, -height % 32)
+            if padding == "replicate":
+                batch.image_sizes = batch.image_sizes + torch.tensor([border[3], border[1]], device=device)
+            batch.image = F.pad(batch.image.float(), border, mode=padding).to(torch.uint8)
         predicted = model.logits(batch)[:, :, :height, :width].argmax(1)
         for labels, truth in zip(predicted, batch.truth, strict=True):
             evaluator.add(labels, truth)
@@ -183,6 +188,11 @@ def train(options) -> None:
             row["IoU"] = {each.name: each.figures["IoU"] for each in result.per_class}
             scored = f"mIoU {result.figures['mIoU']:.4f}, pixels {result.figures['pixel_accuracy']:.4f}"
             print(f"{options.model} epoch {epoch}: loss {row['train_loss']:.3f}, {scored}", flush=True)
+            if epoch == options.epochs and options.model == "trunkline":
+                row["by_padding"] = {
+                    str(padding): evaluate(model, data, device, padding).figures
+                    for padding in (None, "constant", "replicate")
+                }
         curve.append(row)
         if "figures" not in row:
             continue

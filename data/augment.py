@@ -32,6 +32,7 @@ _ABSTRACT = (A.BasicTransform, A.DualTransform, A.ImageOnlyTransform, A.Transfor
 _CHANGE_TYPE = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
 # The first takes the largest or smallest label around a pixel, the second makes class 0 of what it uncovers.
 _CHANGE_LABELS = ("Morphological", "GridElasticDeform")
+_NEAREST = (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT)
 
 _DATA_WITH = {  # what a call gives beside the image: whose data that is
     frozenset(): "classification",
@@ -243,8 +244,9 @@ def _build(entry: Entry, beside: frozenset[str]) -> Any:
     _check_arguments(name, cls, arguments)
     if issubclass(cls, _NESTING):
         arguments["transforms"] = _build_all(arguments.get("transforms", ()), beside)
-    elif "fill_mask" in inspect.signature(cls.__init__).parameters:
-        arguments.setdefault("fill_mask", IGNORE)
+    else:
+        for key, value in _mask_defaults(cls).items():
+            arguments.setdefault(key, value)
     try:
         transform = cls(**arguments)
     except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
@@ -256,6 +258,22 @@ def _build(entry: Entry, beside: frozenset[str]) -> Any:
     return transform
 
 
+def _mask_defaults(cls: type) -> dict[str, int]:
+    """Return what we choose otherwise than albumentations: the label of uncovered pixels, and the rounding.
+
+    OpenCV's ``INTER_NEAREST`` resizes from the corners of pixels where its linear interpolation goes by their
+    centres, so that labels would lie half a pixel beside the image. ``INTER_NEAREST_EXACT`` goes by centres;
+    transforms that turn or bend images do so anyway, and do not take it.
+    """
+    parameters = inspect.signature(cls.__init__).parameters
+    found = {"fill_mask": IGNORE} if "fill_mask" in parameters else {}
+    if "mask_interpolation" in parameters:
+        allowed = str(parameters["mask_interpolation"].annotation)
+        if "INTER_NEAREST_EXACT" in allowed:
+            found["mask_interpolation"] = cv2.INTER_NEAREST_EXACT
+    return found
+
+
 def _check_labels_kept(compose: A.BaseCompose) -> None:
     """Refuse what makes labels out of other labels."""
     for transform in compose.transforms:
@@ -264,10 +282,14 @@ def _check_labels_kept(compose: A.BaseCompose) -> None:
             _check_labels_kept(transform)
         elif name in _CHANGE_LABELS:
             raise AugmentationError(f"augmentation {name} would change the labels in a mask; remove it")
-        elif getattr(transform, "mask_interpolation", cv2.INTER_NEAREST) != cv2.INTER_NEAREST:
+        elif getattr(transform, "mask_interpolation", cv2.INTER_NEAREST) not in _NEAREST:
             raise AugmentationError(
                 f"augmentation {name}: mask_interpolation {transform.mask_interpolation} would blend labels; "
-                "remove it (0, nearest, is the default)"
+                "remove it (nearest is the default)"
+            )
+        elif getattr(transform, "area_for_downscale", None) == "image_mask":
+            raise AugmentationError(
+                f"augmentation {name}: area_for_downscale image_mask would blend labels; take image"
             )
 
 

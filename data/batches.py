@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .canvas import PADDING_MULTIPLE
+
 IGNORE = 255  # in a mask: a pixel of no class, of which nothing is learned and which is not evaluated
 
 
@@ -222,10 +224,18 @@ class SegmentationBatch:
         return SegmentationBatch(**pinned, truth=tuple(mask.pin_memory() for mask in self.truth))
 
 
-def collate_segmentation(samples: list[SegmentationSample]) -> SegmentationBatch:
-    """Pad pictures and masks to the size of the largest of them."""
+def collate_segmentation(
+    samples: list[SegmentationSample], multiple: int = PADDING_MULTIPLE
+) -> SegmentationBatch:
+    """Pad pictures and masks to the size of the largest of them, rounded up.
+
+    Args:
+        samples: at least one.
+        multiple: pixels; sides are rounded up to multiples of it. The cells of a map that is resized to a
+            picture of another size would stand for fewer pixels than their stride, and so for the wrong ones.
+    """
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64)  # [B, 2]
-    canvas = sizes.amax(dim=0).tolist()
+    canvas = [-(-side // multiple) * multiple for side in sizes.amax(dim=0).tolist()]
     image = torch.zeros(len(samples), 3, *canvas, dtype=torch.uint8)
     mask = torch.full((len(samples), *canvas), IGNORE, dtype=torch.uint8)
     for index, sample in enumerate(samples):

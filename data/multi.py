@@ -173,7 +173,7 @@ class CocoDetectionAndMasks(CocoDetection):
         background: whether what no category covers is a class or ignored.
         overlaps: of instances drawn as masks: the smaller object wins, or the pixel is ignored.
         missing_masks: images without a mask are an error, or all of their pixels are ignored: they train the
-            boxes alone.
+            boxes alone. No mask at all is an error either way.
         check_masks: before starting, decode all masks once and count what they hold.
         **detection: what ``CocoDetection`` takes.
     """
@@ -285,7 +285,7 @@ class CocoDetectionAndMasks(CocoDetection):
             given.mask_categories,
             given.background,
             given.overlaps,
-            "skip",  # which images of the folder are wanted is up to the boxes
+            "silent",  # which images are wanted is up to the boxes, see _report_missing
         )
         return SegmentationSources(given.root, paths, choices)
 
@@ -294,12 +294,13 @@ class CocoDetectionAndMasks(CocoDetection):
         if not without:
             return
         text = f"{len(without)} of {len(index)} images have no mask in {place.masks}"
-        if self.hparams.missing_masks == "error":
+        none = len(without) == len(index)
+        if none or self.hparams.missing_masks == "error":
             names = [f"image id {int(index.image_ids[i])}: {index.file_name(i)}" for i in without]
-            raise MaskError(
-                f"{text}:\n{listing(names)}\nadd them, or train on the boxes alone of such images with "
-                "data.missing_masks ignore"
-            )
+            hint = "add them, or train on the boxes alone of such images with data.missing_masks ignore"
+            if none:
+                hint = "masks are found by the names of the images in the annotations; make them agree"
+            raise MaskError(f"{text}:\n{listing(names)}\n{hint}")
         logger.warning("%s; all of their pixels are ignored", text)
 
 

@@ -260,9 +260,11 @@ class PanopticMasks:
     def subset(self, positions: Sequence[int]) -> PanopticMasks:
         """Return the masks at some positions."""
         chosen = torch.as_tensor(positions, dtype=torch.int64)
-        image = torch.repeat_interleave(torch.arange(len(self)), self.rows.diff())
-        kept = torch.cat([torch.nonzero(image == place).flatten() for place in chosen])
-        rows = torch.cat([torch.zeros(1, dtype=torch.int64), self.rows.diff()[chosen].cumsum(0)])
+        lengths = self.rows.diff()[chosen]
+        rows = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        # The segments of an image are neighbours: by how much they move in the new order.
+        moved = torch.repeat_interleave(self.rows[:-1][chosen] - rows[:-1], lengths)
+        kept = torch.arange(len(moved)) + moved
         names = PackedNames.pack(self.names[place] for place in chosen.tolist())
         return PanopticMasks(self.folder, names, self.table, rows, self.segments[kept], self.labels[kept])
 

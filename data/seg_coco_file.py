@@ -55,7 +55,8 @@ def read_mask_json(
         ignore, categories, background: as in ``ClassTable``; the rows are the categories in ascending order
             of their ids. For instances, all categories that are not ignored if None, and a background.
         overlaps: see ``InstanceMasks``.
-        missing: ``error``, or ``skip`` for images of which a panoptic file has no segments.
+        missing: ``error``, or ``skip`` (without a warning: ``silent``) for images of which a panoptic file
+            has no segments.
 
     Returns:
         The file names of the images, and their masks.
@@ -225,8 +226,9 @@ def _panoptic(
         for place, name in enumerate(names)
         if place not in record_of
     ]
-    if missing == "skip" and alone:
-        logger.warning("%s: left out %s without a mask", source, number_of(len(alone), "picture"))
+    if missing != "error":
+        if missing == "skip" and alone:
+            logger.warning("%s: left out %s without a mask", source, number_of(len(alone), "picture"))
         alone = []
     if problems or alone:
         raise AnnotationError(

@@ -88,10 +88,10 @@ class SegmentationBatchSampler(ClassBatchSampler):
 
     Training (``shuffle``): as ``ClassBatchSampler``.
 
-    Evaluation: every picture once over all ranks, in batches of pictures of one size, so that nothing is
-    padded. The order is that of the index, or, with ``spread``, a random one that never changes, as far as
-    grouping allows. Batches may be smaller, and ranks may have different numbers of them, but each has one as
-    long as there are enough pictures.
+    Evaluation: every picture once over all ranks, in batches of pictures of one size, so that padding does
+    not depend on the batch. The order is that of the index, or, with ``spread``, a random one that never
+    changes, as far as grouping allows. Batches may be smaller, and ranks may have different numbers of them,
+    but each has one as long as there are enough pictures.
 
     Args:
         sizes: ``[I, 2]`` heights and widths as they enter the network; in training only I matters.

@@ -17,6 +17,7 @@ from .seg_classes import MaskError
 logger = logging.getLogger("trunkline")
 
 MissingMasks = Literal["error", "skip"]
+Unpaired = MissingMasks | Literal["silent"]  # left out without a word: the caller looks for itself
 
 CITYSCAPES_IMAGE = "_leftImg8bit"
 CITYSCAPES_MASKS = ("_labelIds", "_labelTrainIds")
@@ -32,7 +33,7 @@ class Pairs(NamedTuple):
     mask_names: list[str]
 
 
-def pair_folders(images: Path, masks: Path, missing: MissingMasks = "error") -> Pairs:
+def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pairs:
     """Pair the images of two folders, also in folders inside, by their names without the suffix.
 
     If no name of a mask is that of a picture, a common ending is taken off the masks: ``_mask``, ``_label``,
@@ -42,7 +43,8 @@ def pair_folders(images: Path, masks: Path, missing: MissingMasks = "error") -> 
     Args:
         images: folder of the pictures.
         masks: folder of the masks.
-        missing: ``error``, or ``skip`` to leave out pictures without a mask and masks without a picture.
+        missing: ``error``, or ``skip`` to leave out pictures without a mask and masks without a picture; with
+            ``silent`` there is no warning of that.
 
     Raises:
         DataNotFoundError: if either folder holds no image.
@@ -67,7 +69,7 @@ def pair_folders(images: Path, masks: Path, missing: MissingMasks = "error") -> 
     return Pairs(str(images), [pictures[key] for key in keys], str(masks), [found[key] for key in keys])
 
 
-def pair_list(source: Path, images: Path, masks: Path, missing: MissingMasks = "error") -> Pairs:
+def pair_list(source: Path, images: Path, masks: Path, missing: Unpaired = "error") -> Pairs:
     """Pair the pictures that a text file lists, one a line, with their masks.
 
     A line names a picture below ``images``, with or without its suffix; as in Pascal VOC. What stands behind
@@ -179,9 +181,9 @@ def _cityscapes_masks(files: dict[str, str]) -> dict[str, str]:
 
 
 def _report(
-    alone: Sequence[str], stray: Sequence[str], count: int, where: str, missing: MissingMasks
+    alone: Sequence[str], stray: Sequence[str], count: int, where: str, missing: Unpaired
 ) -> None:
-    if not alone and not stray:
+    if missing == "silent" or not alone and not stray:
         return
     if missing == "skip":
         logger.warning(

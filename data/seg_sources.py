@@ -21,8 +21,8 @@ from .seg_index import SegmentationIndex
 from .seg_masks import MaskFiles, occurring, values_of
 from .seg_pairs import (
     CITYSCAPES_MASKS,
-    MissingMasks,
     Pairs,
+    Unpaired,
     listed_keys,
     pair_folders,
     pair_list,
@@ -78,7 +78,7 @@ class Choices(NamedTuple):
     categories: Sequence[str | int] | None = None
     background: Background = "class"
     overlaps: Overlaps = "smaller"
-    missing_masks: MissingMasks = "error"
+    missing_masks: Unpaired = "error"
 
 
 class SegmentationSources:

@@ -54,10 +54,11 @@ class ImageSegmentation(pl.LightningDataModule):
     Smaller objects lie over larger ones, and all over crowd regions, which are pixels of their class like any
     other. Pixels of no panoptic segment are ignored.
 
-    Pictures stay uint8; the task normalises them. Training batches are padded to the largest picture in
-    them. Evaluation batches hold pictures of one size, and masks at their native size. Under DDP the module
-    divides the data among the ranks itself: in evaluation every picture is seen exactly once. Training goes
-    without validation where there is none; testing uses the validation data where there are no test data.
+    Pictures stay uint8; the task normalises them. Batches are padded to the largest picture in them, rounded
+    up to multiples of 32. Evaluation batches hold pictures of one size, and masks at their native size too.
+    Under DDP the module divides the data among the ranks itself: in evaluation every picture is seen exactly
+    once. Training goes without validation where there is none; testing uses the validation data where there
+    are no test data.
 
     Args:
         root: folder that holds the data, and that relative paths below are relative to.
@@ -199,7 +200,10 @@ class ImageSegmentation(pl.LightningDataModule):
                 self.predict_paths = {i: Path(index.path(i)) for i in range(len(index))}
         if "train" in indices:
             if "val" not in indices:
-                logger.warning("training without validation: no val pictures in %s", self.hparams.root)
+                logger.warning(
+                    "training without validation: no val pictures with masks found in %s; if there are some, "
+                    "give data.val_images and data.val_masks", self.hparams.root
+                )  # fmt: skip
             self._augmentation = MaskAugmentation(self.hparams.augment)
 
     def pixel_counts(self) -> Tensor:

@@ -128,12 +128,14 @@ def with_legend(
 def save_id_mask(
     path: str | os.PathLike[str], ids: ArrayLike, palette: Mapping[int, tuple[int, int, int]]
 ) -> Path:
-    """Write ids as a palette PNG, atomically: programs read the ids, viewers show the colours.
+    """Write ids as a PNG, atomically: programs read the ids, viewers show the colours.
+
+    Palettes have 256 entries, so 16-bit ids are written as grey, without colours.
 
     Args:
         path: a name that ends in ``.png``; missing parent folders are created.
-        ids: ``[h, w]`` uint8.
-        palette: red, green and blue in 0..255 for each id in 0..255; other ids are black.
+        ids: ``[h, w]`` uint8, or uint16.
+        palette: of uint8 ids: red, green and blue in 0..255 for each id in 0..255; other ids are black.
 
     Raises:
         ValueError: if the name has another suffix, or ids or palette are not as above.
@@ -141,8 +143,11 @@ def save_id_mask(
     pixels = np.asarray(ids)
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: an id mask is a PNG file; its name must end in .png")
-    if pixels.ndim != 2 or pixels.dtype != np.uint8 or not pixels.size:
-        raise ValueError(f"{path}: ids must be [h, w] uint8, got {list(pixels.shape)} {pixels.dtype}")
+    if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16) or not pixels.size:
+        found = f"{list(pixels.shape)} {pixels.dtype}"
+        raise ValueError(f"{path}: ids must be [h, w] uint8 or uint16, got {found}")
+    if pixels.dtype == np.uint16:
+        return _save_png(path, Image.fromarray(np.ascontiguousarray(pixels)))
     table = np.zeros((256, 3), np.uint8)
     for label, colour in palette.items():
         if not 0 <= label <= 255 or len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
@@ -150,6 +155,10 @@ def save_id_mask(
         table[label] = colour
     picture = Image.frombytes("P", pixels.shape[::-1], np.ascontiguousarray(pixels).tobytes())
     picture.putpalette(table.tobytes())
+    return _save_png(path, picture)
+
+
+def _save_png(path: str | os.PathLike[str], picture: Image.Image) -> Path:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return write_atomically(path, buffer.getvalue())

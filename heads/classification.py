@@ -166,7 +166,8 @@ class Classifier(Head):
                 )
             return None
         if self._class_weights.device != device:  # once: copies to the device make the host wait
-            self._class_weights = self._class_weights.to(device)
+            with torch.inference_mode(False):  # or training could not use what a validation has made
+                self._class_weights = self._class_weights.to(device)
         return self._class_weights
 
     # -- the contract of a head

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..evaluation.pictures import contact_sheet
 from .base import Task
-from .branches import Branch, Found, PredictionWriter, draw_all
+from .branches import Branch, Found, PredictionWriter, draw_all, ids_of
 from .losses import LossMeans
 
 
@@ -138,7 +138,7 @@ class BranchedTask(Task):
             if branch.result is None:
                 continue
             # Not self.print(): that goes through the progress bar, and says nothing once the bar is gone.
-            print(f"\n{f'{name}: ' if name else ''}{branch.report()}")
+            print(f"\n{name}:\n{branch.report()}" if name else f"\n{branch.report()}")
             if folder is not None and not self.trainer.fast_dev_run:
                 written = branch.write_report(Path(folder) / name, stage)
                 print("".join(f"\n{what}: {path.resolve()}" for what, path in written.items()))
@@ -196,8 +196,3 @@ class BranchedTask(Task):
 
 def _per_image(found: dict[str, list[Found]]) -> list[dict[str, Found]]:
     return [dict(zip(found, each, strict=True)) for each in zip(*found.values(), strict=True)]
-
-
-def ids_of(batch: Any) -> Tensor:
-    """Return the ``[B]`` ids of a batch: those of the annotation file, or positions in the data's index."""
-    return batch.image_ids if hasattr(batch, "image_ids") else batch.ids

@@ -1,6 +1,6 @@
 """What a task does with the outputs of one head beyond running it.
 
-Letters in shapes: h w height and width of a picture in pixels, K classes.
+Letters in shapes: B images, h w height and width of a picture in pixels, K classes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
+from torch import Tensor
 
 from ..data.io import read_image
 from ..evaluation.files import write_json
 from ..evaluation.pictures import save_picture
 from ..heads.base import Head
-from .classes import check_classes
+from .classes import check_classes, require_annotations
 
 Found = dict[str, Any]  # one head's predictions on one image, see Branch.predictions
 # Labels would hide the objects of small images: their pictures are enlarged, by a whole factor, to this size.
@@ -41,6 +42,7 @@ class Branch(ABC):
     """
 
     noun = "classes"
+    annotations = "classes"  # what the head learns from, a key of classes.ANNOTATIONS
     headline = ""  # the figure that the progress bar shows
     covers_areas = False  # whether its drawing covers whole areas of a picture
 
@@ -66,6 +68,8 @@ class Branch(ABC):
         Raises:
             ValueError: if data, head and checkpoint do not fit each other.
         """
+        if stage != "predict":
+            require_annotations(data, self.annotations, self.option, self.head)
         found = self.classes_of(data)
         if stage == "predict":
             self.classes = self.classes or found  # a checkpoint's come later and win
@@ -257,6 +261,11 @@ def draw_all(
     for name, branch in branches.items():
         picture = branch.with_legend(picture, each[name])
     return picture
+
+
+def ids_of(batch: Any) -> Tensor:
+    """Return the ``[B]`` ids of a batch: those of the annotation file, or positions in the data's index."""
+    return batch.image_ids if hasattr(batch, "image_ids") else batch.ids
 
 
 def require_writable(folder: Path) -> None:

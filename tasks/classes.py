@@ -1,8 +1,37 @@
-"""What head, data and checkpoint must agree on: the list of classes."""
+"""What head, data and checkpoint must agree on: what is learned, and the list of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+# The attribute that holds the classes of a data module tells what its annotations are.
+ANNOTATIONS = {
+    "categories": ("boxes", "CocoDetection or CocoDetectionAndMasks"),
+    "classes": ("masks", "ImageSegmentation or CocoDetectionAndMasks"),
+    "class_names": ("classes of whole images", "ImageClassification"),
+}
+
+
+def require_annotations(data: Any, wanted: str, option: str, head: Any) -> None:
+    """Check that a data module has the annotations that a head learns; unknown modules pass.
+
+    Args:
+        data: the data module.
+        wanted: a key of ``ANNOTATIONS``.
+        option: where the head is set, such as ``model.head``.
+        head: the head.
+
+    Raises:
+        ValueError: if the data has annotations of other kinds alone.
+    """
+    found = [key for key in ANNOTATIONS if hasattr(data, key)]
+    if found and wanted not in found:
+        what, where = ANNOTATIONS[wanted]
+        raise ValueError(
+            f"{option} is a {type(head).__name__}, which learns {what}; {type(data).__name__} has "
+            f"{' and '.join(ANNOTATIONS[key][0] for key in found)}: set --data to {where}, or another head"
+        )
 
 
 def check_classes(

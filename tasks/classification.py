@@ -20,9 +20,9 @@ from ..evaluation.classification import ClassificationEvaluator, ClassificationR
 from ..evaluation.confusion import MOST_CLASSES, draw_confusion
 from ..evaluation.files import write_json
 from ..evaluation.pictures import contact_sheet, save_picture
-from ..heads.classification import ClassProbabilities, RawClassification
+from ..heads.classification import Classifier, ClassProbabilities, RawClassification
 from .base import Task
-from .classes import check_classes, spare_classes
+from .classes import check_classes, require_annotations, spare_classes
 from .classification_writer import ClassificationWriter, as_picture, draw_label, label_texts
 from .distributed import gather_objects
 from .losses import LossMeans
@@ -51,6 +51,8 @@ class Classification(Task):
 
     def __init__(self, mixup: float = 0.0, cutmix: float = 0.0, pictures: int = 16, **task: Any) -> None:
         super().__init__(**task)
+        if not isinstance(self.head, Classifier):
+            raise ValueError(f"model.head is a {type(self.head).__name__}; Classification takes a Classifier")
         self.mixing = Mixing(mixup, cutmix)
         self.pictures = pictures
         self.class_names: list[str] = []  # class k is class_names[k]
@@ -114,6 +116,7 @@ class Classification(Task):
         if self._predicting:
             self.class_names = self.class_names or names  # a checkpoint's come later and win
             return
+        require_annotations(data, "class_names", "model.head", self.head)
         if names:
             self._require_same_kind(bool(getattr(data, "multi_label", False)))
             self.adopt_class_names(names)

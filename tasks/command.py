@@ -100,6 +100,8 @@ class TrunklineCLI(LightningCLI):
         warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
         warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
+        # Said better by the data modules: there is no validation.
+        warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
         super().__init__(
             model_class=Task,
             datamodule_class=LightningDataModule,
@@ -127,6 +129,10 @@ class TrunklineCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: ``with_checkpoint_settings`` has read the checkpoint, and what the user says wins."""
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand != "fit":  # which alone goes on to choose the best checkpoint
+            warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
 
     def instantiate_classes(self) -> None:
         # A checkpoint brings all weights, so pretrained ones need not be fetched first. Names such as "last"

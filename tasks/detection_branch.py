@@ -16,6 +16,8 @@ from ..evaluation.coco import CocoEvaluator
 from ..evaluation.files import write_json
 from ..evaluation.pictures import draw_boxes
 from ..heads.base import Head
+from ..heads.classification import Classifier
+from ..heads.segmentation.base import SegmentationHead
 from .branches import Branch, FileWriter, Found
 from .distributed import gather_objects
 
@@ -30,9 +32,13 @@ class DetectionBranch(Branch):
     """
 
     noun = "categories"
+    annotations = "categories"
     headline = "AP"
 
     def __init__(self, head: Head, backend: str = "faster", option: str = "model.head") -> None:
+        if isinstance(head, Classifier | SegmentationHead):
+            kind = type(head).__name__
+            raise ValueError(f"{option} is a {kind}, which is no head for boxes (FasterRCNN is one)")
         super().__init__(head, option)
         self.backend = backend
         self._evaluator: CocoEvaluator | None = None

@@ -48,6 +48,11 @@ class InferenceOptions:
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the network runs once, on whole images as they are."""
+        return self.window is None and not self.flip and tuple(self.scales) == (1.0,)
+
     def __post_init__(self) -> None:
         sizes = (self.window,) if isinstance(self.window, int) else self.window
         if sizes is not None and (not len(sizes) or min(sizes) < 1):

@@ -13,6 +13,10 @@ from .distributed import gather_objects
 class LossMeans:
     """Sums losses batch by batch on their device, and divides once at the end.
 
+    A batch counts by its images, whatever its own mean is over. The losses of segmentation are means over the
+    labelled pixels of a batch; so theirs depends somewhat on which images share a batch, as in training, and
+    a batch without a labelled pixel counts as 0.
+
     The sums are exchanged as one object instead of by Lightning's ``sync_dist``: a process without an image
     would otherwise wait for ever.
     """

@@ -43,6 +43,9 @@ class MultiTask(BranchedTask):
         evaluator: Literal["faster", "pycocotools"] = "faster",
         **task: Any,
     ) -> None:
+        taken = next((name for name in heads if hasattr(nn.ModuleDict(), name)), None)
+        if taken is not None:
+            raise ValueError(f"heads: {taken!r} cannot name a head, PyTorch uses the word; choose another")
         self.evaluator_backend = evaluator
         super().__init__(head=lambda levels: MultiHead(levels, heads, loss_weights), **task)
 

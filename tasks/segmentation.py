@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..evaluation.segmentation import SegmentationResult
@@ -77,14 +78,32 @@ class SemanticSegmentation(BranchedTask):
         """Run the network as the ``inference`` options say.
 
         Returns:
-            Raw outputs; where several runs were averaged, the logarithms of the mean probabilities, which
-            give the same losses and predictions as logits would, and no auxiliary ones.
+            Raw outputs. Where several runs were averaged, the logarithms of the mean probabilities, which
+            give the same losses and predictions as logits would; then, and where the image has to be padded,
+            without auxiliary ones.
         """
-        if self.inference == InferenceOptions():
+        plain = self.inference.plain
+        if plain and not any(self._border(image)):
             return self.raw(image, image_sizes)
-
-        def run(part: Tensor) -> Tensor:
-            return self.head(self.backbone(part), tuple(part.shape[2:])).logits
-
-        mean = probabilities(run, self.normalise(image, image_sizes), self.inference)
+        normalised = self.normalise(image, image_sizes)
+        if plain:
+            return RawSegmentation(self._logits(normalised), ())
+        mean = probabilities(self._logits, normalised, self.inference)
         return RawSegmentation(mean.clamp(min=torch.finfo(mean.dtype).tiny).log(), ())
+
+    def _border(self, image: Tensor) -> list[int]:
+        """Return by how much each side of ``[B, C, *S]`` misses a multiple of the trunk's coarsest stride.
+
+        Without that border cells would stand for fewer pixels than they do in training, and their scores be
+        out of place.
+        """
+        stride = self.trunk.levels[-1].stride
+        return [-length % step for length, step in zip(image.shape[2:], stride, strict=True)]
+
+    def _logits(self, normalised: Tensor) -> Tensor:
+        """Run on ``[B, C, *S]`` with that border of zeros, and cut it off: ``[B, K, *S]``."""
+        # F.pad wants the last axis first, and for each what goes before it.
+        sides = [side for more in reversed(self._border(normalised)) for side in (0, more)]
+        padded = F.pad(normalised, sides)
+        logits = self.head(self.backbone(padded), tuple(padded.shape[2:])).logits
+        return logits[(..., *(slice(0, length) for length in normalised.shape[2:]))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import logging
 from collections import Counter
 from pathlib import Path
@@ -20,14 +21,18 @@ from torch import Tensor
 
 from ..evaluation.confusion import MOST_CLASSES, draw_confusion
 from ..evaluation.files import write_atomically, write_json
-from ..evaluation.masks import draw_mask, save_id_mask, with_legend
+from ..evaluation.masks import IGNORE, draw_mask, save_id_mask, with_legend
 from ..evaluation.pictures import class_colour, contact_sheet, save_picture
 from ..evaluation.segmentation import SegmentationEvaluator
-from .branches import Branch, FileWriter, Found
+from ..heads.base import Head
+from ..heads.segmentation.base import SegmentationHead
+from .branches import Branch, FileWriter, Found, ids_of
 from .classes import spare_classes
 from .distributed import gather_objects
 
 logger = logging.getLogger("trunkline")
+
+MOST_VALUES = 2**26  # of scores at the size of an image on disk, at a time: 256 MB
 
 
 class SegmentationBranch(Branch):
@@ -41,7 +46,9 @@ class SegmentationBranch(Branch):
     headline = "mIoU"
     covers_areas = True
 
-    def __init__(self, head: Any, option: str = "model.head") -> None:
+    def __init__(self, head: Head, option: str = "model.head") -> None:
+        if not isinstance(head, SegmentationHead):
+            raise ValueError(f"{option} is a {type(head).__name__}, which is no head for masks (FCN is one)")
         super().__init__(head, option)
         self._evaluator = SegmentationEvaluator(self.class_names())
 
@@ -85,24 +92,28 @@ class SegmentationBranch(Branch):
         return np.array(known + more, dtype=np.uint8)
 
     def ids(self) -> np.ndarray:
-        """Return ``[256]``: the value of each label in the data's own masks; 255 stays what it is."""
-        values = np.arange(256)
-        values[: len(self.classes)] = [row["id"] for row in self.classes]
-        return values
+        """Return ``[K]`` uint8, or uint16 if need be: the value of each class in the data's own masks.
+
+        Classes that the data do not have get the smallest values that are left.
+        """
+        known = [row["id"] for row in self.classes]
+        free = (value for value in itertools.count() if value not in known and value != IGNORE)
+        values = known + [next(free) for _ in range(len(known), self.head.num_classes)]
+        return np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
 
     # -- predictions and figures
 
     def predictions(self, raw: Any, batch: Any) -> list[Found]:
         """Return ``image_id``, ``size`` and ``mask`` ``[h0, w0]`` uint8 labels of each image."""
-        ids = batch.image_ids if hasattr(batch, "image_ids") else batch.ids
         sizes, originals = batch.image_sizes.tolist(), batch.original_sizes.tolist()
+        images = zip(ids_of(batch).tolist(), sizes, originals, strict=True)
         return [
             {
                 "image_id": image_id,
                 "size": tuple(original),
                 "mask": labels_at(raw.logits[i : i + 1, :, : size[0], : size[1]], original),
             }
-            for i, (image_id, size, original) in enumerate(zip(ids.tolist(), sizes, originals, strict=True))
+            for i, (image_id, size, original) in enumerate(images)
         ]
 
     def reset(self) -> None:
@@ -153,6 +164,7 @@ class MaskFiles(FileWriter):
     """Writes ``masks/NAME.png``, with the data's own ids and the classes' colours, and ``classes.csv``.
 
     A mask has the name of its image; where several images have the same one, the id of the image is added.
+    Masks have 8 bits and a palette, or 16 bits where the data have ids above 255.
     """
 
     def __init__(self, folder: Path, branch: SegmentationBranch) -> None:
@@ -160,7 +172,7 @@ class MaskFiles(FileWriter):
         self.branch = branch
         self._values = branch.ids()
         colours = branch.colours()
-        self._palette = {int(self._values[k]): tuple(colours[k].tolist()) for k in range(len(colours))}
+        self._palette = dict(zip(self._values.tolist(), map(tuple, colours.tolist()), strict=True))
         self._repeated: set[str] = set()
         self._written = 0
 
@@ -171,7 +183,7 @@ class MaskFiles(FileWriter):
 
     def add(self, found: Found, path: Path) -> None:
         name = f"{path.stem}_{found['image_id']}" if path.stem in self._repeated else path.stem
-        ids = self._values[found["mask"].cpu().numpy()].astype(np.uint8)
+        ids = self._values[found["mask"].cpu().numpy()]
         save_id_mask(self.folder / "masks" / f"{name}.png", ids, self._palette)
 
     def finish(self, first_process: bool) -> str:
@@ -187,10 +199,21 @@ class MaskFiles(FileWriter):
 
 
 def labels_at(logits: Tensor, size: list[int] | tuple[int, int]) -> Tensor:
-    """Resize logits ``[1, K, h, w]`` to ``[h0, w0]`` bilinearly, then take the best class: uint8."""
-    if tuple(logits.shape[2:]) != tuple(size):
-        logits = F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
-    return logits[0].argmax(0).to(torch.uint8)
+    """Resize logits ``[1, K, h, w]`` to ``[h0, w0]`` bilinearly, then take the best class: uint8.
+
+    Classes come in turn where all of them would fill the memory, as hundreds do on a photograph.
+    """
+    if tuple(logits.shape[2:]) == tuple(size):
+        return logits[0].argmax(0).to(torch.uint8)
+    best, labels = None, None
+    step = max(1, MOST_VALUES // (size[0] * size[1]))
+    for first in range(0, logits.shape[1], step):
+        some = logits[:, first : first + step].float()
+        values, index = F.interpolate(some, tuple(size), mode="bilinear", align_corners=False)[0].max(0)
+        index = (index + first).to(torch.uint8)
+        labels = index if best is None else torch.where(values > best, index, labels)
+        best = values if best is None else torch.maximum(values, best)
+    return labels
 
 
 def resized_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

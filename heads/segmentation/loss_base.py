@@ -125,8 +125,10 @@ class WeightedLoss(SegmentationLoss):
                 f"{logits.shape[1]} classes"
             )
         if self._class_weights.device != logits.device or self._class_weights.dtype != logits.dtype:
-            # Once: copies to the device make the host wait.
-            self._class_weights = self._class_weights.to(logits)
+            # Once: copies to the device make the host wait. And not in inference mode, in which Lightning
+            # validates: autograd refuses such tensors in the training that follows.
+            with torch.inference_mode(False):
+                self._class_weights = self._class_weights.to(logits.device, logits.dtype)
         return self._class_weights
 
     def _mean(self, rows: Tensor, labels: Tensor, counted: Tensor, weights: Tensor | None) -> Tensor:

@@ -358,6 +358,7 @@ def test_what_fills_the_mask_can_be_chosen(image, mask):
             {"OneOf": {"transforms": [{"Resize": {"height": 9, "width": 9, "mask_interpolation": 2}}]}},
             "Resize",
         ),
+        ({"RandomScale": {"area_for_downscale": "image_mask"}}, "area_for_downscale image_mask would blend"),
         ({"Morphological": None}, "Morphological would change the labels"),
         ({"BBoxSafeRandomCrop": None}, "needs boxes, which segmentation data lacks"),
         ({"Mosaic": None}, "needs mosaic_metadata, which segmentation data lacks"),
@@ -368,6 +369,30 @@ def test_what_fills_the_mask_can_be_chosen(image, mask):
 def test_transforms_that_spoil_masks_are_refused(entry, words):
     with pytest.raises(AugmentationError, match=words):
         MaskAugmentation([entry])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"RandomScale": {"scale_limit": (0.5, 0.5)}},
+        {"RandomScale": {"scale_limit": (-0.3, -0.3)}},
+        {"Resize": {"height": 90, "width": 170}},
+        {"SmallestMaxSize": {"max_size": 150}},
+        {"LongestMaxSize": {"max_size": 70}},
+        {"RandomResizedCrop": {"size": (60, 60), "scale": (0.5, 0.6)}},
+        {"RandomSizedCrop": {"min_max_height": (90, 90), "size": (80, 80)}},
+        {"CropAndPad": {"px": -10}},
+        {"Affine": {"scale": (0.7, 0.7)}},
+    ],
+)
+def test_labels_stay_at_the_place_of_their_pixels_when_sizes_change(entry):
+    """Each pixel's value and label are its column: on average they agree afterwards, but for a rounding."""
+    labels = np.tile(np.arange(120, dtype=np.uint8), (120, 1))
+    picture = np.repeat(2 * labels[:, :, None], 3, axis=2)
+    ((name, arguments),) = entry.items()
+    picture, labels = MaskAugmentation([{name: {**arguments, "p": 1.0}}])(picture, labels, 1)
+    inside = (labels > 2) & (labels < 117) & (picture[:, :, 0] > 6)
+    assert abs((labels[inside] - picture[:, :, 0][inside] / 2).mean()) < 0.1
 
 
 def test_failure_with_a_mask_names_the_size(image, mask):

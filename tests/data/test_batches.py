@@ -92,7 +92,7 @@ def masked(height, width, image_id, truth=None):
 
 
 def test_masks_are_padded_with_what_is_ignored_and_pictures_with_zero():
-    batch = collate_segmentation([masked(2, 3, 4), masked(4, 1, 7)])
+    batch = collate_segmentation([masked(2, 3, 4), masked(4, 1, 7)], multiple=1)
     assert len(batch) == 2 and batch.image.dtype == batch.mask.dtype == torch.uint8
     image, mask = torch.zeros(2, 3, 4, 3, dtype=torch.uint8), torch.full((2, 4, 3), 255, dtype=torch.uint8)
     image[0, :, :2], mask[0, :2] = 9, 4
@@ -102,7 +102,16 @@ def test_masks_are_padded_with_what_is_ignored_and_pictures_with_zero():
     assert batch.original_sizes.tolist() == [[20, 30], [40, 10]] and batch.truth == ()
 
 
+def test_sides_are_rounded_up_to_multiples():
+    batch = collate_segmentation([masked(32, 33, 1), masked(5, 1, 2)])
+    assert batch.image.shape == (2, 3, 32, 64) and batch.mask.shape == (2, 32, 64)
+    assert batch.image_sizes.tolist() == [[32, 33], [5, 1]]
+    assert (batch.mask[0] != 255).sum() == 32 * 33 and (batch.mask[1] != 255).sum() == 5
+    batch = collate_segmentation([masked(9, 4, 1)], multiple=8)
+    assert batch.mask.shape == (1, 16, 8)
+
+
 def test_truth_keeps_its_own_size():
     truths = torch.zeros(20, 30, dtype=torch.uint8), torch.ones(40, 10, dtype=torch.uint8)
-    batch = collate_segmentation([masked(2, 3, 4, truths[0]), masked(4, 1, 7, truths[1])])
+    batch = collate_segmentation([masked(2, 3, 4, truths[0]), masked(4, 1, 7, truths[1])], multiple=1)
     assert all(one is other for one, other in zip(batch.truth, truths, strict=True))

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -101,6 +102,18 @@ def test_an_image_without_a_mask_is_an_error_or_ignored_everywhere(shapes_with_m
     assert ignored == [gone]
 
 
+def test_images_that_the_boxes_do_not_list_need_no_mask_and_no_warning(shapes_with_masks, caplog):
+    path = shapes_with_masks / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    unlisted = content["images"].pop()
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != unlisted["id"]]
+    path.write_text(json.dumps(content))
+    (shapes_with_masks / "masks" / "train" / unlisted["file_name"]).with_suffix(".png").unlink()
+    with caplog.at_level("WARNING", "trunkline"):
+        data = ready(shapes_with_masks)
+    assert not caplog.text and len(data.train_index) == 7
+
+
 def test_a_mask_of_another_size_is_named_before_training(shapes_with_masks):
     path = sorted((shapes_with_masks / "masks" / "val").iterdir())[1]
     Image.fromarray(np.zeros((5, 9), dtype=np.uint8)).save(path)
@@ -129,6 +142,124 @@ def test_objects_of_the_instances_file_can_be_the_masks(shapes_with_masks):
                 y1, y2 = (box[[1, 3]] * factor[0]).round().int().tolist()
                 covered[y1:y2, x1:x2] = True
             assert ((truth > 0) == covered).all()
+
+
+def test_pixels_of_several_objects_can_be_ignored(shapes_with_masks):
+    several = 0
+    for split in ("train", "val"):
+        path = shapes_with_masks / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        for row in content["annotations"]:  # twice as wide, so that some overlap
+            x, y, width, height = row["bbox"]
+            row["segmentation"] = [[x, y, x + 2 * width, y, x + 2 * width, y + height, x, y + height]]
+        path.write_text(json.dumps(content))
+    places = {f"{split}_masks": f"annotations/instances_{split}.json" for split in ("train", "val")}
+    found = truths(ready(shapes_with_masks, overlaps="ignore", **places))
+    for image_id, mask in found.items():
+        covered = np.zeros(mask.shape, dtype=int)
+        for row in content["annotations"]:
+            if row["image_id"] == image_id:
+                x, y, width, height = row["bbox"]
+                covered[y : y + height, x : x + 2 * width] += 1
+        assert np.array_equal(mask == 255, covered > 1)
+        several += (covered > 1).sum()
+    assert several > 0
+
+
+def panoptic_files(root):
+    """Write the masks once more as panoptic PNGs, and remove them; segment n + 1 is of the category n."""
+    for split in ("train", "val"):
+        content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+        folder, records = root / "annotations" / f"panoptic_{split}", []
+        folder.mkdir()
+        for row in content["images"]:
+            path = (root / "masks" / split / row["file_name"]).with_suffix(".png")
+            values = np.asarray(Image.open(path))
+            pixels = np.stack([values + 1, *[np.zeros_like(values)] * 2], axis=2)
+            Image.fromarray(pixels).save(folder / path.name)
+            segments = [{"id": n + 1, "category_id": n} for n in np.unique(values).tolist()]
+            records.append({"image_id": row["id"], "file_name": path.name, "segments_info": segments})
+        content["annotations"] = records
+        content["categories"].insert(0, {"id": 0, "name": "nothing"})
+        (root / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
+    shutil.rmtree(root / "masks")
+
+
+def truths(data):
+    """Return ``{image id: mask on disk}`` of the validation data."""
+    return {
+        image_id: truth.numpy()
+        for batch in data.val_dataloader()
+        for image_id, truth in zip(batch.image_ids.tolist(), batch.truth, strict=True)
+    }
+
+
+def test_panoptic_files_are_found_and_give_the_same_masks(shapes_with_masks):
+    expected = truths(ready(shapes_with_masks))
+    panoptic_files(shapes_with_masks)
+    data = ready(shapes_with_masks)
+    assert [(c.id, c.name) for c in data.classes][1:] == [(1, "circle"), (3, "rectangle"), (7, "triangle")]
+    found = truths(data)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[image_id], mask) for image_id, mask in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "labels"),
+    [
+        ({"ignore": ["circle"]}, ["nothing", "rectangle", "triangle"], [0, 255, 1, 2]),
+        ({"mask_categories": [7, "circle"]}, ["background", "triangle", "circle"], [0, 2, 0, 1]),
+        (
+            {"mask_categories": ["circle", "triangle"], "background": "ignore"},
+            ["circle", "triangle"],
+            [255, 0, 255, 1],
+        ),
+        (
+            {"mask_classes": ["a", "b", "c", "d"], "mask_values": [7, 3, 1, 0]},
+            ["a", "b", "c", "d"],
+            [3, 2, 1, 0],
+        ),
+    ],
+)
+def test_classes_of_masks_can_be_chosen(shapes_with_masks, options, names, labels):
+    plain = truths(ready(shapes_with_masks))  # 0..3 for the values 0, 1, 3 and 7
+    data = ready(shapes_with_masks, **options)
+    assert [c.name for c in data.classes] == names
+    for image_id, mask in truths(data).items():
+        assert np.array_equal(mask, np.array(labels)[plain[image_id]])
+
+
+def test_test_data_have_masks_of_their_own_or_those_of_validation(shapes_with_masks):
+    own = shapes_with_masks / "other"
+    shutil.copytree(shapes_with_masks / "masks" / "val", own)
+    for path in own.iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 7)).save(path)
+    given = {
+        "test_images": "images/val",
+        "test_annotations": "annotations/instances_val.json",
+        "test_masks": "other",
+    }
+    for options, labels in (({}, {0, 1, 2, 3}), (given, {3})):
+        data = ready(shapes_with_masks, "test", **options)
+        masks = [mask for batch in data.test_dataloader() for mask in batch.truth]
+        assert {label for mask in masks for label in mask.unique().tolist()} == labels
+
+
+def test_no_mask_at_all_is_an_error_even_if_missing_ones_are_ignored(shapes_with_masks):
+    for path in (shapes_with_masks / "masks" / "train").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    with pytest.raises(MaskError, match="mask"):
+        ready(shapes_with_masks, missing_masks="ignore")
+    panoptic = shapes_with_masks / "annotations"
+    for path in (shapes_with_masks / "masks" / "train").iterdir():
+        path.rename(path.with_name(path.name.removeprefix("x")))
+    panoptic_files(shapes_with_masks)
+    content = json.loads((panoptic / "panoptic_train.json").read_text())
+    for row in content["images"]:
+        row["file_name"] = f"other/{row['file_name']}"
+    (panoptic / "panoptic_train.json").write_text(json.dumps(content))
+    with pytest.raises(MaskError, match=r"8 of 8 images have no mask[\s\S]*make them agree"):
+        ready(shapes_with_masks, missing_masks="ignore")
 
 
 def test_prediction_needs_no_masks(shapes_with_masks):

@@ -48,24 +48,33 @@ def change(path, edit):
     Image.fromarray(values).save(path)
 
 
+def inside(batch, n):
+    """Return picture ``[h, w, 3]`` and mask of one row, and check that they are padded to 32 alone."""
+    height, width = batch.image_sizes[n].tolist()
+    image, mask = batch.image[n], batch.mask[n]
+    assert tuple(mask.shape) == tuple(image.shape[1:]) == (-(-height // 32) * 32, -(-width // 32) * 32)
+    assert not image[:, height:].any() and not image[:, :, width:].any()
+    assert (mask[height:] == 255).all() and (mask[:, width:] == 255).all()
+    return image[:, :height, :width].permute(1, 2, 0), mask[:height, :width]
+
+
 # -- batches
 
 
-def test_evaluation_shows_every_picture_once_at_native_size_without_padding(folder):
+def test_evaluation_shows_every_picture_once_at_native_size(folder):
     made = fitted(folder, augment=[{"HorizontalFlip": {"p": 1.0}}])
     batches = list(made.val_dataloader())
     assert sorted(i for batch in batches for i in batch.ids.tolist()) == list(range(9))
     for batch in batches:
-        assert (batch.image_sizes == torch.tensor(batch.image.shape[2:])).all()
+        assert (batch.image_sizes == batch.image_sizes[0]).all()
         assert torch.equal(batch.image_sizes, batch.original_sizes)
         assert len(batch.truth) == len(batch)
         for n, i in enumerate(batch.ids.tolist()):
-            assert torch.equal(
-                batch.image[n].permute(1, 2, 0), torch.from_numpy(read_image(made.val_index.path(i)))
-            )
+            picture, labels = inside(batch, n)
+            assert torch.equal(picture, torch.from_numpy(read_image(made.val_index.path(i))))
             with Image.open(made.val_index.masks.name(i)) as mask:
                 values = torch.from_numpy(np.array(mask))
-            assert torch.equal(batch.truth[n], values) and torch.equal(batch.mask[n], values)
+            assert torch.equal(batch.truth[n], values) and torch.equal(labels, values)
     assert [batch.ids.tolist() for batch in made.val_dataloader()] == [b.ids.tolist() for b in batches]
 
 
@@ -78,12 +87,13 @@ def test_evaluation_can_resize_and_keeps_the_truth(folder, limit):
             height, width = batch.original_sizes[n].tolist()
             scale = min(20 / min(height, width), (limit or 1e9) / max(height, width))
             size = tuple(int(np.floor(side * scale + 0.5)) for side in (height, width))
-            assert tuple(batch.image_sizes[n].tolist()) == size == batch.image.shape[2:]
+            assert tuple(batch.image_sizes[n].tolist()) == size
             pixels = resize(read_image(made.val_index.path(i)), size)
-            assert torch.equal(batch.image[n].permute(1, 2, 0), torch.from_numpy(pixels))
+            picture, mask = inside(batch, n)
+            assert torch.equal(picture, torch.from_numpy(pixels))
             labels = made.val_index.masks.mask(i)
             assert torch.equal(batch.truth[n], torch.from_numpy(labels))
-            assert torch.equal(batch.mask[n], torch.from_numpy(resize_mask(labels, size)))
+            assert torch.equal(mask, torch.from_numpy(resize_mask(labels, size)))
 
 
 def test_training_batches_are_augmented_padded_and_full(folder):
@@ -91,7 +101,8 @@ def test_training_batches_are_augmented_padded_and_full(folder):
     made = fitted(folder, augment=crop, seed=1)
     batches = list(made.train_dataloader())
     assert [len(batch) for batch in batches] == [4] * 4
-    assert all(batch.image.shape == (4, 3, 48, 36) and batch.mask.shape == (4, 48, 36) for batch in batches)
+    assert all((batch.image_sizes == torch.tensor([48, 36])).all() for batch in batches)
+    assert all(batch.image.shape == (4, 3, 64, 64) and batch.mask.shape == (4, 64, 64) for batch in batches)
     assert all(batch.truth == () for batch in batches)
     plain = fitted(folder, augment=[])
     for batch in plain.train_dataloader():
@@ -108,8 +119,9 @@ def test_a_horizontal_flip_is_the_default(folder):
     made, plain = fitted(folder, seed=2, batch_size=1), fitted(folder, seed=2, batch_size=1, augment=[])
     kinds = Counter()
     for one, other in zip(made.train_dataloader(), plain.train_dataloader(), strict=True):
-        turned = torch.equal(one.mask, other.mask.flip(2)) and torch.equal(one.image, other.image.flip(3))
-        same = torch.equal(one.mask, other.mask) and torch.equal(one.image, other.image)
+        (image, mask), (picture, labels) = inside(one, 0), inside(other, 0)
+        turned = torch.equal(mask, labels.flip(1)) and torch.equal(image, picture.flip(1))
+        same = torch.equal(mask, labels) and torch.equal(image, picture)
         kinds["turned" if turned and not same else "same" if same else "neither"] += 1
     assert kinds["neither"] == 0 and kinds["turned"] > 2 and kinds["same"] > 2
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trunkline.data.io import read_mask
 from trunkline.evaluation.masks import draw_legend, draw_mask, save_id_mask, with_legend
 
 COLOURS = np.array([[200, 0, 0], [0, 100, 250], [10, 20, 30]], np.uint8)
@@ -183,6 +184,12 @@ def test_ids_are_read_back_and_shown_in_their_colours(tmp_path, shape):
         np.testing.assert_array_equal(np.asarray(opened.convert("RGB")), expected)
 
 
+def test_ids_beyond_a_palette_are_written_with_16_bits(tmp_path):
+    ids = np.arange(65536, dtype=np.uint16).reshape(256, 256)[:, ::-1]
+    path = save_id_mask(tmp_path / "a.png", ids, {300: (1, 2, 3)})
+    np.testing.assert_array_equal(read_mask(path), ids)
+
+
 def test_few_ids_and_strided_arrays(tmp_path):
     ids = np.arange(40, dtype=np.uint8).reshape(5, 8)[::2, 1::3]
     path = save_id_mask(tmp_path / "a.png", torch.from_numpy(ids.copy()), {})
@@ -195,7 +202,7 @@ def test_few_ids_and_strided_arrays(tmp_path):
     ("name", "ids", "palette", "message"),
     [
         ("a.jpg", np.zeros((2, 2), np.uint8), {}, r"a\.jpg: .* must end in \.png"),
-        ("a.png", np.zeros((2, 2)), {}, r"a\.png: ids must be \[h, w\] uint8, got \[2, 2\] float64"),
+        ("a.png", np.zeros((2, 2)), {}, r"a\.png: ids must be .* or uint16, got \[2, 2\] float64"),
         ("a.png", np.zeros((2, 2, 3), np.uint8), {}, r"got \[2, 2, 3\]"),
         ("a.png", np.zeros((0, 2), np.uint8), {}, r"got \[0, 2\]"),
         ("a.png", np.zeros((2, 2), np.uint8), {256: (0, 0, 0)}, "palette has id 256"),

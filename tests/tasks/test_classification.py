@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.models import resnet18
 
 from trunkline.backbones import ResNet
-from trunkline.heads import Classifier
+from trunkline.heads import FCN, Classifier
 from trunkline.tasks.base import IMAGENET_MEAN, IMAGENET_STD
 from trunkline.tasks.classification import Classification
 
@@ -218,6 +218,16 @@ def test_one_image_of_a_single_cell_is_too_little_for_batch_norm(tiny, tmp_path)
 
 
 # -- classes
+
+
+def test_a_head_or_data_of_another_kind_is_an_error_before_training(tiny, tmp_path):
+    with pytest.raises(ValueError, match="model.head is a FCN; Classification takes a Classifier"):
+        Classification(backbone=ResNet(depth=10), head=lambda levels: FCN(levels, num_classes=3))
+    data = tiny.Memory()
+    del data.class_names
+    data.classes = ()
+    with pytest.raises(ValueError, match="which learns classes of whole images; Memory has masks"):
+        tiny.trainer(tmp_path).fit(tiny.classifier(), data)
 
 
 def test_more_classes_than_the_head_is_an_error_before_training(tiny, tmp_path):

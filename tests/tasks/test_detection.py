@@ -10,7 +10,7 @@ from trunkline.backbones import FPN, ResNet
 from trunkline.data.batches import DetectionBatch
 from trunkline.data.coco import CocoDetection
 from trunkline.evaluation.coco import CocoEvaluator
-from trunkline.heads import FasterRCNN
+from trunkline.heads import FCN, Classifier, FasterRCNN
 from trunkline.tasks.detection import Detection
 
 
@@ -46,6 +46,12 @@ class Found:
     scores: torch.Tensor
     labels: torch.Tensor
     count: torch.Tensor
+
+
+@pytest.mark.parametrize("head", [FCN, Classifier])
+def test_a_head_of_another_kind_is_an_error(head):
+    with pytest.raises(ValueError, match=f"model.head is a {head.__name__}, which is no head for boxes"):
+        Detection(backbone=ResNet(depth=10), head=lambda levels: head(levels, num_classes=3))
 
 
 def test_boxes_return_to_the_original_pixels():

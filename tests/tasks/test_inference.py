@@ -252,3 +252,9 @@ def test_windows_and_answers_must_fit_the_image():
         probabilities(lambda x: x, image_of((4, 5, 6)), InferenceOptions((4, 4)))
     with pytest.raises(ValueError, match=r"size of the image, \[4, 6\], got \[2, 3\]"):
         probabilities(lambda x: x[:, :, ::2, ::2], image_of((4, 6)), InferenceOptions())
+
+
+def test_plain_is_what_runs_once_on_the_whole_image():
+    assert InferenceOptions().plain and InferenceOptions(window_batch=8, overlap=0.1).plain
+    for options in ({"window": 8}, {"flip": True}, {"scales": (0.5,)}, {"scales": (1.0, 1.0)}):
+        assert not InferenceOptions(**options).plain

@@ -10,6 +10,7 @@ from PIL import Image
 
 from trunkline.backbones import FPN, ResNet
 from trunkline.data.multi import CocoDetectionAndMasks
+from trunkline.data.segmentation import ImageSegmentation
 from trunkline.heads import Classifier, FasterRCNN, SemanticFPN
 from trunkline.tasks.detection import Detection
 from trunkline.tasks.multi import MultiTask
@@ -160,11 +161,25 @@ def test_classes_of_both_heads_go_with_the_checkpoint(shapes_with_masks, tmp_pat
     [
         ({"label": lambda levels: Classifier(levels, 3)}, "heads.label is a Classifier; MultiTask takes"),
         ({"boxes": HEADS["boxes"], "a-b": HEADS["stuff"]}, "'a-b' cannot name a head"),
+        ({"items": HEADS["stuff"]}, "'items' cannot name a head, PyTorch uses the word"),
     ],
 )
 def test_heads_that_cannot_take_part_are_errors(heads, message):
     with pytest.raises(ValueError, match=message):
         multi(heads=heads)
+
+
+def test_data_without_the_annotations_of_a_head_is_an_error_before_training(masked_shapes, tmp_path):
+    data = ImageSegmentation(root=str(masked_shapes), workers=0)
+    with pytest.raises(ValueError, match="heads.boxes is a FasterRCNN, which learns boxes; ImageSegm.*masks"):
+        trainer(tmp_path).fit(multi(), data)
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_the_evaluator_reaches_the_boxes(backend, shapes_with_masks, tmp_path):
+    task = multi(evaluator=backend)
+    trainer(tmp_path, limit_val_batches=1).validate(task, data_module(shapes_with_masks), verbose=False)
+    assert task.branches["boxes"]._evaluator.backend == backend
 
 
 def test_too_few_classes_name_the_head_to_change(shapes_with_masks, tmp_path):

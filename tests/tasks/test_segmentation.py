@@ -17,8 +17,11 @@ from torch.utils.data import DataLoader
 
 from trunkline.backbones.base import Backbone, FeatureLevel
 from trunkline.data.batches import SegmentationSample, collate_segmentation
-from trunkline.heads import FCN
+from trunkline.data.io import read_mask
+from trunkline.heads import FCN, Classifier
+from trunkline.heads.segmentation.base import RawSegmentation
 from trunkline.heads.segmentation.losses import CrossEntropy
+from trunkline.tasks import segmentation_branch
 from trunkline.tasks.inference import InferenceOptions
 from trunkline.tasks.segmentation import SemanticSegmentation
 
@@ -58,7 +61,8 @@ class Memory(pl.LightningDataModule):
             mask = truth[::factor, ::factor]
             size = tuple(truth.shape)
             samples.append(SegmentationSample(image, mask, number, size, truth))
-        self.batches = [collate_segmentation(samples[i : i + batch]) for i in range(0, count, batch)]
+        chunks = [samples[i : i + batch] for i in range(0, count, batch)]
+        self.batches = [collate_segmentation(chunk, multiple=4) for chunk in chunks]
         self.predict_paths = {}
         if folder is not None:
             for sample in samples:
@@ -192,6 +196,74 @@ def test_balanced_weights_come_from_the_data_and_return_from_the_checkpoint(tmp_
     fresh = segmenter(head={"loss": CrossEntropy(class_weights="balanced")})
     trainer(tmp_path).validate(fresh, Memory(), ckpt_path=tmp_path / "one.ckpt", verbose=False)
     assert fresh.head.loss.class_weights == pytest.approx([2 / 3, 2.0, 1.0])
+    resumed, data = segmenter(head={"loss": CrossEntropy(class_weights="balanced")}), Memory()
+    data.pixel_counts = lambda: torch.tensor([1, 1, 1])  # more data than before: the run goes on as it was
+    run = trainer(tmp_path, max_epochs=2, limit_train_batches=1, limit_val_batches=0)
+    run.fit(resumed, data, ckpt_path=tmp_path / "one.ckpt")
+    assert run.global_step == 2 and resumed.head.loss.class_weights == pytest.approx([2 / 3, 2.0, 1.0])
+
+
+def test_the_check_before_training_leaves_no_trace(tmp_path):
+    """The figures of an epoch are those of its own images, and weights used in the check still learn."""
+    task, data = segmenter(head={"loss": CrossEntropy(class_weights=[1.0, 2.0, 3.0])}), Memory()
+    trainer(tmp_path, limit_train_batches=1, num_sanity_val_steps=2).fit(task, data)
+    assert task.result.images == 5 and (task.result.confusion == by_hand(task, data)).all()
+
+
+def test_classes_may_come_in_turn_where_the_image_is_large(monkeypatch):
+    logits = torch.randn(1, 7, 6, 8, generator=torch.Generator().manual_seed(0))
+    logits[:, 5] = logits[:, 2]  # of equal ones the first, as if at once
+    expected = F.interpolate(logits, (13, 20), mode="bilinear", align_corners=False)[0].argmax(0)
+    sizes, real = [], F.interpolate
+    counted = lambda x, *a, **b: sizes.append(x.shape[1]) or real(x, *a, **b)  # noqa: E731
+    monkeypatch.setattr(F, "interpolate", counted)
+    for most, steps in ((3 * 13 * 20 + 5, [3, 3, 1]), (1, [1] * 7), (2**26, [7])):
+        monkeypatch.setattr(segmentation_branch, "MOST_VALUES", most)
+        found = segmentation_branch.labels_at(logits, (13, 20))
+        assert torch.equal(found.long(), expected) and found.dtype == torch.uint8
+        assert sizes == steps
+        sizes.clear()
+
+
+def test_sizes_between_multiples_of_the_stride_are_padded_and_cut(tmp_path):
+    """A cell stands for as many pixels as its stride: what is inside equals the padded picture's scores."""
+    task = segmenter(head={"aux": 0}).eval()
+    image = torch.randint(0, 256, (1, 3, 13, 18), dtype=torch.uint8)
+    with torch.no_grad():
+        found = task.inferred(image, torch.tensor([[13, 18]]))
+        padded = F.pad(image, (0, 2, 0, 3))
+        whole = task.raw(padded, torch.tensor([[13, 18]]))
+        fitting = task.inferred(padded, torch.tensor([[13, 18]]))
+    torch.testing.assert_close(found.logits, whole.logits[:, :, :13, :18])
+    assert found.aux == () and torch.equal(fitting.logits, whole.logits) and len(fitting.aux) == 1
+
+
+def test_padding_is_cut_off_before_scores_are_resized_to_the_image():
+    sizes, originals = [(12, 16), (7, 10)], [(24, 32), (21, 15)]
+    batch = collate_segmentation(
+        [
+            SegmentationSample(
+                torch.zeros(3, *size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8), n, original
+            )
+            for n, (size, original) in enumerate(zip(sizes, originals, strict=True))
+        ]
+    )
+    logits = torch.randn(2, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    found = segmenter().branch.predictions(RawSegmentation(logits), batch)
+    for n, ((height, width), original) in enumerate(zip(sizes, originals, strict=True)):
+        inside = logits[n : n + 1, :, :height, :width]
+        resized = F.interpolate(inside, original, mode="bilinear", align_corners=False)[0]
+        assert (found[n]["image_id"], found[n]["size"]) == (n, original)
+        assert torch.equal(found[n]["mask"].long(), resized.argmax(0))
+
+
+@pytest.mark.parametrize("options", [{}, {"inference": InferenceOptions(window=8, flip=True)}])
+def test_half_precision_and_channels_last_change_neither_loss_nor_figures_much(tmp_path, options):
+    exact = trainer(tmp_path).validate(segmenter(**options), Memory(), verbose=False)[0]
+    task = segmenter(channels_last=True, **options)
+    half = trainer(tmp_path, precision="bf16-mixed").validate(task, Memory(), verbose=False)[0]
+    assert half["val/loss"] == pytest.approx(exact["val/loss"], rel=0.01) and half != exact
+    assert half["val/pixel_accuracy"] == pytest.approx(exact["val/pixel_accuracy"], abs=0.05)
 
 
 def test_predict_writes_the_datas_own_ids_with_its_colours(tmp_path, capsys):
@@ -223,6 +295,22 @@ def test_predict_writes_the_datas_own_ids_with_its_colours(tmp_path, capsys):
     overlay = np.asarray(Image.open(out / "overlays" / "other_0.jpg"))
     assert overlay.shape[0] > 14 * 24 and overlay.shape[1] == 14 * 32  # enlarged, and a legend below
     assert "masks of 5 images" in capsys.readouterr().out
+
+
+def test_ids_above_255_are_written_with_16_bits_and_spare_classes_get_free_ids(tmp_path):
+    classes = [*CLASSES[:2], SimpleNamespace(id=300, name="sky", colour=(0, 0, 250))]
+    task, data = segmenter(num_classes=7), Memory(tmp_path / "images", classes)
+    run = trainer(tmp_path)
+    run.callbacks.append(task.prediction_writer(tmp_path / "out", False, 0.5))
+    run.predict(task, data, return_predictions=False)
+    task.eval()
+    with torch.no_grad():
+        logits = task.raw(data.batches[0].image, data.batches[0].image_sizes).logits
+    labels = F.interpolate(logits, (24, 32), mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+    ids = [3, 7, 300, 0, 1, 2, 4]
+    assert (read_mask(tmp_path / "out" / "masks" / "other.png") == np.array(ids)[labels]).all()
+    with open(tmp_path / "out" / "classes.csv", newline="") as file:
+        assert [int(row["id"]) for row in csv.DictReader(file)] == ids
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
@@ -276,3 +364,19 @@ def test_images_of_another_number_of_channels_are_an_error_before_training(tmp_p
     task = SemanticSegmentation(backbone=TinyTrunk(1), head=lambda levels: FCN(levels, 3))
     with pytest.raises(ValueError, match="the images have 3 channels, the trunk takes 1"):
         trainer(tmp_path).fit(task, Memory())
+
+
+def test_a_head_or_data_of_another_kind_is_an_error_before_training(tmp_path):
+    with pytest.raises(ValueError, match="model.head is a Classifier, which is no head for masks"):
+        SemanticSegmentation(backbone=TinyTrunk(), head=lambda levels: Classifier(levels, 3))
+    data = Memory()
+    del data.classes
+    data.categories, calls = (), []
+    task = segmenter()
+    task.trunk.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(ValueError, match="model.head is a FCN, which learns masks; Memory has boxes: set"):
+        trainer(tmp_path).fit(task, data)
+    assert not calls
+    del data.categories  # a module that says nothing about its classes
+    trainer(tmp_path, limit_train_batches=1, limit_val_batches=1).fit(task, data)
+    assert calls

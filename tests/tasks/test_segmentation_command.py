@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -110,6 +111,19 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, masked_
     with open(masked_shapes / "classes.csv", newline="") as file:
         assert written == list(csv.DictReader(file))
     assert len(list((out / "overlays").iterdir())) == 4
+
+
+def test_nothing_is_warned_of_that_a_user_cannot_act_on(monkeypatch, tmp_path, masked_shapes, recwarn):
+    """Neither that a run without validation has none, nor where else the checkpoint came from."""
+    shutil.rmtree(masked_shapes / "images" / "val")
+    words = [*SHAPES, "--trainer.callbacks=[]"]  # Lightning's own way to save
+    fit(monkeypatch, "segmentation/fcn_r18_demo", masked_shapes, tmp_path / "run", *words)
+    (saved,) = tmp_path.rglob("*.ckpt")
+    words = [f"--data.predict={masked_shapes / 'images' / 'train'}", f"--output.folder={tmp_path / 'out'}"]
+    words += ["--trainer.default_root_dir", str(tmp_path / "other"), "--trainer.enable_progress_bar=false"]
+    command(monkeypatch, ["predict", f"--ckpt_path={saved}", "--trainer.accelerator=cpu", *words])
+    texts = [str(warning.message) for warning in recwarn]
+    assert not [text for text in texts if "across ranks is zero" in text or "dirpath has changed" in text]
 
 
 def test_a_loss_and_inference_can_be_chosen_in_words(monkeypatch, tmp_path, masked_shapes):

@@ -190,6 +190,18 @@ def test_cross_entropy_equals_the_peers_soft_one_without_ignored_pixels():
     torch.testing.assert_close(CrossEntropy(label_smoothing=0.2)(logits, mask), peer(logits, mask).mean())
 
 
+@pytest.mark.parametrize("kind", [CrossEntropy, Focal, OnlineHardExampleMining])
+def test_training_goes_on_with_weights_that_a_validation_has_moved(kind):
+    """Lightning validates in inference mode, also before training; here the type moves, there the device."""
+    loss, mask = kind(class_weights=[1.0, 2.0, 3.0]), torch.randint(0, 3, (2, 4, 4))
+    logits = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        expected = loss(logits, mask).item()
+    found = loss(logits, mask)
+    found.backward()
+    assert found.item() == expected and logits.grad.any()
+
+
 def test_balanced_weights_by_hand():
     """60, 30 and 10 pixels of three classes that occur, none of the fourth: 100 / (3 * count)."""
     loss = CrossEntropy("balanced")
