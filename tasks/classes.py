@@ -49,14 +49,14 @@ def check_classes(
     Raises:
         ValueError: if the data has more than the head, or others than the checkpoint.
     """
-    if len(found) > num_classes:
-        raise ValueError(f"{spare_classes(len(found), num_classes, option, noun)}")
     if known and list(known) != list(found):
         raise ValueError(
             f"the checkpoint was trained on the {noun} {_some(known)}, the data has "
             f"{_some(found)}{_first_difference(known, found)}; give data with the same {noun} in the same "
             "order, or train from these weights with --model.weights CHECKPOINT"
         )
+    if len(found) > num_classes:
+        raise ValueError(spare_classes(len(found), num_classes, option, noun))
 
 
 def spare_classes(found: int, num_classes: int, option: str, noun: str = "classes") -> str:

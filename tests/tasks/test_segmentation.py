@@ -180,6 +180,10 @@ def test_classes_must_fit_the_head_and_the_checkpoint(tmp_path, caplog):
     task.on_load_checkpoint({"classes": [{"id": 1, "name": "cat", "colour": [0, 0, 0]}]})
     with pytest.raises(ValueError, match=r"trained on the classes \[1 cat\].*class 0 is '1 cat' there"):
         trainer(tmp_path).validate(task, Memory())
+    small = segmenter(2)  # more classes than the checkpoint's network has: other data, not another network
+    small.on_load_checkpoint({"classes": [{"id": 1, "name": "cat", "colour": [0, 0, 0]}]})
+    with pytest.raises(ValueError, match="trained on the classes"):
+        trainer(tmp_path).validate(small, Memory())
     with caplog.at_level("WARNING", "trunkline"):
         trainer(tmp_path).validate(segmenter(4), Memory(), verbose=False)
     assert "the data has 3 classes, the head num_classes 4" in caplog.text
