@@ -6,19 +6,17 @@ import logging
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
-from .augment import limit_threads
 from .batches import collate_classification
 from .class_dataset import ClassBatchSampler, ClassificationDataset
 from .class_index import ClassIndex, LabelError, check_class_images, check_training_classes
 from .class_sources import ClassSources, Place
 from .class_transforms import PictureTransform, Policy, ScanTransform
-from .coco_dataset import RequestedBatches
 from .coco_index import CheckImages
-from .common import PlainErrorLoader, capped_workers, global_seed, require_positive, without_paths
+from .common import PlainErrorLoader, global_seed, require_positive, without_paths
 from .io import ImageError, Interpolation
+from .loading import batch_loader, ranks_of
 from .locate import DataNotFoundError
 
 logger = logging.getLogger("trunkline")
@@ -222,33 +220,17 @@ class ImageClassification(pl.LightningDataModule):
     def _loader(self, index: ClassIndex | None, training: bool = False) -> PlainErrorLoader:
         if index is None:
             raise RuntimeError("the data has not been read: call setup(stage) before asking for a loader")
-        trainer = self.trainer
         sampler = ClassBatchSampler(
             len(index),
             self.batch_size if training else self.hparams.eval_batch_size or self.batch_size,
             shuffle=training,
             seed=global_seed(self.hparams.seed),
-            rank=0 if trainer is None else trainer.global_rank,
-            world_size=1 if trainer is None else trainer.world_size,
+            **ranks_of(self.trainer),
             repeats=self.hparams.repeated_augmentation if training else 1,
             spread=index is not self.predict_index,
         )
-        overfit = trainer is not None and trainer.overfit_batches > 0
-        devices = 1 if trainer is None else trainer.num_devices
-        workers = capped_workers(self.hparams.workers, len(sampler), devices)
-        return PlainErrorLoader(
-            RequestedBatches(
-                ClassificationDataset(index, self._transform(index, training)),
-                fixed=list(sampler) if overfit else None,
-            ),
-            batch_size=None,  # the sampler yields whole batches
-            sampler=sampler,
-            collate_fn=collate_classification,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=limit_threads,
-        )
+        dataset = ClassificationDataset(index, self._transform(index, training))
+        return batch_loader(dataset, sampler, collate_classification, self.hparams.workers, self.trainer)
 
     def _transform(self, index: ClassIndex, training: bool) -> PictureTransform | ScanTransform:
         given = self.hparams

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch.utils.data import DataLoader
 
-from .augment import Augmentation, limit_threads
+from .augment import Augmentation
 from .batches import collate_detection
 from .canvas import CanvasBatchSampler, default_canvases
-from .coco_dataset import CocoDetectionDataset, RequestedBatches
+from .coco_dataset import CocoDetectionDataset
 from .coco_index import CheckImages, CocoIndex, check_images, index_of_files, read_coco
 from .coco_records import AnnotationError, Category, OnBadBox, load_instances, read_categories
-from .common import PlainErrorLoader, capped_workers, global_seed, require_positive, without_paths
+from .common import global_seed, require_positive, without_paths
+from .loading import batch_loader, ranks_of
 from .locate import ANNOTATION_PLACES, IMAGE_PLACES, DataNotFoundError, find, list_images
 
 logger = logging.getLogger("trunkline")
@@ -176,7 +176,6 @@ class CocoDetection(pl.LightningDataModule):
     def _loader(self, index: CocoIndex | None, training: bool = False) -> DataLoader:
         if index is None:
             raise RuntimeError("the data has not been read: call setup(stage) before asking for a loader")
-        trainer = self.trainer
         sampler = CanvasBatchSampler(
             index.sizes.numpy(),
             self.batch_size if training else self.hparams.eval_batch_size or self.batch_size,
@@ -185,26 +184,10 @@ class CocoDetection(pl.LightningDataModule):
             self.canvases,
             shuffle=training,
             seed=global_seed(self.hparams.seed),
-            rank=0 if trainer is None else trainer.global_rank,
-            world_size=1 if trainer is None else trainer.world_size,
+            **ranks_of(self.trainer),
         )
-        augmentation = self._augmentation if training else None
-        overfit = trainer is not None and trainer.overfit_batches > 0
-        devices = 1 if trainer is None else trainer.num_devices
-        workers = capped_workers(self.hparams.workers, len(sampler), devices)
-        return PlainErrorLoader(
-            RequestedBatches(
-                self._dataset(index, augmentation),
-                fixed=list(sampler) if overfit else None,
-            ),
-            batch_size=None,  # the sampler yields whole batches
-            sampler=sampler,
-            collate_fn=self._collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=limit_threads,
-        )
+        dataset = self._dataset(index, self._augmentation if training else None)
+        return batch_loader(dataset, sampler, self._collate, self.hparams.workers, self.trainer)
 
     def _dataset(self, index: CocoIndex, augmentation: Augmentation | None) -> CocoDetectionDataset:
         return CocoDetectionDataset(index, augmentation, self.hparams.long_side)

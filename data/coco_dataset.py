@@ -83,21 +83,3 @@ class CocoDetectionDataset(Dataset):
             original_size=tuple(self.index.sizes[request.index].tolist()),
             canvas=request.canvas,
         )
-
-
-class RequestedBatches(Dataset):
-    """Serves whole batches, so that the loader's sampler can be the batch sampler; Lightning sets its epoch.
-
-    ``fixed`` lists the batches by number, for Lightning's overfit_batches, which asks for 0, 1, 2, ...
-    """
-
-    def __init__(self, dataset: CocoDetectionDataset, fixed: list[list[Request]] | None):
-        self.dataset = dataset
-        self.fixed = fixed
-
-    def __len__(self) -> int:
-        return len(self.dataset) if self.fixed is None else len(self.fixed)
-
-    def __getitem__(self, batch: list[Request] | int) -> list[DetectionSample]:
-        requests = self.fixed[batch] if isinstance(batch, int) else batch
-        return [self.dataset[request] for request in requests]

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
-from .augment import MaskAugmentation, limit_threads
+from .augment import MaskAugmentation
 from .batches import collate_segmentation
-from .coco_dataset import RequestedBatches
 from .coco_index import CheckImages
-from .common import PlainErrorLoader, capped_workers, global_seed, require_positive, without_paths
+from .common import PlainErrorLoader, global_seed, require_positive, without_paths
+from .loading import batch_loader, ranks_of
 from .locate import DataNotFoundError
 from .seg_classes import Background, MaskError, SegmentationClass
 from .seg_coco import Overlaps
@@ -243,34 +242,19 @@ class ImageSegmentation(pl.LightningDataModule):
     def _loader(self, split: str, index: SegmentationIndex | None) -> PlainErrorLoader:
         if index is None:
             raise RuntimeError("the data has not been read: call setup(stage) before asking for a loader")
-        trainer, training = self.trainer, split == "train"
+        training = split == "train"
         sizes = np.zeros((len(index), 2)) if training else self._evaluation_sizes(split, index)
         sampler = SegmentationBatchSampler(
             sizes,
             self.batch_size if training else self.hparams.eval_batch_size or self.batch_size,
             shuffle=training,
             seed=global_seed(self.hparams.seed),
-            rank=0 if trainer is None else trainer.global_rank,
-            world_size=1 if trainer is None else trainer.world_size,
+            **ranks_of(self.trainer),
             spread=split != "predict",
         )
         augmentation = self._augmentation if training else None
-        overfit = trainer is not None and trainer.overfit_batches > 0
-        devices = 1 if trainer is None else trainer.num_devices
-        workers = capped_workers(self.hparams.workers, len(sampler), devices)
-        return PlainErrorLoader(
-            RequestedBatches(
-                SegmentationDataset(index, augmentation, None if training else sizes),
-                fixed=list(sampler) if overfit else None,
-            ),
-            batch_size=None,  # the sampler yields whole batches
-            sampler=sampler,
-            collate_fn=collate_segmentation,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=limit_threads,
-        )
+        dataset = SegmentationDataset(index, augmentation, None if training else sizes)
+        return batch_loader(dataset, sampler, collate_segmentation, self.hparams.workers, self.trainer)
 
     def _evaluation_sizes(self, split: str, index: SegmentationIndex) -> np.ndarray:
         if split not in self._sizes:

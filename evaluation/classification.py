@@ -19,6 +19,8 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
+from .tables import text_table
+
 GUESSES = 5
 THRESHOLD = 0.5  # of a probability, from which on a class counts as predicted where there may be several
 TITLES = {
@@ -97,11 +99,7 @@ class ClassificationResult:
         cells = [("class", "images", *self.per_class[0].figures)]
         for row in shown:
             cells.append((row.name, str(row.images), *(f"{value:.3f}" for value in row.figures.values())))
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = []
-        for name, *numbers in cells:
-            padded = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-            lines.append("  ".join([name.ljust(widths[0]), *padded]))
+        lines = text_table(cells)
         if len(shown) < len(self.per_class):
             lines.append(f"… the {len(shown)} lowest of {len(self.per_class)} classes")
         return "\n".join(lines)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .tables import text_table
+
 TITLES = {
     "mIoU": "mean intersection over union",
     "pixel_accuracy": "pixel accuracy",
@@ -74,11 +76,7 @@ class SegmentationResult:
         cells = [("class", "pixels", *self.per_class[0].figures)]
         for row in shown:
             cells.append((row.name, str(row.pixels), *(f"{value:.3f}" for value in row.figures.values())))
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = []
-        for name, *numbers in cells:
-            padded = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-            lines.append("  ".join([name.ljust(widths[0]), *padded]))
+        lines = text_table(cells)
         if len(shown) < len(self.per_class):
             lines.append(f"… the {len(shown)} lowest of {len(self.per_class)} classes")
         return "\n".join(lines)
