@@ -31,7 +31,7 @@ class RequestedBatches(Dataset):
 
 
 def ranks_of(trainer: Any) -> dict[str, int]:
-    """Return ``rank`` and ``world_size`` of this process for a sampler; without a trainer, of a single one."""
+    """Return ``rank`` and ``world_size`` of this process, for a sampler; 0 and 1 without a trainer."""
     return {
         "rank": 0 if trainer is None else trainer.global_rank,
         "world_size": 1 if trainer is None else trainer.world_size,
