@@ -6,7 +6,6 @@ bytes, G segments of panoptic PNGs; h w height and width of a mask in pixels, K 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from torch import Tensor
 
 from .batches import IGNORE
 from .common import PackedNames
-from .io import ImageError, image_size, read_mask
+from .io import ImageError, read_mask
 from .seg_classes import UNKNOWN, ClassTable, MaskError
-from .seg_masks import Survey, described
+from .seg_masks import MaskFiles, Survey, described
 
 Overlaps = Literal["smaller", "ignore"]
 
@@ -177,7 +176,7 @@ class InstanceMasks:
         return range(*self.shapes.rows[place : place + 2].tolist())
 
 
-class PanopticMasks:
+class PanopticMasks(MaskFiles):
     """COCO panoptic PNGs, in which a colour is the number of a segment and the JSON gives its category.
 
     Segments that are crowds are pixels of their class like any other. Pixels of no segment (0, black) are
@@ -192,8 +191,6 @@ class PanopticMasks:
         labels: ``[G]`` uint8, their labels in 0..K-1, or 255.
     """
 
-    verified = False
-
     def __init__(
         self,
         folder: str,
@@ -203,29 +200,10 @@ class PanopticMasks:
         segments: Tensor,
         labels: Tensor,
     ):
-        self.folder = folder
-        self.names = names
-        self.table = table
-        self.classes = table.classes
-        self.background = table.background
+        super().__init__(folder, names, table)
         self.rows = rows
         self.segments = segments
         self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, position: int) -> str:
-        """Return the path of a PNG."""
-        return os.path.join(self.folder, self.names[position])
-
-    def size(self, position: int) -> tuple[int, int]:
-        """Return height and width from the header of the PNG.
-
-        Raises:
-            ImageError: if it is missing or no image.
-        """
-        return image_size(self.name(position))
 
     def mask(self, position: int) -> np.ndarray:
         """Return ``[h, w]`` uint8 labels.
@@ -246,16 +224,6 @@ class PanopticMasks:
         strange, counts = np.unique(numbers[labels == UNKNOWN], return_counts=True)
         unknown = dict(zip(map(str, strange.tolist()), counts.tolist(), strict=True))
         return Survey(labels.shape, np.bincount(known, minlength=len(self.classes) + 1), unknown)
-
-    def labelled(self, position: int) -> float:
-        """Return the pixels of a class other than the background; this decodes the mask."""
-        counts = self.survey(position).counts[:-1].copy()
-        if self.background is not None:
-            counts[self.background] = 0
-        return float(counts.sum())
-
-    def present(self) -> None:
-        """Only decoding the files can tell."""
 
     def subset(self, positions: Sequence[int]) -> PanopticMasks:
         """Return the masks at some positions."""

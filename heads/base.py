@@ -5,6 +5,7 @@ Letters in shapes: B images, M box rows of the image with most boxes, K classes,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -39,6 +40,19 @@ class Head(nn.Module):
             image_sizes: ``[B, n]`` int64, the size of each image inside the padded batch.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement predict(raw, image_sizes)")
+
+
+def balanced_weights(counts: Sequence[int]) -> list[float]:
+    """Weigh each class inversely to how often it occurs.
+
+    The weight is N / (P * count), with N the sum of the counts and P the number of classes that occur, so
+    that the mean weight of a label is one. Classes that do not occur get the weight one.
+
+    Args:
+        counts: per class, of which one is positive.
+    """
+    share = sum(counts) / sum(count > 0 for count in counts)
+    return [share / count if count > 0 else 1.0 for count in counts]
 
 
 class BoxTargets(Protocol):

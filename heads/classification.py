@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones.base import FeatureLevel
-from .base import Head
+from .base import Head, balanced_weights
 
 Pool = Literal["average", "max", "average_max"]
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
@@ -135,10 +135,7 @@ class Classifier(Head):
         self._class_weights = torch.tensor([float(weight) for weight in weights])
 
     def balance(self, counts: Sequence[int]) -> None:
-        """Weigh each class inversely to its number of training images.
-
-        The weight is N / (P * count), with N the sum of the counts and P the number of classes that occur,
-        so that the mean weight of a label is one. Classes that do not occur get the weight one.
+        """Weigh each class inversely to its number of training images, see :func:`.base.balanced_weights`.
 
         Args:
             counts: number of training images per class, K of them or fewer.
@@ -151,9 +148,7 @@ class Classifier(Head):
                 "balanced class_weights need the number of training images of each class, at most "
                 f"{self.num_classes} numbers of which one is positive, got {list(counts)}"
             )
-        share = sum(counts) / sum(count > 0 for count in counts)
-        weights = [share / count if count > 0 else 1.0 for count in counts]
-        self.set_class_weights(weights + [1.0] * (self.num_classes - len(counts)))
+        self.set_class_weights(balanced_weights(counts) + [1.0] * (self.num_classes - len(counts)))
 
     def _weights(self, device: torch.device) -> Tensor | None:
         """Return the class weights ``[K]`` on a device."""

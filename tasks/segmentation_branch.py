@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from ..data.io import resize_mask
 from ..evaluation.confusion import MOST_CLASSES, draw_confusion
 from ..evaluation.files import write_atomically, write_json
 from ..evaluation.masks import IGNORE, draw_mask, save_id_mask, with_legend
@@ -140,7 +140,7 @@ class SegmentationBranch(Branch):
     # -- pictures and files
 
     def draw(self, picture: np.ndarray, found: Found, min_score: float) -> np.ndarray:
-        mask = resized_labels(found["mask"].cpu().numpy(), picture.shape[:2])
+        mask = resize_mask(found["mask"].cpu().numpy(), picture.shape[:2])
         return draw_mask(picture, mask, self.colours())
 
     def with_legend(self, picture: np.ndarray, found: Found) -> np.ndarray:
@@ -151,7 +151,7 @@ class SegmentationBranch(Branch):
     ) -> np.ndarray:
         height, width = picture.shape[:2]
         truth = batch.mask[index, :height, :width].cpu().numpy()
-        mask = resized_labels(found["mask"].cpu().numpy(), picture.shape[:2])
+        mask = resize_mask(found["mask"].cpu().numpy(), picture.shape[:2])
         panels = [draw_mask(picture, labels, self.colours()) for labels in (mask, truth)]
         shown = np.concatenate([mask, truth], axis=1)
         return with_legend(contact_sheet(panels, 2), shown, self.class_names(), self.colours())
@@ -214,10 +214,3 @@ def labels_at(logits: Tensor, size: list[int] | tuple[int, int]) -> Tensor:
         labels = index if best is None else torch.where(values > best, index, labels)
         best = values if best is None else torch.maximum(values, best)
     return labels
-
-
-def resized_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize ``[h, w]`` uint8 labels to another size, each pixel taking the nearest one's."""
-    if labels.shape == tuple(size):
-        return labels
-    return np.array(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...backbones.layers import check_choice
+from ..base import balanced_weights
 
 IGNORE = 255  # in a mask: a pixel of which nothing is learned
 ClassWeights = list[float] | Literal["balanced"] | None
@@ -57,10 +58,7 @@ class SegmentationLoss(nn.Module):
         raise ValueError(f"head.loss {type(self).__name__} has no class_weights to set")
 
     def balance(self, counts: Sequence[int]) -> None:
-        """Weigh each class inversely to its number of training pixels.
-
-        The weight is N / (P * count), with N the sum of the counts and P the number of classes that occur,
-        so that the mean weight of a pixel is one. Classes that do not occur get the weight one.
+        """Weigh each class inversely to its number of training pixels, see :func:`.base.balanced_weights`.
 
         Args:
             counts: labelled pixels per class, K of them.
@@ -73,8 +71,7 @@ class SegmentationLoss(nn.Module):
                 "balanced head.loss.class_weights need the number of training pixels of each class, of which "
                 f"one is positive, got {list(counts)}"
             )
-        share = sum(counts) / sum(count > 0 for count in counts)
-        self.set_class_weights([share / count if count > 0 else 1.0 for count in counts])
+        self.set_class_weights(balanced_weights(counts))
 
 
 class WeightedLoss(SegmentationLoss):
