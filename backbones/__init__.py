@@ -5,6 +5,7 @@ from .cifar import CifarResNet
 from .densenet import DenseNet
 from .export import detectron2_state
 from .fpn import FPN
+from .residual_encoder import ResidualEncoder
 from .resnet import ResNet
 from .timm_backbone import TimmBackbone
 from .weights import load_weights
@@ -16,6 +17,7 @@ __all__ = [
     "DenseNet",
     "FeatureLevel",
     "ResNet",
+    "ResidualEncoder",
     "TimmBackbone",
     "detectron2_state",
     "load_weights",

@@ -115,6 +115,22 @@ def inflate(weight: Tensor, depth: int, inflation: Inflation) -> tuple[Tensor, s
     return inflated, "2-D kernel put in the middle of a 3-D one"
 
 
+def inflate_transposed(weight: Tensor, depth: int) -> tuple[Tensor, str]:
+    """Make the kernel of a 2-D transposed convolution, as large as its stride, a 3-D one.
+
+    Each of the planes that a plane becomes gets the whole kernel: on a volume that is constant along depth
+    the 3-D layer gives what the 2-D one gives on a slice.
+
+    Args:
+        weight: ``[C, F, kh, kw]``.
+        depth: kd of the 3-D kernel.
+
+    Returns:
+        ``[C, F, kd, kh, kw]``, and what was done.
+    """
+    return weight.unsqueeze(2).repeat(1, 1, depth, 1, 1), "2-D transposed kernel repeated for each plane"
+
+
 def absorb_missing_eps(weight: Tensor, variance: Tensor, eps: float) -> Tensor:
     """Scale a norm's weight so that dividing by ``sqrt(variance + eps)`` gives what eps = 0 gave.
 

@@ -19,7 +19,11 @@ Shortcut = Literal["projection", "average", "pad", "none"]
 
 @dataclass(frozen=True)
 class BlockOptions(LayerOptions):
-    """What all blocks of a trunk have in common; see :class:`.resnet.ResNet` for the meaning of each."""
+    """What all blocks of a trunk have in common; see :class:`.resnet.ResNet` for the meaning of each.
+
+    Attributes:
+        always_project: whether an ``average`` shortcut has its 1x1 convolution also where the channels stay.
+    """
 
     shortcut: Shortcut = "projection"
     groups: int = 1
@@ -27,6 +31,7 @@ class BlockOptions(LayerOptions):
     stride_in_1x1: bool = False
     squeeze_excitation: bool = False
     anti_alias: bool = False
+    always_project: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Place:
         stride: of the block, per axis.
         dilations: per axis, of the block's strided 3x3 convolution and of those behind it.
         drop_rate: probability, for each image, that stochastic depth leaves the block's branch out.
+        kernel: of the convolutions that are 3x3 in the published networks, per axis.
     """
 
     inputs: int
@@ -46,6 +52,7 @@ class Place:
     stride: Axes
     dilations: tuple[Axes, Axes]
     drop_rate: float = 0.0
+    kernel: int | Axes = 3
 
 
 class PadShortcut(nn.Module):
@@ -79,6 +86,8 @@ def make_shortcut(place: Place, outputs: int, options: BlockOptions, norm: bool)
     norms = [options.make_norm(outputs)] if norm else []
     if options.shortcut == "average":
         pool = make_avg_pool(stride) if max(stride) > 1 else nn.Identity()
+        if inputs == outputs and not options.always_project:
+            return pool
         return nn.Sequential(pool, options.make_conv(inputs, outputs, 1), *norms)
     return nn.Sequential(options.make_conv(inputs, outputs, 1, stride), *norms)
 
@@ -183,8 +192,8 @@ class BasicBlock(ResidualBlock):
         super().__init__(place, options, pre_activation)
         width, (first, second) = place.width, place.dilations
         stride = self._strided(place.stride, width, options)
-        self._add_layer(1, (place.inputs, width), options, 3, stride, first)
-        self._add_layer(2, (width, width), options, 3, 1, second)
+        self._add_layer(1, (place.inputs, width), options, place.kernel, stride, first)
+        self._add_layer(2, (width, width), options, place.kernel, 1, second)
 
 
 class Bottleneck(ResidualBlock):
@@ -206,5 +215,5 @@ class Bottleneck(ResidualBlock):
         second = self._strided(second, inner, options)
         # Behind a 1x1 that has lost its stride the 3x3 must skip what that would have dropped.
         dilation = place.dilations[1] if options.stride_in_1x1 else place.dilations[0]
-        self._add_layer(2, (inner, inner), options, 3, second, dilation, options.groups)
+        self._add_layer(2, (inner, inner), options, place.kernel, second, dilation, options.groups)
         self._add_layer(3, (inner, place.width * self.expansion), options, 1)

@@ -74,9 +74,9 @@ class CifarResNet(ResidualTrunk):
         if not pre_activation:
             self.bn1 = options.make_norm(width)
             self.relu = options.make_activation()
-        counts = ((depth - 2) // 6,) * 3
+        counts, widths = ((depth - 2) // 6,) * 3, (width, 2 * width, 4 * width)
         self._build_stages(
-            BasicBlock, counts, width, [one, two, two], one, options, pre_activation, stochastic_depth
+            BasicBlock, counts, widths, [one, two, two], one, options, pre_activation, stochastic_depth
         )
         initialise_trunk(self)
         if zero_init_residual:

@@ -18,6 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.checkpoint import checkpoint
 
+from .norms import FrozenBatchNorm, InstanceNorm3d
+
 Norm = Literal["batch", "frozen_batch", "sync_batch", "group", "instance"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu"]
 Dimensions = Literal[2, 3]
@@ -78,40 +80,28 @@ def check_strides(
     return steps
 
 
-class FrozenBatchNorm(nn.Module):
-    """Batch normalisation with fixed statistics and a fixed affine map, for any number of spatial axes.
-
-    All four vectors are buffers of the usual names, so the state of an ordinary batch norm loads into it
-    (its ``num_batches_tracked`` is dropped). The four are folded into one scale and one shift in float32;
-    the activations keep their type, and none has to be kept for the backward pass. Follows
-    ``FrozenBatchNorm2d`` of torchvision and of detectron2.
+def check_kernels(
+    argument: str, kernels: Sequence[int | Sequence[int]] | None, places: Sequence[str], ndim: int
+) -> list[Axes]:
+    """Spell kernel sizes out per place and axis; None is 3 everywhere.
 
     Args:
-        channels: number of channels.
-        eps: added to the variance.
+        argument: what to name in the error.
+        kernels: one entry per place, a number or one per axis.
+        places: what the entries are for.
+        ndim: number of spatial axes.
+
+    Raises:
+        ValueError: if there are more or fewer entries than places, or one is not 1, 3 or 5.
     """
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        state_dict.pop(f"{prefix}num_batches_tracked", None)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, C, *S]`` to the same shape and type."""
-        scale = self.weight.float() * (self.running_var.float() + self.eps).rsqrt()
-        shift = self.bias.float() - self.running_mean.float() * scale
-        shape = (1, -1) + (1,) * (x.ndim - 2)  # [C] -> [1, C, 1, ...]
-        return torch.addcmul(shift.to(x.dtype).reshape(shape), x, scale.to(x.dtype).reshape(shape))
-
-    def extra_repr(self) -> str:
-        return f"{len(self.weight)}, eps={self.eps}"
+    given = [3] * len(places) if kernels is None else list(kernels)
+    if len(given) != len(places):
+        raise ValueError(f"{argument} has {len(given)} entries; give {len(places)}: {', '.join(places)}")
+    sizes = [per_axis(f"{argument} of {name}", size, ndim) for name, size in zip(places, given, strict=True)]
+    for name, size in zip(places, sizes, strict=True):
+        if not set(size) <= {1, 3, 5}:
+            raise ValueError(f"{argument} of {name} is {size}; each must be 1, 3 or 5")
+    return sizes
 
 
 class SqueezeExcitation(nn.Module):
@@ -172,7 +162,7 @@ def make_conv(
     ndim: int,
     inputs: int,
     outputs: int,
-    kernel: int = 3,
+    kernel: int | Axes = 3,
     stride: int | Axes = 1,
     dilation: int | Axes = 1,
     groups: int = 1,
@@ -180,9 +170,16 @@ def make_conv(
 ) -> nn.Conv2d | nn.Conv3d:
     """Build a convolution with an odd kernel, padded so that stride 1 keeps the size."""
     spread = per_axis("dilation", dilation, ndim)
-    padding = tuple(kernel // 2 * step for step in spread)
+    sizes = per_axis("kernel", kernel, ndim)
+    padding = tuple(size // 2 * step for size, step in zip(sizes, spread, strict=True))
     kind = nn.Conv2d if ndim == 2 else nn.Conv3d
-    return kind(inputs, outputs, kernel, stride, padding, dilation=spread, groups=groups, bias=bias)
+    return kind(inputs, outputs, sizes, stride, padding, dilation=spread, groups=groups, bias=bias)
+
+
+def make_transposed_conv(inputs: int, outputs: int, factors: Axes) -> nn.ConvTranspose2d | nn.ConvTranspose3d:
+    """Build a convolution that makes of each cell ``factors`` cells, one number per axis."""
+    kind = nn.ConvTranspose2d if len(factors) == 2 else nn.ConvTranspose3d
+    return kind(inputs, outputs, factors, factors)
 
 
 def make_norm(norm: Norm, channels: int, ndim: int = 2) -> nn.Module:
@@ -203,7 +200,7 @@ def make_norm(norm: Norm, channels: int, ndim: int = 2) -> nn.Module:
     if norm == "group":
         return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
     if norm == "instance":
-        return (nn.InstanceNorm2d if ndim == 2 else nn.InstanceNorm3d)(channels, affine=True)
+        return (nn.InstanceNorm2d if ndim == 2 else InstanceNorm3d)(channels, affine=True)
     batch = nn.BatchNorm2d if ndim == 2 else nn.BatchNorm3d
     kinds = {"batch": batch, "frozen_batch": FrozenBatchNorm, "sync_batch": nn.SyncBatchNorm}
     return kinds[norm](channels)
@@ -230,7 +227,7 @@ class LayerOptions:
     norm: Norm = "batch"
     activation: Activation = "relu"
 
-    def make_conv(self, inputs: int, outputs: int, kernel: int, *more: int | Axes) -> nn.Module:
+    def make_conv(self, inputs: int, outputs: int, kernel: int | Axes, *more: int | Axes) -> nn.Module:
         return make_conv(self.ndim, inputs, outputs, kernel, *more)
 
     def make_norm(self, channels: int) -> nn.Module:
@@ -246,10 +243,29 @@ def make_max_pool(kernel: int, stride: Axes) -> nn.MaxPool2d | nn.MaxPool3d:
     return kind(kernel, stride, padding=kernel // 2)
 
 
+class _CellPool:
+    """Averages over cells; one that reaches over the border, or is larger than the whole map, ends there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Torch's own does so too, but refuses maps that are smaller than a cell along any axis.
+        cell = tuple(min(step, size) for step, size in zip(self.kernel_size, x.shape[2:], strict=True))
+        pool = F.avg_pool2d if len(cell) == 2 else F.avg_pool3d
+        return pool(x, cell, cell, ceil_mode=True)
+
+
+class CellPool2d(_CellPool, nn.AvgPool2d):
+    """Average pool that rounds sizes up, of images."""
+
+
+class CellPool3d(_CellPool, nn.AvgPool3d):
+    """Average pool that rounds sizes up, of volumes."""
+
+
 def make_avg_pool(stride: Axes, round_up: bool = True) -> nn.AvgPool2d | nn.AvgPool3d:
     """Build an average pool over cells of ``stride``; what lies outside the map does not count."""
-    kind = nn.AvgPool2d if len(stride) == 2 else nn.AvgPool3d
-    return kind(stride, stride, ceil_mode=round_up)
+    if round_up:
+        return (CellPool2d if len(stride) == 2 else CellPool3d)(stride, stride, ceil_mode=True)
+    return (nn.AvgPool2d if len(stride) == 2 else nn.AvgPool3d)(stride, stride)
 
 
 def run_checkpointed(module: nn.Module, *inputs: Tensor | None) -> Tensor:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .adapt import absorb_missing_eps, fit_channels, fit_predictor, flip_channels, inflate, shape_difference
+from .adapt import (
+    absorb_missing_eps,
+    fit_channels,
+    fit_predictor,
+    flip_channels,
+    inflate,
+    inflate_transposed,
+    shape_difference,
+)
 from .detectron2 import convention_of
 from .keymaps import STEM_CONVOLUTIONS, block_counts, encoder_prefix, entries
 from .layers import Inflation
@@ -163,7 +171,10 @@ class Plan:
         return torch.full_like(target.tensor, 1 - self._eps(target)), _AFFINE[word]
 
     def _eps(self, target: Entry) -> float:
-        return self.module.get_submodule(target.key.rpartition(".")[0]).eps
+        return self._layer(target).eps
+
+    def _layer(self, target: Entry) -> nn.Module:
+        return self.module.get_submodule(target.key.rpartition(".")[0])
 
     def _fit(self, source: Entry, target: Entry) -> tuple[Tensor | None, str]:
         """Return the value for a tensor, and how it was adapted ("" if not) or why it cannot be used."""
@@ -178,7 +189,10 @@ class Plan:
         if target.part == TRUNK and tensor.ndim >= 4 and self._is_stem(target, tensor):
             tensor, notes = self._fit_stem(tensor, wanted)
         if tensor.ndim == 4 and wanted.ndim == 5:
-            tensor, note = inflate(tensor, wanted.shape[2], self.inflation)
+            if isinstance(self._layer(target), nn.ConvTranspose3d):
+                tensor, note = inflate_transposed(tensor, wanted.shape[2])
+            else:
+                tensor, note = inflate(tensor, wanted.shape[2], self.inflation)
             notes.append(note)
         if tensor.shape != wanted.shape:
             return None, shape_difference(source.tensor, wanted)

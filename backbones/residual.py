@@ -16,8 +16,8 @@ from .layers import Axes, Norm, check_choice, check_layers, run_checkpointed, ti
 
 
 class ResidualTrunk(Backbone):
-    """Stages of residual blocks behind a stem; :class:`.resnet.ResNet` and
-    :class:`.cifar.CifarResNet` build the stem.
+    """Stages of residual blocks behind a stem; :class:`.resnet.ResNet`, :class:`.cifar.CifarResNet` and
+    :class:`.residual_encoder.ResidualEncoder` build the stem.
 
     The levels are the stages' outputs. With pre-activation they are what the next stage reads: the sum
     after its norm and activation; ``norm`` closes the last stage.
@@ -29,30 +29,32 @@ class ResidualTrunk(Backbone):
         self,
         block: type[ResidualBlock],
         counts: Sequence[int],
-        width: int,
+        widths: Sequence[int],
         steps: Sequence[Axes],
         stride: Axes,
         options: BlockOptions,
         pre_activation: bool = False,
         stochastic_depth: float = 0.0,
         output_stride: int | None = None,
+        kernels: Sequence[Axes] | None = None,
     ) -> None:
         """Add the stages and declare their levels.
 
         Args:
             block: kind of block.
             counts: blocks per stage.
-            width: base width of the first stage; it doubles from stage to stage.
+            widths: base width of each stage; the first is also the stem's.
             steps: stride of each stage, per axis.
             stride: of the stem, per axis.
             options: shared by all blocks.
             pre_activation: kind of block.
             stochastic_depth: drop rate of the last block.
             output_stride: largest stride; what exceeds it becomes dilation. None for no limit.
+            kernels: of each stage's convolutions, per axis; None for 3 everywhere.
         """
         self.pre_activation = pre_activation
         self.stage_names = tuple(f"layer{index + 1}" for index in range(len(counts)))
-        channels, dilation, levels, position = width, (1,) * len(stride), [], 0
+        channels, dilation, levels, position = widths[0], (1,) * len(stride), [], 0
         for index, (name, count) in enumerate(zip(self.stage_names, counts, strict=True)):
             previous = dilation
             step, dilation = _trade_for_dilation(steps[index], dilation, stride, output_stride)
@@ -65,10 +67,11 @@ class ResidualTrunk(Backbone):
                 # A layer that has lost its stride still reads its input at the spacing of the stage before.
                 place = Place(
                     channels,
-                    width * 2**index,
+                    widths[index],
                     step if first else (1,) * len(step),
                     (previous if first else dilation, dilation),
                     rate,
+                    3 if kernels is None else kernels[index],
                 )
                 stage.append(block(place, options, pre_activation))
                 channels = place.width * block.expansion

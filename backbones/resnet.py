@@ -163,8 +163,9 @@ class ResNet(ResidualTrunk):
             self.relu = options.make_activation()
         self.maxpool = _make_pool(width, pool, anti_alias)
         steps, stride = [(1,) * ndim, *steps], times(first, pool)
+        widths = [width * 2**index for index in range(len(counts))]
         self._build_stages(
-            block, counts, width, steps, stride, options, pre_activation, stochastic_depth, output_stride
+            block, counts, widths, steps, stride, options, pre_activation, stochastic_depth, output_stride
         )
         initialise_trunk(self)
         if zero_init_residual:

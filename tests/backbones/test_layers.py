@@ -1,11 +1,11 @@
-"""FrozenBatchNorm against torch's batch norm in evaluation mode; constants that nothing may round."""
+"""Norms against torch's own; constants that nothing may round."""
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from trunkline.backbones.layers import BlurPool, FrozenBatchNorm
+from trunkline.backbones.layers import BlurPool, FrozenBatchNorm, make_avg_pool, make_norm
 
 
 @pytest.fixture
@@ -65,3 +65,31 @@ def test_neither_averaging_nor_a_cast_rounds_the_blur():
     for module in (averaged.module[0], net.to(torch.bfloat16)[0]):
         assert module(pulse)[0, 0, :, 0].tolist() == [0.0, 0.5, 0.0]
     assert net[0].state_dict() == {} and net[0](pulse.to("meta")).shape == (1, 2, 3, 3)
+
+
+def test_instance_norm_of_volumes_equals_torchs():
+    norm, theirs = make_norm("instance", 6, 3), nn.InstanceNorm3d(6, affine=True)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    nn.init.normal_(norm.bias)
+    theirs.load_state_dict(norm.state_dict())
+    x = (torch.randn(3, 6, 4, 5, 7) * 3 + 5).requires_grad_()
+    weight = torch.randn_like(x)
+    found, expected = norm(x), theirs(x)
+    torch.testing.assert_close(found, expected)
+    ours = torch.autograd.grad((found * weight).sum(), [x, *norm.parameters()])
+    others = torch.autograd.grad((expected * weight).sum(), [x, *theirs.parameters()])
+    for a, b in zip(ours, others, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(norm.eval()(x), expected)
+    assert norm(x[:0]).shape == x[:0].shape
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        norm(torch.randn(3, 6, 1, 1, 1))
+    with pytest.raises(ValueError, match="expected"):
+        norm(torch.randn(3, 6))
+
+
+def test_average_pools_leave_out_what_lies_beyond_the_map():
+    x = torch.arange(6.0).reshape(1, 1, 1, 2, 3)  # rows 0 1 2 and 3 4 5
+    assert make_avg_pool((2, 2, 2))(x).tolist() == [[[[[2.0, 3.5]]]]]  # one plane, where a cell has two
+    assert make_avg_pool((2, 2))(x[0, :, :, :1]).tolist() == [[[[0.5, 2.0]]]]
+    assert make_avg_pool((2, 2), round_up=False)(x[0]).tolist() == [[[[2.0]]]]
