@@ -1,6 +1,7 @@
 """What all segmentation heads share: raw outputs, losses, predictions, and checks of common arguments.
 
-Letters in shapes: B images, C channels, K classes, S spatial axes (H, W or D, H, W), s fewer cells of them.
+Letters in shapes: B images, C channels, K classes, R regions, S spatial axes (H, W or D, H, W),
+s fewer cells of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ...backbones.base import FeatureLevel
 from ..base import Head, MaskTargets
 from .loss_base import IGNORE
 from .losses import CrossEntropy, SegmentationLoss
+from .regions import THRESHOLD, Regions
 
 
 @dataclass
@@ -24,7 +26,7 @@ class RawSegmentation:
     """What a segmentation head computes.
 
     Attributes:
-        logits: ``[B, K, *S]`` at the size of the padded input.
+        logits: ``[B, K, *S]`` (``[B, R, *S]`` with regions) at the size of the padded input.
         aux: logits of auxiliary classifiers, each ``[B, K, *s]``, at that size or coarser; may be empty.
     """
 
@@ -46,19 +48,32 @@ class Segmentation:
 class SegmentationHead(Head):
     """Gives every pixel of an image, or voxel of a volume, one of K classes.
 
-    A subclass builds its layers for the number of axes ``ndim`` and writes ``forward``.
+    A subclass builds its layers for the number of axes ``ndim``, with ``num_outputs`` scores at their end,
+    and writes ``forward``.
+
+    With ``regions``, classes may overlap, as in nnU-Net (Isensee et al. 2021): region r gets a score of its
+    own, whose sigmoid is the probability that a pixel has one of the region's labels. Masks, the training's
+    and the predicted ones, still hold labels 0..K-1. To predict, the regions are written in their order,
+    later ones over earlier ones, each where its probability is above one half: as the one label that no
+    later region has, or as ``region_labels`` say. A label that no region has counts as outside of all.
 
     Args:
         levels: what the trunk or neck declares, finest first.
         num_classes: K, 2 to 255: labels are stored as uint8, and 255 marks pixels to ignore.
         loss: what to minimise; None for :class:`.losses.CrossEntropy`.
         aux_weight: what the loss of an auxiliary map counts, at least 0.
+        regions: the labels that each region is made of; None for classes that do not overlap.
+        region_labels: the label to write for each region; None for the one that no later region has.
 
     Attributes:
         ndim: number of spatial axes, 2 or 3.
+        num_outputs: scores per pixel: K, or R with regions.
+        regions: the labels of each region, or None.
+        region_labels: the label that each region is written as, or None.
 
     Raises:
-        ValueError: if an argument is out of its range, or levels disagree about the number of axes.
+        ValueError: if an argument is out of its range, levels disagree about the number of axes, or the loss
+            cannot be used with regions.
     """
 
     def __init__(
@@ -67,6 +82,8 @@ class SegmentationHead(Head):
         num_classes: int,
         loss: SegmentationLoss | None = None,
         aux_weight: float = 0.5,
+        regions: list[list[int]] | None = None,
+        region_labels: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.ndim = count_axes(levels)
@@ -87,6 +104,21 @@ class SegmentationHead(Head):
                     f"{num_classes} classes"
                 )
         self.aux_weight = aux_weight
+        self._regions = _make_regions(regions, num_classes, region_labels)
+        if self._regions is not None:
+            self.loss.use_regions(self._regions.table)
+
+    @property
+    def num_outputs(self) -> int:
+        return self.num_classes if self._regions is None else len(self._regions.members)
+
+    @property
+    def regions(self) -> tuple[tuple[int, ...], ...] | None:
+        return None if self._regions is None else self._regions.members
+
+    @property
+    def region_labels(self) -> tuple[int, ...] | None:
+        return None if self._regions is None else self._regions.labels
 
     def auxiliary_weight(self, index: int) -> float:
         """Return what the loss of the auxiliary map of that position counts."""
@@ -116,15 +148,45 @@ class SegmentationHead(Head):
                 losses["auxiliary"] = torch.stack(terms).sum()
         return losses
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the softmax of logits ``[B, K, *S]``; with regions the sigmoid of ``[B, R, *S]``."""
+        return logits.softmax(1) if self._regions is None else logits.sigmoid()
+
+    def decide(self, scores: Tensor) -> Tensor:
+        """Map probabilities, or their means over several predictions, to labels.
+
+        Args:
+            scores: ``[B, K, *S]``, of which the largest wins (so that logits will do too); with regions
+                probabilities ``[B, R, *S]``, see the class.
+
+        Returns:
+            ``[B, *S]`` uint8, labels 0..K-1.
+        """
+        return self._decide(scores, THRESHOLD)
+
+    def _decide(self, scores: Tensor, threshold: float) -> Tensor:
+        if self._regions is None:
+            return scores.argmax(1).to(torch.uint8)
+        return self._regions.decide(scores, threshold)
+
     def predict(self, raw: RawSegmentation, image_sizes: Tensor) -> Segmentation:
-        """Return the class of the largest logit (or probability); 255 outside of ``image_sizes``."""
-        mask = raw.logits.argmax(1).to(torch.uint8)  # [B, *S]
+        """Return what :meth:`decide` does of the probabilities; 255 outside of ``image_sizes``."""
+        # [B, *S]; neither the order of logits nor their sign needs the probabilities.
+        mask = self._decide(raw.logits, 0.0)
         for axis, size in enumerate(mask.shape[1:]):
             beyond = torch.arange(size, device=mask.device) >= image_sizes[:, axis, None]  # [B, size]
             # [B, size] -> [B, 1.., size, 1..]
             beyond = beyond.reshape(len(mask), *(size if i == axis else 1 for i in range(mask.ndim - 1)))
             mask = mask.masked_fill(beyond, IGNORE)
         return Segmentation(mask)
+
+
+def _make_regions(
+    regions: list[list[int]] | None, num_classes: int, labels: list[int] | None
+) -> Regions | None:
+    if regions is None and labels is not None:
+        raise ValueError("head.region_labels says how to write head.regions, which are not given")
+    return None if regions is None else Regions(regions, num_classes, labels)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -50,6 +50,8 @@ class DeepLabV3(SegmentationHead):
         norm: of the hidden layers, see :func:`.layers.make_norm`; not ``instance``, which would blank the
             pooled branch.
         loss: what to minimise; None for cross-entropy.
+        regions: the labels of each of several overlapping classes, see :class:`.base.SegmentationHead`.
+        region_labels: the label to write for each, see there.
 
     Raises:
         ValueError: if an argument is out of its range; in training, for a single image with batch norms.
@@ -66,18 +68,20 @@ class DeepLabV3(SegmentationHead):
         dropout: float = 0.5,
         norm: Norm = "batch",
         loss: SegmentationLoss | None = None,
+        regions: list[list[int]] | None = None,
+        region_labels: list[int] | None = None,
     ) -> None:
-        super().__init__(levels, num_classes, loss, aux_weight)
+        super().__init__(levels, num_classes, loss, aux_weight, regions, region_labels)
         self.classifier = nn.Sequential(
             ASPP(levels[-1], rates, channels, dropout, norm),
             make_conv(self.ndim, channels, channels),
             make_norm(norm, channels, self.ndim),
             nn.ReLU(inplace=True),
-            make_conv(self.ndim, channels, num_classes, kernel=1, bias=True),
+            make_conv(self.ndim, channels, self.num_outputs, kernel=1, bias=True),
         )
         self.aux = _position(aux, levels)
         if self.aux is not None:
-            self.aux_classifier = fcn_classifier(levels[self.aux], num_classes, None, AUX_DROPOUT, norm)
+            self.aux_classifier = fcn_classifier(levels[self.aux], self.num_outputs, None, AUX_DROPOUT, norm)
 
     def forward(self, features: list[Tensor], image_size: tuple[int, ...]) -> RawSegmentation:
         """Compute ``[B, K, *S]`` at ``image_size`` from ``features``, one ``[B, C_i, *S_i]`` per level."""
@@ -106,6 +110,8 @@ class DeepLabV3Plus(SegmentationHead):
         loss: what to minimise; None for cross-entropy.
         low_level: position of the fine level, 0 for the finest.
         low_channels: to which its channels are reduced.
+        regions: the labels of each of several overlapping classes, see :class:`.base.SegmentationHead`.
+        region_labels: the label to write for each, see there.
 
     Raises:
         ValueError: if an argument is out of its range; in training, for a single image with batch norms.
@@ -124,8 +130,10 @@ class DeepLabV3Plus(SegmentationHead):
         loss: SegmentationLoss | None = None,
         low_level: int = 0,
         low_channels: int = 48,
+        regions: list[list[int]] | None = None,
+        region_labels: list[int] | None = None,
     ) -> None:
-        super().__init__(levels, num_classes, loss, aux_weight)
+        super().__init__(levels, num_classes, loss, aux_weight, regions, region_labels)
         check_width("low_channels", low_channels)
         self.low_level = check_level("low_level", low_level, levels, taken=[len(levels) - 1])
 
@@ -136,10 +144,10 @@ class DeepLabV3Plus(SegmentationHead):
         self.aspp = ASPP(levels[-1], rates, channels, dropout, norm)
         self.reduce = block(levels[self.low_level].channels, low_channels, 1)
         self.refine = nn.Sequential(block(channels + low_channels, channels, 3), block(channels, channels, 3))
-        self.classifier = make_conv(self.ndim, channels, num_classes, kernel=1, bias=True)
+        self.classifier = make_conv(self.ndim, channels, self.num_outputs, kernel=1, bias=True)
         self.aux = _position(aux, levels)
         if self.aux is not None:
-            self.aux_classifier = fcn_classifier(levels[self.aux], num_classes, None, AUX_DROPOUT, norm)
+            self.aux_classifier = fcn_classifier(levels[self.aux], self.num_outputs, None, AUX_DROPOUT, norm)
 
     def forward(self, features: list[Tensor], image_size: tuple[int, ...]) -> RawSegmentation:
         """Compute ``[B, K, *S]`` at ``image_size`` from ``features``, one ``[B, C_i, *S_i]`` per level."""

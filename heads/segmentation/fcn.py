@@ -43,6 +43,8 @@ class FCN(SegmentationHead):
         dropout: share of hidden values that training sets to zero, 0 to below 1.
         norm: of the hidden layers, see :func:`.layers.make_norm`.
         loss: what to minimise; None for cross-entropy.
+        regions: the labels of each of several overlapping classes, see :class:`.base.SegmentationHead`.
+        region_labels: the label to write for each, see there.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -59,8 +61,10 @@ class FCN(SegmentationHead):
         dropout: float = 0.1,
         norm: Norm = "batch",
         loss: SegmentationLoss | None = None,
+        regions: list[list[int]] | None = None,
+        region_labels: list[int] | None = None,
     ) -> None:
-        super().__init__(levels, num_classes, loss, aux_weight)
+        super().__init__(levels, num_classes, loss, aux_weight, regions, region_labels)
         check_dropout(dropout)
         if not 0 <= skips < len(levels):
             raise ValueError(
@@ -70,12 +74,12 @@ class FCN(SegmentationHead):
         self.aux = None
         if aux is not None:
             self.aux = check_level("aux", aux, levels, taken=[len(levels) - 1])
-        self.classifier = fcn_classifier(levels[-1], num_classes, channels, dropout, norm)
+        self.classifier = fcn_classifier(levels[-1], self.num_outputs, channels, dropout, norm)
         if self.aux is not None:
-            self.aux_classifier = fcn_classifier(levels[self.aux], num_classes, None, dropout, norm)
+            self.aux_classifier = fcn_classifier(levels[self.aux], self.num_outputs, None, dropout, norm)
         # Coarsest first: the order in which they are added.
         self.skip_scores = nn.ModuleList(
-            make_conv(self.ndim, level.channels, num_classes, kernel=1, bias=True)
+            make_conv(self.ndim, level.channels, self.num_outputs, kernel=1, bias=True)
             for level in list(levels)[-2 : -2 - skips : -1]
         )
         for layer in self.skip_scores:
@@ -95,7 +99,7 @@ class FCN(SegmentationHead):
 
 
 def fcn_classifier(
-    level: FeatureLevel, num_classes: int, channels: int | None, dropout: float, norm: Norm
+    level: FeatureLevel, outputs: int, channels: int | None, dropout: float, norm: Norm
 ) -> nn.Sequential:
     """Build torchvision's ``FCNHead`` for a level; ``channels`` None for a quarter of the level's."""
     ndim = len(level.stride)
@@ -106,5 +110,5 @@ def fcn_classifier(
         make_norm(norm, width, ndim),
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
-        make_conv(ndim, width, num_classes, kernel=1, bias=True),
+        make_conv(ndim, width, outputs, kernel=1, bias=True),
     )

@@ -1,6 +1,6 @@
 """What the losses of semantic segmentation share.
 
-Letters in shapes: B images, K classes, S spatial axes (H, W or D, H, W).
+Letters in shapes: B images, K classes, R regions, S spatial axes (H, W or D, H, W).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backbones.layers import check_choice
@@ -26,16 +27,18 @@ class SegmentationLoss(nn.Module):
     Attributes:
         ignore_index: the mask value of pixels that take no part.
         balanced: whether class weights must come from :meth:`balance` or :meth:`set_class_weights`.
+        region_table: ``[R, 256]`` bool after :meth:`use_regions`, else None.
     """
 
     ignore_index: int = IGNORE
     balanced: bool = False
+    region_table: Tensor | None = None
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Return the loss, a scalar.
 
         Args:
-            logits: ``[B, K, *S]``.
+            logits: ``[B, K, *S]``; after :meth:`use_regions` ``[B, R, *S]``.
             mask: ``[B, *S]`` of any integer type, 0..K-1 or 255.
 
         Raises:
@@ -47,6 +50,35 @@ class SegmentationLoss(nn.Module):
         """Return the named scalars whose sum is the loss."""
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
         return {name: self(logits, mask)}
+
+    def use_regions(self, table: Tensor) -> None:
+        """Compare with regions that may overlap, each by its own sigmoid, from now on.
+
+        Args:
+            table: ``[R, 256]`` bool, whether a mask value lies in a region.
+
+        Raises:
+            ValueError: if the loss, or one of its options, has no meaning for regions.
+        """
+        raise ValueError(
+            f"head.loss {type(self).__name__} needs classes that do not overlap, so not head.regions; take "
+            "CrossEntropy, Focal, Dice, Tversky or a WeightedSum of them"
+        )
+
+    def _inside(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return which pixels lie in which region, ``[B, R, *S]`` bool; ignored ones in none.
+
+        Raises:
+            ValueError: if there is not one logit per region.
+        """
+        table = self.region_table
+        if logits.shape[1] != len(table):
+            raise ValueError(f"{len(table)} regions need as many logits, got {list(logits.shape)}")
+        if table.device != mask.device:  # once: copies to a device make the host wait
+            with torch.inference_mode(False):  # see WeightedLoss._weights
+                table = self.region_table = table.to(mask.device)
+        rows = table.index_select(1, mask.flatten().int())  # [R, B * *S]
+        return rows.unflatten(1, mask.shape).transpose(0, 1)
 
     @property
     def class_weights(self) -> list[float] | None:
@@ -106,6 +138,14 @@ class WeightedLoss(SegmentationLoss):
             )
         self._class_weights = torch.tensor([float(weight) for weight in weights])
 
+    def use_regions(self, table: Tensor) -> None:
+        if self.balanced or self._class_weights is not None:
+            raise ValueError(
+                f"head.loss.class_weights of {type(self).__name__} weigh classes that do not overlap; leave "
+                "them out, or head.regions"
+            )
+        self.region_table = table
+
     def _weights(self, logits: Tensor) -> Tensor | None:
         """Return the class weights ``[K]`` with the device and type of ``logits`` ``[B, K, *S]``."""
         if self._class_weights is None:
@@ -128,8 +168,20 @@ class WeightedLoss(SegmentationLoss):
                 self._class_weights = self._class_weights.to(logits.device, logits.dtype)
         return self._class_weights
 
+    def _rows(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """Return every pixel's cross-entropy, ``[B, *S]``; with regions the binary ones, ``[B, R, *S]``."""
+        if self.region_table is None:
+            return F.cross_entropy(logits, labels, reduction="none")
+        truth = self._inside(logits, mask).to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+
     def _mean(self, rows: Tensor, labels: Tensor, counted: Tensor, weights: Tensor | None) -> Tensor:
-        """Sum of the counted ``rows`` ``[B, *S]`` (weighted already) over the sum of their weights."""
+        """Sum of the counted ``rows`` ``[B, *S]`` (weighted already) over the sum of their weights.
+
+        With regions ``rows`` is ``[B, R, *S]``, and weights are None.
+        """
+        if rows.ndim > counted.ndim:
+            counted = counted[:, None].expand_as(rows)
         total = counted.sum() if weights is None else torch.where(counted, weights[labels], 0.0).sum()
         # The smallest normal number: 0 / 0 would be NaN.
         return torch.where(counted, rows, 0.0).sum() / total.clamp(min=torch.finfo(rows.dtype).tiny)

@@ -4,7 +4,7 @@ All are computed in float32 (float64 stays what it is) over the labelled pixels 
 255 takes no part, whatever its logits are, and a batch without any labelled pixel costs exactly 0 with a
 gradient of 0. Nothing makes the host wait for the device, and no shape depends on the data.
 
-Letters in shapes: B images, K classes, S spatial axes (H, W or D, H, W).
+Letters in shapes: B images, K classes, R regions, S spatial axes (H, W or D, H, W).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class CrossEntropy(WeightedLoss):
-    """Cross-entropy, the mean over the labelled pixels.
+    """Cross-entropy, the mean over the labelled pixels; with regions binary, the mean over regions too.
 
     Equals ``torch.nn.functional.cross_entropy(..., ignore_index=255)``, also with class weights and
     smoothing, but for a batch without a labelled pixel, where torch's is NaN.
@@ -51,8 +51,18 @@ class CrossEntropy(WeightedLoss):
             raise ValueError(f"head.loss.label_smoothing must lie in 0 to below 1, got {label_smoothing}")
         self.label_smoothing = label_smoothing
 
+    def use_regions(self, table: Tensor) -> None:
+        super().use_regions(table)
+        if self.label_smoothing > 0:
+            raise ValueError(
+                "head.loss.label_smoothing spreads a label over classes that do not overlap; leave it out, "
+                "or head.regions"
+            )
+
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         logits, labels, valid = labelled(logits, mask)
+        if self.region_table is not None:
+            return self._mean(self._rows(logits, labels, mask), labels, valid, None)
         weights = self._weights(logits)
         rows = F.cross_entropy(
             logits, labels, weights, reduction="none", label_smoothing=self.label_smoothing
@@ -96,6 +106,9 @@ class OnlineHardExampleMining(WeightedLoss):
         hard = self._hard(rows.detach(), valid)
         return self._mean(rows if weights is None else rows * weights[labels], labels, hard, weights)
 
+    def use_regions(self, table: Tensor) -> None:
+        SegmentationLoss.use_regions(self, table)  # an error: a pixel has no single true class
+
     def _hard(self, rows: Tensor, valid: Tensor) -> Tensor:
         """Choose pixels by their cross-entropy: ``[B, *S]`` bool."""
         if not rows.numel():
@@ -113,6 +126,7 @@ class Focal(WeightedLoss):
     """Focal loss of the softmax probabilities (Lin et al. 2017): (1 - p)^gamma times the cross-entropy.
 
     The mean over the labelled pixels, weighted as in :class:`CrossEntropy`, which this is with ``gamma`` 0.
+    With regions it is the paper's own, of sigmoids: the mean over regions too.
 
     Args:
         gamma: how much easy pixels lose, 0 or more.
@@ -130,7 +144,7 @@ class Focal(WeightedLoss):
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         logits, labels, valid = labelled(logits, mask)
         weights = self._weights(logits)
-        rows = F.cross_entropy(logits, labels, reduction="none")  # [B, *S]
+        rows = self._rows(logits, labels, mask)  # [B, *S] or [B, R, *S]
         # Not 1 - exp(-rows), which loses the digits of easy pixels; at 0 a power below 1 has no derivative.
         rest = (-torch.expm1(-rows)).clamp(min=torch.finfo(rows.dtype).tiny)
         rows = rest.pow(self.gamma) * rows
@@ -162,6 +176,10 @@ class WeightedSum(SegmentationLoss):
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         return torch.stack(list(self.terms(logits, mask).values())).sum()
+
+    def use_regions(self, table: Tensor) -> None:
+        for loss in self.losses:
+            loss.use_regions(table)
 
     def terms(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms of each loss; a name that comes again gets a number: ``dice_2``."""

@@ -1,7 +1,7 @@
-"""Losses that compare whole regions: Dice, Tversky and Lovász, for pictures and volumes.
+"""Losses that compare whole areas: Dice, Tversky and Lovász, for pictures and volumes.
 
-Letters in shapes: B images, K classes, S spatial axes (H, W or D, H, W), N pixels, G groups of pixels that a
-loss takes together (each image, or the whole batch).
+Letters in shapes: B images, K classes, R regions, S spatial axes (H, W or D, H, W), N pixels, G groups of
+pixels that a loss takes together (each image, or the whole batch).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Classes = Literal["present", "all"]
 
 
 class RegionLoss(SegmentationLoss):
-    """A loss per class over all pixels of an image or batch, and its mean over classes.
+    """A loss per class, or region, over all pixels of an image or batch, and its mean over those.
 
     Args:
         per_image: compare each image on its own and take the mean over the images that have classes to count;
@@ -39,12 +39,23 @@ class RegionLoss(SegmentationLoss):
         self.classes = classes
         self.include_background = include_background
 
+    def use_regions(self, table: Tensor) -> None:
+        if not self.include_background:
+            raise ValueError(
+                f"head.loss.include_background of {type(self).__name__} is false, but regions have no "
+                "background to leave out: set it to true"
+            )
+        self.region_table = table
+
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         logits, _, valid = labelled(logits, mask)
-        shares = logits.softmax(1).flatten(2)  # [B, K, N]
         valid = valid.flatten(1)[:, None]  # [B, 1, N]
-        index = torch.arange(shares.shape[1], device=mask.device, dtype=torch.int64)
-        truth = mask.flatten(1)[:, None] == index[:, None]  # [B, K, N], nowhere 255
+        if self.region_table is not None:  # R in the place of K
+            shares, truth = logits.sigmoid().flatten(2), self._inside(logits, mask).flatten(2)
+        else:
+            shares = logits.softmax(1).flatten(2)  # [B, K, N]
+            index = torch.arange(shares.shape[1], device=mask.device, dtype=torch.int64)
+            truth = mask.flatten(1)[:, None] == index[:, None]  # [B, K, N], nowhere 255
         if not self.include_background:
             shares, truth = shares[:, 1:], truth[:, 1:]
         if not self.per_image:  # [B, K, N] -> [1, K, B * N]
@@ -66,7 +77,7 @@ class RegionLoss(SegmentationLoss):
 
 
 class Dice(RegionLoss):
-    """Soft Dice loss over softmax probabilities (Milletari et al. 2016), 1 - (2 I + s) / (P + T + s).
+    """Soft Dice loss over probabilities (Milletari et al. 2016), 1 - (2 I + s) / (P + T + s).
 
     I is the sum of a class's probabilities over its pixels, P over all labelled pixels, and T the number of
     its pixels. With ``classes: all`` it is MONAI's ``DiceLoss`` (``batch=not per_image``).
@@ -162,6 +173,9 @@ class Lovasz(RegionLoss):
 
     def __init__(self, per_image: bool = False, classes: Classes = "present") -> None:
         super().__init__(per_image, classes, include_background=True)
+
+    def use_regions(self, table: Tensor) -> None:
+        SegmentationLoss.use_regions(self, table)  # an error: this is the extension for softmax probabilities
 
     def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         errors = torch.where(truth, 1 - shares, shares)

@@ -42,6 +42,8 @@ class SemanticFPN(SegmentationHead):
         norm: of the hidden layers, see :func:`.layers.make_norm`.
         dropout: share of the sum that training sets to zero, 0 to below 1.
         loss: what to minimise; None for cross-entropy.
+        regions: the labels of each of several overlapping classes, see :class:`.base.SegmentationHead`.
+        region_labels: the label to write for each, see there.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -56,8 +58,10 @@ class SemanticFPN(SegmentationHead):
         norm: Norm = "group",
         dropout: float = 0.0,
         loss: SegmentationLoss | None = None,
+        regions: list[list[int]] | None = None,
+        region_labels: list[int] | None = None,
     ) -> None:
-        super().__init__(levels, num_classes, loss)
+        super().__init__(levels, num_classes, loss, regions=regions, region_labels=region_labels)
         check_dropout(dropout)
         check_width("channels", channels)
         if not 1 <= pyramid_levels <= len(levels):
@@ -77,7 +81,7 @@ class SemanticFPN(SegmentationHead):
             self.towers.append(nn.Sequential(*layers))
             self.steps.append(steps)
         self.dropout = nn.Dropout(dropout)
-        self.predictor = make_conv(self.ndim, channels, num_classes, kernel=1, bias=True)
+        self.predictor = make_conv(self.ndim, channels, self.num_outputs, kernel=1, bias=True)
         initialise_trunk(self)
 
     def forward(self, features: list[Tensor], image_size: tuple[int, ...]) -> RawSegmentation:

@@ -96,10 +96,14 @@ def test_a_mask_of_another_size_is_an_error(targets):
 def test_predictions_equal_a_slow_loop_and_are_255_outside_of_each_image(size):
     logits = torch.randn(2, 4, *size)
     sizes = torch.tensor([size, tuple(n - 2 for n in size)])
-    mask = SegmentationHead(
-        [FeatureLevel(4, (4,) * len(size))],
-        4,
-    ).predict(RawSegmentation(logits), sizes).mask
+    mask = (
+        SegmentationHead(
+            [FeatureLevel(4, (4,) * len(size))],
+            4,
+        )
+        .predict(RawSegmentation(logits), sizes)
+        .mask
+    )
     assert mask.dtype == torch.uint8 and mask.shape == (2, *size)
     for place in torch.cartesian_prod(torch.arange(2), *map(torch.arange, size)).tolist():
         image, *cell = place
