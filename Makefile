@@ -3,6 +3,7 @@
 #   make setup   create the environment in .venv from uv.lock
 #   make demo    train a small detector on synthetic images, print its COCO figures, draw its predictions
 #   make demo TASK=segmentation    the same for a segmenter: its mIoU, its masks
+#   make demo TASK=scans           the same for synthetic CT volumes in NIfTI: Dice, distances in mm, label volumes
 #   make test    run the tests
 #   make lint    check the style
 
@@ -28,10 +29,11 @@ $(BIN)/.ready: uv.lock pyproject.toml
 
 DEMO_CONFIG_detection := detection/faster_rcnn_r18_fpn_demo
 DEMO_CONFIG_segmentation := segmentation/fcn_r18_demo
+DEMO_CONFIG_scans := scans/unet_3d_demo
 
 demo: setup
 	@test -n "$(DEMO_CONFIG_$(TASK))" || { \
-	  echo "make demo has no TASK=$(TASK): use TASK=detection or TASK=segmentation"; exit 1; }
+	  echo "make demo has no TASK=$(TASK): use TASK=detection, TASK=segmentation or TASK=scans"; exit 1; }
 	rm -rf $(DEMO)
 	$(BIN)/trunkline sample $(TASK) $(DEMO)/data
 	$(BIN)/trunkline fit --config $(DEMO_CONFIG_$(TASK)) \
@@ -39,8 +41,9 @@ demo: setup
 	$(BIN)/trunkline predict --ckpt_path $(DEMO)/run/lightning_logs/version_0/checkpoints/last.ckpt \
 	  --data.predict $(DEMO)/data/images/val --output.folder $(DEMO)/predictions --trainer.logger false
 
+# By whole files, whose fixtures are made once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

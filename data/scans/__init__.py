@@ -1,0 +1,1 @@
+"""Medical scans: files, cases, preparation, patches."""

@@ -1,0 +1,106 @@
+"""What the loaders of scans yield: batches of training patches, and whole cases.
+
+Letters in shapes: B patches, C channels, S spatial sizes of a prepared scan, P of a patch, S0 of the file; n
+their number (2 or 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cases import Case
+from .prepare import Placement
+
+
+class PatchSample(NamedTuple):
+    """One training patch.
+
+    Attributes:
+        image: ``[C, *P]`` float32.
+        mask: ``[*P]`` uint8 labels 0..K-1, 255 for voxels to ignore.
+        id: position of its case among the training cases.
+    """
+
+    image: Tensor
+    mask: Tensor
+    id: int
+
+
+@dataclass
+class ScanBatch:
+    """Training patches. Lightning moves its tensors to the device by itself.
+
+    Attributes:
+        image: ``[B, C, *P]`` float32, prepared intensities; 0 outside the scan.
+        mask: ``[B, *P]`` uint8 labels 0..K-1; 255 for voxels to ignore, and outside the scan.
+        image_sizes: ``[B, n]`` int64, the sizes P of each patch; nothing is padded beyond them.
+        ids: ``[B]`` int64, positions among the training cases.
+    """
+
+    image: Tensor
+    mask: Tensor
+    image_sizes: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def pin_memory(self) -> ScanBatch:
+        """Copy every tensor to page-locked memory; the DataLoader calls this."""
+        return ScanBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
+
+
+def collate_patches(samples: Sequence[PatchSample]) -> ScanBatch:
+    """Stack patches of one size.
+
+    Raises:
+        ValueError: if patches differ in their number of channels.
+    """
+    channels = [sample.image.shape[0] for sample in samples]
+    if len(set(channels)) > 1:
+        other = next(i for i, count in enumerate(channels) if count != channels[0])
+        raise ValueError(
+            f"training case {samples[0].id} has {channels[0]} channels and case {samples[other].id} "
+            f"{channels[other]}; all need the same"
+        )
+    sizes = torch.tensor(samples[0].mask.shape, dtype=torch.int64)
+    return ScanBatch(
+        image=torch.stack([sample.image for sample in samples]),
+        mask=torch.stack([sample.mask for sample in samples]),
+        image_sizes=sizes.repeat(len(samples), 1),
+        ids=torch.tensor([sample.id for sample in samples], dtype=torch.int64),
+    )
+
+
+@dataclass
+class EvaluationCase:
+    """One whole scan to evaluate or predict. It stays on the host: scans may be larger than the device.
+
+    Attributes:
+        image: ``[C, *S]`` float32, the prepared scan, possibly memory-mapped; None if it cannot be read.
+        placement: where the prepared scan lies on the file's grid; None with ``image``.
+        case: the files.
+        truth: ``[*S0]`` uint8 labels 0..K-1, 255 where ignored, on the grid of the file; None for prediction.
+        ids: ``[1]`` int64, the position of the case in its split.
+        error: why the case cannot be read; None if it can.
+    """
+
+    image: np.ndarray | None
+    placement: Placement | None
+    case: Case
+    truth: np.ndarray | None
+    ids: np.ndarray
+    error: str | None = None
+
+    def __len__(self) -> int:
+        return 1
+
+    def to(self, device: Any, **_: Any) -> EvaluationCase:
+        """Return itself, wherever Lightning wants it: the task moves one window after the other."""
+        return self
