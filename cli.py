@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,7 +24,8 @@ commands:
   test       evaluate on the test data       trunkline test --ckpt_path FILE
   predict    write predictions and pictures  trunkline predict --ckpt_path FILE --data.predict PATH
   configs    list the shipped configs
-  sample     write a small synthetic dataset trunkline sample detection|classification|segmentation DIR
+  sample     write a small synthetic dataset trunkline sample detection|classification|segmentation|scans DIR
+  plan       write a config for scans        trunkline plan DATASET --output plan.yaml --memory 8
 
 CONFIG is a YAML file or the name of a shipped config. A checkpoint brings the settings that it was trained
 with, so it needs none. Any value can be overridden, for example
@@ -54,10 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
         _list_configs(words[1:])
     elif command == "sample":
         _sample(words[1:])
+    elif command == "plan":
+        _plan(words[1:])
     elif command in SUBCOMMANDS:
         _run(words)
     else:
-        commands = (*SUBCOMMANDS, "configs", "sample")
+        commands = (*SUBCOMMANDS, "configs", "sample", "plan")
         sys.exit(f"trunkline: no command {command!r}{_did_you_mean(command, commands)}; see trunkline --help")
 
 
@@ -121,23 +126,112 @@ def _sample(words: list[str]) -> None:
     )
     parser.add_argument(
         "task",
-        choices=["detection", "classification", "segmentation"],
-        help="the kind of data: COCO-format boxes, class folders, or pictures with masks",
+        choices=["detection", "classification", "segmentation", "scans"],
+        help="the kind of data: COCO-format boxes, class folders, pictures with masks, volumes with labels",
     )
     parser.add_argument("folder", type=Path, help="where to write; must be empty or not exist")
-    parser.add_argument("--train", type=int, default=320, help="training images (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=64, help="validation images (default: %(default)s)")
+    parser.add_argument("--train", type=int, help="training images (default: 320, of scans 24)")
+    parser.add_argument("--val", type=int, help="validation images (default: 64, of scans 8)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args(words)
 
-    from .data import synthetic
+    from .data import synthetic, synthetic_scans
 
-    write = getattr(synthetic, f"write_{options.task}")
+    scans = options.task == "scans"
+    write = synthetic_scans.write_scans if scans else getattr(synthetic, f"write_{options.task}")
+    train, val = (24, 8) if scans else (320, 64)
+    train, val = (
+        usual if given is None else given for given, usual in ((options.train, train), (options.val, val))
+    )
     try:
-        write(options.folder, train=options.train, val=options.val, seed=options.seed)
+        write(options.folder, train=train, val=val, seed=options.seed)
     except (ValueError, OSError) as error:
         sys.exit(f"trunkline sample: {error}")
-    print(f"wrote {options.train} training and {options.val} validation images: {options.folder.resolve()}")
+    what = "volumes" if scans else "images"
+    print(f"wrote {train} training and {val} validation {what}: {options.folder.resolve()}")
+
+
+# -- plans for scans
+
+
+def _plan_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "trunkline plan",
+        description="Read a dataset of scans and write a config for it by the heuristics of nnU-Net, with a "
+        "reason beside each number.",
+    )
+    parser.add_argument(
+        "dataset", type=Path, help="its folder; the options below for finding its cases are data.*"
+    )
+    parser.add_argument("--output", type=Path, default=Path("plan.yaml"), help="(default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    parser.add_argument("--memory", type=float, default=8.0, help="GiB of the device (default: %(default)s)")
+    parser.add_argument(
+        "--ndim", type=int, choices=[2, 3], help="axes of the network (default: those of the scans)"
+    )
+    parser.add_argument(
+        "--modality", nargs="+", help="ct, mr, pet, us or other; one for all channels or one for each"
+    )
+    parser.add_argument("--spacing", nargs="+", type=float, metavar="MM", help="of right, anterior, superior")
+    parser.add_argument("--workers", type=int, default=4, help="scans read at a time (default: %(default)s)")
+    finding = parser.add_argument_group(
+        "finding cases", "go into the config as data.NAME; paths are in DATASET"
+    )
+    finding.add_argument("--images", help="folder of the scans, may contain {split}")
+    finding.add_argument("--labels", help="folder of the labels, likewise")
+    finding.add_argument("--table", help="a CSV of the cases")
+    finding.add_argument("--classes", nargs="+", help="names of the ids 0, 1, 2 and so on; or ID=NAME")
+    finding.add_argument("--ignore_id", type=int, help="of voxels to leave out")
+    finding.add_argument("--splits", help="file of the folds")
+    finding.add_argument("--fold", type=int, help="that validates")
+    finding.add_argument("--folds", type=int, help="how many to make")
+    finding.add_argument("--patients", help="a CSV with the columns case and patient")
+    return parser
+
+
+def _plan(words: list[str]) -> None:
+    options = _plan_parser().parse_args(words)
+    if options.output.exists() and not options.overwrite:
+        sys.exit(
+            f"trunkline plan: {options.output} is there already; add --overwrite, or name another --output"
+        )
+    logging.getLogger("trunkline").setLevel(logging.INFO)
+    if not logging.getLogger().handlers:
+        logging.basicConfig(format="%(message)s")
+    from .evaluation.files import write_atomically
+    from .tasks import planning, planning_table, planning_text
+
+    names = ("images", "labels", "table", "ignore_id", "splits", "fold", "folds", "patients")
+    try:
+        given = {name: getattr(options, name) for name in names} | {
+            "classes": _named_classes(options.classes)
+        }
+        plan = planning.make_plan(
+            options.dataset,
+            given,
+            memory=options.memory,
+            ndim=options.ndim,
+            modality=options.modality,
+            spacing=options.spacing,
+            workers=options.workers,
+        )
+        print(planning_table.table(plan))
+        write_atomically(options.output, planning_text.config(plan, str(options.output)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"trunkline plan: {error}")
+    print(f"wrote {options.output}: trunkline fit --config {shlex.quote(str(options.output))}")
+
+
+def _named_classes(words: list[str] | None) -> list[str] | dict[int, str] | None:
+    """Turn ``background liver`` into a list and ``0=background 5=liver`` into names by id."""
+    if words is None or not all("=" in word for word in words):
+        return words
+    pairs = [word.split("=", 1) for word in words]
+    if not all(key.strip().lstrip("-").isdecimal() for key, _ in pairs):
+        raise ValueError(f"--classes {' '.join(words)}: an id is a whole number, as in 0=background 5=liver")
+    if len({int(key) for key, _ in pairs}) < len(pairs):
+        raise ValueError(f"--classes {' '.join(words)}: an id is there twice; each needs one name")
+    return {int(key): name for key, name in pairs}
 
 
 # -- training and prediction

@@ -8,7 +8,7 @@ from typing import Any
 # The attribute that holds the classes of a data module tells what its annotations are.
 ANNOTATIONS = {
     "categories": ("boxes", "CocoDetection or CocoDetectionAndMasks"),
-    "classes": ("masks", "ImageSegmentation or CocoDetectionAndMasks"),
+    "classes": ("masks", "ImageSegmentation, ScanSegmentation or CocoDetectionAndMasks"),
     "class_names": ("classes of whole images", "ImageClassification"),
 }
 

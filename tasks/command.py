@@ -16,11 +16,12 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that their class names are known without a module path in YAML.
-from ..backbones import FPN, CifarResNet, DenseNet, ResNet, TimmBackbone  # noqa: F401
+from ..backbones import FPN, CifarResNet, DenseNet, ResidualEncoder, ResNet, TimmBackbone  # noqa: F401
 from ..backbones.weights import skip_pretrained
 from ..data.classification import ImageClassification  # noqa: F401
 from ..data.coco import CocoDetection  # noqa: F401
 from ..data.multi import CocoDetectionAndMasks  # noqa: F401
+from ..data.scans.module import ScanSegmentation  # noqa: F401
 from ..data.segmentation import ImageSegmentation  # noqa: F401
 from ..heads import (  # noqa: F401
     FCN,
@@ -37,6 +38,7 @@ from .classification import Classification  # noqa: F401
 from .detection import Detection  # noqa: F401
 from .multi import MultiTask  # noqa: F401
 from .segmentation import SemanticSegmentation  # noqa: F401
+from .volumes import VolumeSegmentation  # noqa: F401
 
 
 @dataclass
@@ -46,8 +48,9 @@ class Output:
     Attributes:
         folder: created where needed. Detection writes results.json, segmentation masks/ and classes.csv, both
             images.json and overlays/; several heads write into a folder of their name each; classification
-            writes predictions.csv and pictures.jpg.
-        pictures: whether to draw overlay pictures, or (classification) a sheet of the first pictures.
+            writes predictions.csv and pictures.jpg; scans give labels/, slices/ and volumes.csv.
+        pictures: whether to draw overlay pictures, slices of scans, or (classification) a sheet of the first
+            pictures.
         min_score: detections below this score are written to the results but not drawn; classification
             with any number of classes per image lists the classes from this probability on.
     """

@@ -64,6 +64,7 @@ class SegmentationBranch(Branch):
         return f"{known['id']} {known['name']}"
 
     def prepare(self, data: Any, stage: str) -> None:
+        self.require_kind(data)
         super().prepare(data, stage)
         if stage == "predict":
             return
@@ -73,6 +74,18 @@ class SegmentationBranch(Branch):
         counts = getattr(data, "pixel_counts", None)
         if stage == "fit" and counts is not None and self.head.loss.balanced:
             self.head.loss.balance([int(count) for count in counts()])
+
+    def require_kind(self, data: Any) -> None:
+        """Raise a ValueError unless the data are pictures with masks, and the head tells classes apart."""
+        if hasattr(data, "slice_axis"):
+            raise ValueError(
+                f"{type(data).__name__} reads scans; set --model to VolumeSegmentation, which segments them"
+            )
+        if self.head.regions:
+            raise ValueError(
+                f"{self.option}.regions are for VolumeSegmentation; leave them out, or segment the pictures as "
+                "scans (docs/scans.md)"
+            )
 
     def state(self) -> dict[str, Any]:
         state = super().state()

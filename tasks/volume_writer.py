@@ -1,0 +1,129 @@
+"""Writes the label volumes that a task predicts."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import BasePredictionWriter
+
+from ..data.scans.files import prediction_suffix, write_labels
+from ..evaluation.files import write_atomically, write_json
+from ..evaluation.pictures import save_picture
+from .branches import Found, require_writable
+from .distributed import gather_objects
+from .volume_branch import VolumeBranch
+
+
+class VolumeWriter(BasePredictionWriter):
+    """Writes ``labels/NAME.nii.gz`` (or the scan's own format), ``slices/NAME.jpg`` and tables.
+
+    A label volume has the shape, the affine and the number type of its scan, and the ids of the training
+    data. ``volumes.csv`` lists how large every region is, ``classes.csv`` what the ids mean, ``cases.json``
+    which scan belongs to which name, ``failed.csv`` the scans that could not be read.
+
+    Args:
+        folder: where to write; created where needed.
+        branch: of the head.
+        pictures: whether to draw slices.
+    """
+
+    def __init__(self, folder: Path, branch: VolumeBranch, pictures: bool = True) -> None:
+        super().__init__(write_interval="batch")
+        self.folder = Path(folder)
+        self.branch = branch
+        self.pictures = pictures
+        self._rows: list[list[Any]] = []
+        self._failed: list[tuple[str, str, str]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before the work whether its result can be written.
+
+        Raises:
+            OSError: if the folder, or one above it, is a file or may not be written to.
+        """
+        require_writable(self.folder)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: list[Found],
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        if batch.error is not None:
+            self._failed.append((batch.case.name, batch.case.images[0], batch.error))
+            return
+        scan = batch.case.images[0]
+        for found in prediction:
+            ids = self.branch.ids()[found["mask"]]
+            path = self.folder / "labels" / f"{batch.case.name}{prediction_suffix(scan)}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_labels(path, ids, like=scan)
+            self._rows += self._sizes(batch.case.name, found["mask"], batch.placement.grid.spacing)
+            if self.pictures:
+                save_picture(
+                    self.folder / "slices" / f"{batch.case.name}.jpg", self.branch.picture(found, batch)
+                )
+
+    def _sizes(self, case: str, mask: np.ndarray, spacing: Sequence[float]) -> list[list[Any]]:
+        voxels = np.bincount(mask.ravel(), minlength=256)
+        each = float(np.prod(spacing))
+        unit = 1000 if mask.ndim == 3 else 1  # mm^3 in a ml
+        return [
+            [case, name, int(number), round(number * each / unit, 4)]
+            for name, labels in self.branch.regions.items()
+            for number in [voxels[list(labels)].sum()]
+        ]
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the tables.
+
+        Raises:
+            ValueError: at the end of all, if there were scans that could not be read.
+        """
+        parts = gather_objects((self._rows, self._failed))
+        rows = sorted(row for some, _ in parts for row in some)
+        failed = sorted(case for _, some in parts for case in some)
+        cases = trainer.datamodule.predict_cases
+        if trainer.is_global_zero:
+            self._write_tables(rows, failed, cases)
+        if failed:
+            listed = "".join(f"\n  {name}: {error}" for name, _, error in failed[:20])
+            raise ValueError(
+                f"{len(failed)} of {len(cases)} scans could not be segmented (all of them are in "
+                f"{(self.folder / 'failed.csv').resolve()}; the others are done):{listed}"
+            )
+
+    def _write_tables(
+        self, rows: list[list[Any]], failed: list[tuple[str, ...]], cases: Sequence[Any]
+    ) -> None:
+        volumes = not rows or len(self.branch.patch) == 3 or self.branch.slice_axis is not None
+        size = "ml" if volumes else "mm2"
+        _write_csv(self.folder / "volumes.csv", ["case", "region", "voxels", size], rows)
+        known = zip(self.branch.ids(), self.branch.class_names(), strict=True)
+        _write_csv(self.folder / "classes.csv", ["id", "name"], [list(row) for row in known])
+        (self.folder / "failed.csv").unlink(missing_ok=True)
+        if failed:
+            _write_csv(self.folder / "failed.csv", ["case", "scan", "error"], failed)
+        write_json(self.folder / "cases.json", [{"case": c.name, "images": list(c.images)} for c in cases])
+        done = len(cases) - len(failed)
+        print(f"label volumes of {done} of {len(cases)} scans: {(self.folder / 'labels').resolve()}")
+        if self.pictures and done:
+            print(f"pictures of slices: {(self.folder / 'slices').resolve()}")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, file.getvalue())
