@@ -38,6 +38,9 @@ demo: setup
 	$(BIN)/trunkline sample $(TASK) $(DEMO)/data
 	$(BIN)/trunkline fit --config $(DEMO_CONFIG_$(TASK)) \
 	  --data.root $(DEMO)/data --trainer.default_root_dir $(DEMO)/run
+	@# Distances in mm take longer than fit wants to spend on them.
+	@test $(TASK) != scans || $(BIN)/trunkline validate --trainer.default_root_dir $(DEMO)/validation \
+	  --ckpt_path $(DEMO)/run/lightning_logs/version_0/checkpoints/last.ckpt
 	$(BIN)/trunkline predict --ckpt_path $(DEMO)/run/lightning_logs/version_0/checkpoints/last.ckpt \
 	  --data.predict $(DEMO)/data/images/val --output.folder $(DEMO)/predictions --trainer.logger false
 

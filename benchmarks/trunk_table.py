@@ -22,13 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from trunkline.backbones.base import Backbone
 from trunkline.backbones.cifar import CifarResNet
 from trunkline.backbones.densenet import DenseNet
+from trunkline.backbones.residual_encoder import ResidualEncoder
 from trunkline.backbones.resnet import ResNet
 from trunkline.backbones.timm_backbone import TimmBackbone
 from trunkline.evaluation.files import write_atomically
 
 PAGE = Path(__file__).parent.parent / "docs" / "trunks.md"
 BEGIN, END = "<!-- trunks:begin -->", "<!-- trunks:end -->"
-KINDS = {kind.__name__: kind for kind in (ResNet, CifarResNet, DenseNet, TimmBackbone)}
+KINDS = {kind.__name__: kind for kind in (ResNet, CifarResNet, DenseNet, ResidualEncoder, TimmBackbone)}
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ def _volumes() -> list[Row]:
     arguments = {"depth": 50, **scan, "strides": uneven}
     rows.append(Row("ResNet-50, 3-D, thick slices", "ResNet", arguments, size, channels=1))
     rows.append(Row("DenseNet-121, 3-D", "DenseNet", {"depth": 121, **scan}, size, channels=1))
+    rows.append(Row("Residual encoder, nnU-Net's M", "ResidualEncoder", {}, size, channels=1))
+    small = {"channels": [32, 64, 128, 256], "blocks": [1, 1, 1, 1]}
+    rows.append(Row("Residual encoder, small", "ResidualEncoder", small, size, channels=1))
     return rows
 
 

@@ -83,8 +83,8 @@ class SegmentationBranch(Branch):
             )
         if self.head.regions:
             raise ValueError(
-                f"{self.option}.regions are for VolumeSegmentation; leave them out, or segment the pictures as "
-                "scans (docs/scans.md)"
+                f"{self.option}.regions are for VolumeSegmentation; leave them out, or segment the pictures "
+                "as scans (docs/scans.md)"
             )
 
     def state(self) -> dict[str, Any]:

@@ -68,3 +68,69 @@ def test_two_processes_evaluate_like_one_and_train_together(shapes_with_masks, t
             assert two["figures"][name] == pytest.approx(value, rel=1e-5, nan_ok=True), name
     assert two["steps"] == 2 and two["finite"]  # 8 images, 2 processes with 2 images each
     assert two["weights"][0] == two["weights"][1] != one["weights"]  # by the data's counts, on both
+
+
+SCANS = """
+import json, sys
+import pytorch_lightning as pl, torch
+from pathlib import Path
+from trunkline.backbones import ResidualEncoder
+from trunkline.data.scans.module import ScanSegmentation
+from trunkline.data.scans.prepare import Preparation
+from trunkline.heads import UNet
+from trunkline.tasks.volume_inference import VolumeInference
+from trunkline.tasks.volumes import VolumeSegmentation
+
+torch.set_num_threads(1)
+folder, devices, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+pl.seed_everything(0)
+task = VolumeSegmentation(
+    backbone=ResidualEncoder(channels=[4, 8], blocks=[1, 1], strides=[2, 2]),
+    head=lambda levels: UNet(levels, 4, norm="instance"), inference=VolumeInference(window=[24, 24, 16], overlap=0.0),
+)
+data = ScanSegmentation(
+    root=folder, preparation=Preparation(spacing=[4.0, 4.0, 6.0]), patch=[24, 24, 16], steps_per_epoch=2, workers=0,
+    augment=[], cache="disk", cache_folder=str(out.parent / f"cache{devices}"), predict=f"{folder}/images/val",
+)
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+writer = task.prediction_writer(out.parent / f"labels{devices}", pictures=False, min_score=0.5)
+run = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1,
+                 num_sanity_val_steps=0, callbacks=[writer], **quiet)
+run.validate(task, data, verbose=False)
+rows = task.result.as_dict()["per_case"]
+run.predict(task, data, return_predictions=False)
+run.fit(task, data)
+if run.is_global_zero:
+    finite = all(bool(torch.isfinite(p).all()) for p in task.parameters())
+    json.dump({"rows": rows, "steps": run.global_step, "finite": finite}, open(out, "w"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [1, 3])  # one: a process is left without
+def test_two_processes_segment_scans_like_one(tmp_path, cases):
+    from trunkline.data.synthetic_scans import write_scans
+
+    folder, script, found = tmp_path / "scans", tmp_path / "run.py", {}
+    write_scans(folder, train=2, val=cases, seed=1, progress=False)
+    script.write_text(SCANS)
+    for devices in (1, 2):
+        out = tmp_path / f"{devices}.json"
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder), str(devices), str(out)],
+            capture_output=True,
+            text=True,
+            timeout=500,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[devices] = json.loads(out.read_text())
+    key = lambda row: (row["case"], row["class"])  # noqa: E731
+    one, two = (sorted(found[devices]["rows"], key=key) for devices in (1, 2))
+    assert one == two and len(one) == 3 * cases
+    names = sorted(path.name for path in (folder / "images" / "val").iterdir())
+    for devices in (1, 2):
+        written = tmp_path / f"labels{devices}"
+        assert sorted(path.name for path in (written / "labels").iterdir()) == names
+        assert len((written / "volumes.csv").read_text().splitlines()) == 1 + 3 * cases
+        assert found[devices]["steps"] == 2 and found[devices]["finite"]
