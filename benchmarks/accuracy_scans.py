@@ -252,7 +252,7 @@ def plot() -> None:
         }
         axes[0].plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], **style)
         axes[1].plot([r["epoch"] for r in scored], [r["figures"]["mean_Dice"] for r in scored], **style)
-    axes[0].set(xlabel="epoch", ylabel="training loss")
+    axes[0].set(xlabel="epoch", ylabel="training loss with auxiliary maps (dynunet 2, trunkline 1)")
     axes[1].set(xlabel="epoch", ylabel="mean Dice on the validation scans")
     for axis in axes:
         axis.grid(alpha=0.3)

@@ -15,6 +15,7 @@ import torch
 from trunkline.evaluation.files import write_json
 
 PACKAGES = (
+    "monai",
     "torch",
     "torchvision",
     "pytorch-lightning",
