@@ -323,7 +323,7 @@ class Plan:
     def _describe(self) -> str:
         """Name the model, with the depth of its trunk if it has one: ``FPN on ResNet of depth 50``."""
         names = [type(self.module).__name__]
-        trunk = next((part for part in self.module.modules() if hasattr(part, "depth")), None)
+        trunk = next((p for p in self.module.modules() if hasattr(p, "depth") and hasattr(p, "levels")), None)
         if trunk is not None:
             names[trunk is not self.module :] = [f"{type(trunk).__name__} of depth {trunk.depth}"]
         return " on ".join(names)

@@ -111,10 +111,12 @@ def test_the_trunks_in_yaml_can_be_built(script):
 
 def test_the_thick_slices_reach_equal_spacing(script):
     """4 mm apart with pixels of 1 mm: the first level's cells are cubes."""
-    (trunk,) = [yaml.safe_load(block)["backbone"] for block in blocks("yaml") if "strides" in block]
+    trunk, encoder = [yaml.safe_load(block)["backbone"] for block in blocks("yaml") if "strides" in block]
     with torch.device("meta"):
         levels = script.KINDS[trunk["class_path"]](**trunk["init_args"]).levels
+        inner = script.KINDS[encoder["class_path"]](**encoder["init_args"]).levels
     assert [4 * levels[0].stride[0], *levels[0].stride[1:]] == [4, 4, 4]
+    assert [level.stride for level in inner[:3]] == [(1, 1, 1), (2, 2, 1), (4, 4, 2)]
 
 
 def test_the_trunk_in_python_keeps_the_contract():

@@ -258,12 +258,20 @@ def _split(
         raise CasesError(
             f"{layout.source}: has no cases to split into folds; leave out data.fold and data.splits"
         )
+    if "val" in cases:
+        logger.warning(
+            "%s: its own train and val are set aside: data.fold or data.splits splits all %d cases anew",
+            layout.source,
+            len(pool),
+        )
     if layout.folds and splits is None:
         source = f"{layout.source}, column fold"
         made = folds_of_column(layout.folds, source)
     else:
         source = str(path)
         if not path.exists():
+            if not 0 <= number < folds:
+                raise CasesError(f"data.fold is {number}; of data.folds {folds} it must be 0 to {folds - 1}")
             write_folds(path, make_folds(pool, folds, seed))
             logger.info("%s: wrote %d folds of %d cases by patient (seed %d)", path, folds, len(pool), seed)
         made = read_folds(path)

@@ -12,7 +12,7 @@ from torchvision.models import _api
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from trunkline.backbones import FPN, CifarResNet, ResNet, load_weights
+from trunkline.backbones import FPN, CifarResNet, ResidualEncoder, ResNet, load_weights
 from trunkline.backbones.weights import explain_mismatch, pretrained_is_skipped, skip_pretrained
 
 
@@ -100,6 +100,12 @@ def test_a_state_dict_of_another_depth_is_explained():
     text = explain_mismatch(ResNet(18), ResNet(34).state_dict(), "last.ckpt")
     assert text.startswith("last.ckpt fits ResNet of depth 18 only in part; nothing was loaded.")
     assert "3+4+6+3 basic blocks, the model's 2+2+2+2 basic blocks: is it of another depth?" in text
+
+
+def test_a_trunk_without_a_depth_is_named_and_not_its_blocks():
+    encoder = ResidualEncoder(channels=[4, 8], blocks=[1, 1])
+    text = explain_mismatch(encoder, ResNet(18, ndim=3).state_dict(), "last.ckpt")
+    assert text.startswith("last.ckpt fits ResidualEncoder ")
 
 
 def test_skip_pretrained_ends_with_an_error_too():

@@ -86,11 +86,13 @@ folder, devices, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 pl.seed_everything(0)
 task = VolumeSegmentation(
     backbone=ResidualEncoder(channels=[4, 8], blocks=[1, 1], strides=[2, 2]),
-    head=lambda levels: UNet(levels, 4, norm="instance"), inference=VolumeInference(window=[24, 24, 16], overlap=0.0),
+    head=lambda levels: UNet(levels, 4, norm="instance"),
+    inference=VolumeInference(window=[24, 24, 16], overlap=0.0),
 )
 data = ScanSegmentation(
-    root=folder, preparation=Preparation(spacing=[4.0, 4.0, 6.0]), patch=[24, 24, 16], steps_per_epoch=2, workers=0,
-    augment=[], cache="disk", cache_folder=str(out.parent / f"cache{devices}"), predict=f"{folder}/images/val",
+    root=folder, preparation=Preparation(spacing=[4.0, 4.0, 6.0]), patch=[24, 24, 16],
+    steps_per_epoch=2, workers=0, augment=[], cache="disk", cache_folder=str(out.parent / f"cache{devices}"),
+    predict=f"{folder}/images/val",
 )
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 writer = task.prediction_writer(out.parent / f"labels{devices}", pictures=False, min_score=0.5)

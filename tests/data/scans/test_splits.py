@@ -100,12 +100,17 @@ def test_cases_that_a_fold_does_not_name_are_left_out_and_logged(root, caplog):
     assert "fold 0 of 1 (2 train, 1 val)" in caplog.text
 
 
-def test_split_folders_stay_unless_a_fold_is_asked_for(tmp_path):
+def test_split_folders_stay_unless_a_fold_is_asked_for(tmp_path, caplog):
     for split, members in (("train", "abc"), ("val", "de"), ("test", "f")):
         files(tmp_path, *members, images=f"images/{split}", labels=f"labels/{split}")
     assert names(find(tmp_path)) == {"train": ["a", "b", "c"], "val": ["d", "e"], "test": ["f"]}
     assert not (tmp_path / "splits.json").exists()
+    assert "set aside" not in caplog.text
+    with pytest.raises(CasesError, match=r"data.fold is 5; of data.folds 5 it must be 0 to 4"):
+        find(tmp_path, fold=5, folds=5)
+    assert not (tmp_path / "splits.json").exists()
     found = names(find(tmp_path, fold=0, folds=5))
+    assert "its own train and val are set aside: data.fold or data.splits splits all 5 cases" in caplog.text
     assert sorted(found["train"] + found["val"]) == list("abcde") and len(found["val"]) == 1
     assert found["test"] == ["f"]
     assert names(find(tmp_path))["val"] == ["d", "e"]  # the file alone changes nothing
@@ -204,6 +209,9 @@ def test_wrong_files_of_folds(root, text, message):
 
 @pytest.mark.parametrize("fold", [-1, 5])
 def test_no_such_fold(root, fold):
+    with pytest.raises(CasesError, match=rf"data.fold is {fold}; of data.folds 5 it must be 0 to 4"):
+        find(root, fold=fold)
+    find(root, fold=0)  # writes the file, which counts from then on
     with pytest.raises(CasesError, match=rf"data.fold is {fold}, but .*splits.json has the folds 0 to 4"):
         find(root, fold=fold)
 
