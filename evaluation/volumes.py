@@ -25,6 +25,7 @@ def case_figures(
     spacing: Sequence[float],
     tolerance: float = 1.0,
     surfaces: bool = True,
+    voxel: float | None = None,
 ) -> dict[str, dict[str, float]]:
     """Compare the prediction of one scan with the truth.
 
@@ -44,6 +45,8 @@ def case_figures(
         spacing: n voxel sizes in mm.
         tolerance: distance in mm up to which a surface counts as met.
         surfaces: whether to measure distances between surfaces; they take most of the time.
+        voxel: mm^3 (mm^2 of two axes) of a voxel; None for the product of the voxel sizes, which is too much
+            where axes are oblique to each other.
 
     Returns:
         For each region ``Dice``, ``HD95_mm`` and ``surface_Dice`` (these two with ``surfaces``), and
@@ -58,7 +61,7 @@ def case_figures(
     kept = None if (wanted != IGNORE).all() else wanted != IGNORE
     diagonal = math.hypot(*(size * width for size, width in zip(found.shape, sizes, strict=True)))
     flat = found.ndim == 2
-    unit, names = math.prod(sizes), ("area_mm2", "true_area_mm2")
+    unit, names = math.prod(sizes) if voxel is None else voxel, ("area_mm2", "true_area_mm2")
     if not flat:
         unit, names = unit / 1000, ("volume_ml", "true_volume_ml")
     result = {}
@@ -112,6 +115,7 @@ class VolumeEvaluator:
         predicted: ArrayLike | Tensor,
         truth: ArrayLike | Tensor,
         spacing: Sequence[float],
+        voxel: float | None = None,
     ) -> None:
         """Add a case; one of that name that was added before stays, and this one is left out.
 
@@ -120,6 +124,7 @@ class VolumeEvaluator:
             predicted: ``[*S]`` uint8 labels.
             truth: ``[*S]`` uint8 labels, 255 where a voxel is ignored.
             spacing: n voxel sizes in mm.
+            voxel: see :func:`case_figures`.
 
         Raises:
             ValueError: if shapes or types do not fit; names the case.
@@ -127,7 +132,9 @@ class VolumeEvaluator:
         if case in self._cases:
             return
         try:
-            found = case_figures(predicted, truth, self.regions, spacing, self.tolerance, self.surfaces)
+            found = case_figures(
+                predicted, truth, self.regions, spacing, self.tolerance, self.surfaces, voxel
+            )
         except ValueError as error:
             raise ValueError(f"{case}: {error}") from error
         self._cases[case] = found

@@ -105,14 +105,14 @@ class SegmentationBranch(Branch):
         return np.array(known + more, dtype=np.uint8)
 
     def ids(self) -> np.ndarray:
-        """Return ``[K]`` uint8, or uint16 if need be: the value of each class in the data's own masks.
+        """Return ``[K]`` integers of the smallest type: the value of each class in the data's own masks.
 
         Classes that the data do not have get the smallest values that are left.
         """
         known = [row["id"] for row in self.classes]
         free = (value for value in itertools.count() if value not in known and value != IGNORE)
         values = known + [next(free) for _ in range(len(known), self.head.num_classes)]
-        return np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
+        return np.array(values, dtype=np.result_type(*map(np.min_scalar_type, values)))
 
     # -- predictions and figures
 

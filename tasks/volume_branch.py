@@ -104,8 +104,8 @@ class VolumeBranch(SegmentationBranch):
 
     def evaluate(self, found: list[Found], batch: Any) -> None:
         for each in found:
-            spacing = batch.placement.grid.spacing
-            self._evaluator.add(batch.case.name, each["mask"], batch.truth, spacing)
+            grid = batch.placement.grid
+            self._evaluator.add(batch.case.name, each["mask"], batch.truth, grid.spacing, grid.voxel)
 
     def gather(self) -> None:
         self._evaluator.merge(gather_objects(self._evaluator.rows()))

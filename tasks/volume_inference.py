@@ -133,7 +133,9 @@ def sweep(
                 sums = _Planes(found.shape[1], size, window, axis, options, device)
             for corner, probabilities in zip(some, found.float(), strict=True):
                 sums.add(corner, probabilities)
-        yield sums.finish(following)
+            del found, probabilities  # as large as windows of all scores are: not while others use the planes
+        yield sums.finished(following)
+        sums.move_on(following)
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:
@@ -212,23 +214,24 @@ class _Planes:
         self.total[(slice(None), *place)].addcmul_(part, weights)
         self.share[tuple(place)] += weights
 
-    def finish(self, following: int | None) -> Tensor:
-        """Return the mean over the planes before ``following``, all if it is None, and move on to it."""
-        held = self.end if following is None else following
-        count = held - self.begin
+    def finished(self, following: int | None) -> Tensor:
+        """Return the mean over the planes before ``following``, all if it is None; a view of the buffer."""
+        count = (self.end if following is None else following) - self.begin
         done = self.total.narrow(1 + self.axis, 0, count)
         done /= self.share.narrow(self.axis, 0, count)
-        if following is None:
-            return done
-        done = done.clone()  # what follows takes its place
-        kept = self.total.shape[1 + self.axis] - count
-        for buffer, axis in ((self.total, 1 + self.axis), (self.share[None], 1 + self.axis)):
-            for part in buffer:  # one class at a time: source and target overlap
-                moved = part.narrow(axis - 1, count, kept).clone()
-                part.narrow(axis - 1, 0, kept).copy_(moved)
-                part.narrow(axis - 1, kept, count).zero_()
-        self.begin = held
         return done
+
+    def move_on(self, following: int | None) -> None:
+        """Let the plane ``following`` be the buffer's first."""
+        if following is None:
+            return
+        count = following - self.begin
+        kept = self.share.shape[self.axis] - count
+        for part in (*self.total, self.share):  # one class at a time: source and target overlap
+            moved = part.narrow(self.axis, count, kept).clone()
+            part.narrow(self.axis, 0, kept).copy_(moved)
+            part.narrow(self.axis, kept, count).zero_()
+        self.begin = following
 
 
 def mirrored(run: Run, axes: Sequence[int]) -> Run:
@@ -275,7 +278,8 @@ def keep_largest(labels: np.ndarray, kept: Sequence[int]) -> np.ndarray:
         box = labels[places]
         pieces, number = ndimage.label(box == label, structure=np.ones((3,) * labels.ndim))
         if number > 1:
-            sizes = np.bincount(pieces.ravel())
+            # Plane by plane: bincount makes 8 bytes of each voxel.
+            sizes = sum(np.bincount(plane.ravel(), minlength=number + 1) for plane in pieces)
             sizes[0] = 0
             box[(pieces > 0) & (pieces != sizes.argmax())] = 0
     return labels

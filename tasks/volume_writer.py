@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 
 from ..data.scans.files import prediction_suffix, write_labels
+from ..data.scans.resample import count_labels
 from ..evaluation.files import write_atomically, write_json
 from ..evaluation.pictures import save_picture
 from .branches import Found, require_writable
@@ -38,7 +39,8 @@ class VolumeWriter(BasePredictionWriter):
         self.folder = Path(folder)
         self.branch = branch
         self.pictures = pictures
-        self._rows: list[list[Any]] = []
+        self._rows: list[tuple[str, str, int, float]] = []
+        self._flat = False  # whether scans were pictures
         self._failed: list[tuple[str, str, str]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -68,18 +70,18 @@ class VolumeWriter(BasePredictionWriter):
             path = self.folder / "labels" / f"{batch.case.name}{prediction_suffix(scan)}"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_labels(path, ids, like=scan)
-            self._rows += self._sizes(batch.case.name, found["mask"], batch.placement.grid.spacing)
+            self._rows += self._sizes(batch.case.name, found["mask"], batch.placement.grid.voxel)
             if self.pictures:
                 save_picture(
                     self.folder / "slices" / f"{batch.case.name}.jpg", self.branch.picture(found, batch)
                 )
 
-    def _sizes(self, case: str, mask: np.ndarray, spacing: Sequence[float]) -> list[list[Any]]:
-        voxels = np.bincount(mask.ravel(), minlength=256)
-        each = float(np.prod(spacing))
-        unit = 1000 if mask.ndim == 3 else 1  # mm^3 in a ml
+    def _sizes(self, case: str, mask: np.ndarray, each: float) -> list[tuple[str, str, int, float]]:
+        voxels = count_labels(mask)
+        self._flat |= mask.ndim == 2
+        unit = 1 if mask.ndim == 2 else 1000  # mm^3 in a ml
         return [
-            [case, name, int(number), round(number * each / unit, 4)]
+            (case, name, int(number), round(number * each / unit, 4))
             for name, labels in self.branch.regions.items()
             for number in [voxels[list(labels)].sum()]
         ]
@@ -90,12 +92,14 @@ class VolumeWriter(BasePredictionWriter):
         Raises:
             ValueError: at the end of all, if there were scans that could not be read.
         """
-        parts = gather_objects((self._rows, self._failed))
-        rows = sorted(row for some, _ in parts for row in some)
-        failed = sorted(case for _, some in parts for case in some)
+        parts = gather_objects((self._rows, self._failed, self._flat))
+        # With more processes than scans some are there twice.
+        rows = sorted({row for some, _, _ in parts for row in some})
+        failed = sorted({case for _, some, _ in parts for case in some})
         cases = trainer.datamodule.predict_cases
         if trainer.is_global_zero:
-            self._write_tables(rows, failed, cases)
+            size = "mm2" if any(flat for _, _, flat in parts) else "ml"
+            self._write_tables(rows, failed, cases, size)
         if failed:
             listed = "".join(f"\n  {name}: {error}" for name, _, error in failed[:20])
             raise ValueError(
@@ -104,10 +108,8 @@ class VolumeWriter(BasePredictionWriter):
             )
 
     def _write_tables(
-        self, rows: list[list[Any]], failed: list[tuple[str, ...]], cases: Sequence[Any]
+        self, rows: list[tuple[Any, ...]], failed: list[tuple[str, ...]], cases: Sequence[Any], size: str
     ) -> None:
-        volumes = not rows or len(self.branch.patch) == 3 or self.branch.slice_axis is not None
-        size = "ml" if volumes else "mm2"
         _write_csv(self.folder / "volumes.csv", ["case", "region", "voxels", size], rows)
         known = zip(self.branch.ids(), self.branch.class_names(), strict=True)
         _write_csv(self.folder / "classes.csv", ["id", "name"], [list(row) for row in known])

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..data.common import number_of
 from ..data.scans.batches import EvaluationCase
 from ..data.scans.restore import Restorer
 from ..evaluation.volumes import VolumeResult
@@ -57,6 +58,7 @@ class VolumeSegmentation(BranchedTask):
         self.surface_tolerance = surface_tolerance
         self.inference = inference
         super().__init__(**task)
+        self._check_inference()
         self.ensemble = [str(path) for path in ensemble or ()]
         self._members: list[VolumeSegmentation] = []  # no sub-modules: they are no part of what is trained
 
@@ -116,6 +118,7 @@ class VolumeSegmentation(BranchedTask):
         restorer = Restorer(placement, axis, lambda scores: self.head.decide(scores[None])[0])
         for planes in sweep(run, image, window, self.inference, self.device, axis):
             restorer.add(planes)
+        del planes  # they hold the buffer of all scores
         return keep_largest(restorer.labels(), self._kept())
 
     def _window(self, axes: int) -> tuple[list[int], int | None]:
@@ -126,10 +129,6 @@ class VolumeSegmentation(BranchedTask):
             raise ValueError(
                 f"inference.window is {window or None}; give {ndim} numbers, one per axis of the network"
             )
-        if any(axis >= ndim for axis in self.inference.mirror):
-            raise ValueError(
-                f"inference.mirror is {list(self.inference.mirror)}; the network has {ndim} axes"
-            )
         if axes == ndim:
             return window, None
         if axes < ndim:
@@ -137,6 +136,44 @@ class VolumeSegmentation(BranchedTask):
         axis = 2 if self.branch.slice_axis is None else self.branch.slice_axis
         window.insert(axis, 1)
         return window, axis
+
+    def _check_inference(self) -> None:
+        """Raise a ValueError if options of the inference have other axes than the network."""
+        ndim, options = len(self.backbone.levels[0].stride), self.inference
+        if options.window is not None and len(options.window) != ndim:
+            raise ValueError(
+                f"inference.window is {options.window}; give {ndim} numbers, one per axis of the network"
+            )
+        if any(axis >= ndim for axis in options.mirror):
+            raise ValueError(f"inference.mirror is {list(options.mirror)}; the network has {ndim} axes")
+
+    def require_fitting_trunk(self, channels: int, axes: int) -> None:
+        if not self._predicting:  # one scan that does not fit is no reason to leave out the others
+            super().require_fitting_trunk(channels, axes)
+
+    def _misfit(self, batch: EvaluationCase) -> str | None:
+        """Say why a scan is no input of the network; None if it is."""
+        files, ndim = ", ".join(batch.case.images), len(self.backbone.levels[0].stride)
+        if batch.image.ndim - 1 < ndim:
+            return f"{files}: is a picture, but the network is for volumes"
+        kernel = next((p for p in self.trunk.parameters() if p.ndim == ndim + 2), None)
+        channels, wanted = len(batch.image), len(batch.image) if kernel is None else kernel.shape[1]
+        if channels != wanted:
+            return (
+                f"{files}: has {number_of(channels, 'channel')}, but the network takes {wanted}; channels in "
+                "files of their own are one scan in a folder that holds no other, or as CASE_0000, CASE_0001"
+            )
+        return None
+
+    def _require_room(self, option: str, size: Sequence[int]) -> None:
+        deepest = self.backbone.levels[-1].stride
+        normed = any(isinstance(part, nn.modules.instancenorm._InstanceNorm) for part in self.trunk.modules())
+        if size and normed and all(length <= step for length, step in zip(size, deepest, strict=False)):
+            raise ValueError(
+                f"{option} is {list(size)}, of which the trunk's deepest level, with strides "
+                f"{list(deepest)}, keeps a single voxel, too few for instance norms; enlarge it, or take "
+                "smaller strides or fewer stages"
+            )
 
     def _kept(self) -> list[int]:
         names = self.branch.class_names()
@@ -165,7 +202,14 @@ class VolumeSegmentation(BranchedTask):
         """
         if not Path(path).is_file():
             raise ValueError(f"model.ensemble: {path}: no such file; give checkpoints that fit has written")
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises nearly anything on a file that is not its own
+            cause = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            raise ValueError(
+                f"model.ensemble: {path} cannot be read as a checkpoint ({cause}); give checkpoints that fit "
+                "has written"
+            ) from error
         theirs = stored.get("datamodule_hyper_parameters", {}).get("preparation")
         ours = getattr(data, "hparams", {}).get("preparation")
         if theirs is not None and ours is not None and _plain(theirs) != _plain(ours):
@@ -174,24 +218,49 @@ class VolumeSegmentation(BranchedTask):
                 f"against {_plain(ours)}); models that are averaged need the same data.preparation"
             )
         task = type(self).load_from_checkpoint(path, map_location="cpu", ensemble=None)
-        if task.head.num_outputs != self.head.num_outputs:
-            raise ValueError(
-                f"model.ensemble: {path} has {task.head.num_outputs} outputs, this model "
-                f"{self.head.num_outputs}"
-            )
         return task.eval().requires_grad_(False)
 
-    def _to_device(self) -> None:
-        for task in self._members:
+    def _begin(self) -> None:
+        """Look before the work at what only a checkpoint that has been loaded tells.
+
+        Raises:
+            ValueError: if a member of the ensemble has other classes or axes, no class has a name in
+                ``keep_largest``, or of patch or window a single voxel reaches an instance norm.
+        """
+        self._kept()
+        self._require_room("data.patch", self.branch.patch)
+        self._require_room("inference.window", self.inference.window or [])
+        mine = self._kind()
+        for path, task in zip(self.ensemble, self._members, strict=False):
+            if task._kind() != mine:
+                raise ValueError(
+                    f"model.ensemble: {path} segments {task._kind()}, this model {mine}; models that are "
+                    "averaged need the same classes, regions and axes"
+                )
             task.to(self.device)
 
+    def _kind(self) -> str:
+        """Return what the scores mean, as text."""
+        names, regions, axis = self.branch.class_names(), self.head.regions, self.branch.slice_axis
+        text = f"{', '.join(names)} in {len(self.backbone.levels[0].stride)} dimensions"
+        text += "" if axis is None else f" along axis {axis}"
+        return text if regions is None else f"{text} as regions {[list(labels) for labels in regions]}"
+
+    def on_fit_start(self) -> None:
+        self._begin()
+
+    def on_validation_start(self) -> None:
+        self._begin()
+
+    def on_test_start(self) -> None:
+        self._begin()
+
     def on_predict_start(self) -> None:
-        self._to_device()
+        self._begin()
 
     # -- validation and test
 
     def on_validation_epoch_start(self) -> None:
-        self._to_device()
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         folder = self.trainer.log_dir if self.trainer.loggers and not fitting else None
         stage = "test" if self.trainer.testing else "val"
@@ -207,7 +276,8 @@ class VolumeSegmentation(BranchedTask):
         self._log_pictures(batch, {"": found})
 
     def predict_step(self, batch: EvaluationCase, batch_idx: int) -> list[Found]:
-        """Return the label volume of a scan; nothing if it could not be read."""
+        """Return the label volume of a scan; nothing if it could not be read, or does not fit the network."""
+        batch.error = batch.error or self._misfit(batch)
         return [] if batch.error is not None else self._found(batch)
 
     def _found(self, batch: EvaluationCase) -> list[Found]:

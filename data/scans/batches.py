@@ -101,6 +101,18 @@ class EvaluationCase:
     def __len__(self) -> int:
         return 1
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Send the name of a memory-mapped file to other processes, rather than gigabytes."""
+        state = dict(vars(self))
+        if isinstance(self.image, np.memmap):
+            state["image"] = str(self.image.filename)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.image, str):
+            self.image = np.load(self.image, mmap_mode="r")
+
     def to(self, device: Any, **_: Any) -> EvaluationCase:
         """Return itself, wherever Lightning wants it: the task moves one window after the other."""
         return self

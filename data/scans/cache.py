@@ -32,7 +32,7 @@ from .cases import to_labels
 from .files import read_labels, read_scans
 from .grid import difference
 from .prepare import Placement, Preparation, Prepared, prepare
-from .resample import label_boxes
+from .resample import count_labels, label_boxes
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,8 @@ class PreparedCases:
         except CacheError:
             raise
         except ValueError as error:
-            return f"{self.cases[index].name}: {error}"
+            name = f"{self.cases[index].name}: "
+            return str(error) if str(error).startswith(name) else f"{name}{error}"
         return None
 
     def _is_there(self, index: int) -> bool:
@@ -233,7 +234,8 @@ class PreparedCases:
         prepared = prepare_case(self.cases[index], self.how, self.classes, self.ignore_id)
         if prepared.mask is None:
             return _Entry(prepared, np.zeros(len(self.classes) + 1, dtype=np.int64), {})
-        counts = _count(prepared.mask, len(self.classes))
+        counts = count_labels(prepared.mask)
+        counts = np.append(counts[: len(self.classes)], counts[IGNORE]).astype(np.int64)
         return _Entry(prepared, counts, _locate(prepared.mask, self.cases[index].name))
 
     def _path(self, index: int) -> Path:
@@ -341,12 +343,6 @@ def _stamp(path: str) -> list[Any]:
     except OSError as error:
         raise CasesError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     return [path, [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]]
-
-
-def _count(mask: np.ndarray, classes: int) -> np.ndarray:
-    """Return ``[K + 1]`` voxels per label, plane by plane: bincount makes 8 bytes of each voxel."""
-    counts = sum(np.bincount(plane.reshape(-1), minlength=256) for plane in mask)  # [256]
-    return np.append(counts[:classes], counts[IGNORE]).astype(np.int64)
 
 
 def _locate(mask: np.ndarray, name: str) -> dict[int, np.ndarray]:

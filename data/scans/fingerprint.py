@@ -25,6 +25,7 @@ from .cache import prepare_case
 from .cases import Case, CasesError, ScanDataset
 from .intensity import Intensity
 from .prepare import Placement, Preparation, place
+from .resample import count_labels
 from .scan import Scan
 
 logger = logging.getLogger("trunkline")
@@ -165,7 +166,7 @@ def _try(case: Case, dataset: ScanDataset) -> _Found | str:
 def _read(case: Case, dataset: ScanDataset) -> _Found:
     prepared = prepare_case(case, _AS_STORED, dataset.classes, dataset.ignore_id)
     image, mask, placement = prepared.image, prepared.mask, prepared.placement
-    counts = np.bincount(mask.reshape(-1), minlength=256) if mask.size < 2**24 else _counted(mask)
+    counts = count_labels(mask)
     counts = np.append(counts[: len(dataset.classes)], counts[IGNORE]).astype(np.int64)
     foreground = bool(counts[1:-1].any())
     return _Found(
@@ -178,11 +179,6 @@ def _read(case: Case, dataset: ScanDataset) -> _Found:
         image.reshape(len(image), -1).min(1),
         np.array([_is_whole(channel) for channel in image]),
     )
-
-
-def _counted(mask: np.ndarray) -> np.ndarray:
-    """Count plane by plane: bincount makes 8 bytes of each voxel."""
-    return sum(np.bincount(plane.reshape(-1), minlength=256) for plane in mask)
 
 
 def _box(image: np.ndarray, placement: Placement, name: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ Letters in shapes: n spatial axes of a scan (2 or 3), N points.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,15 @@ class Grid:
         """Millimetres between neighbours along each of the n axes."""
         lengths = np.linalg.norm(self.affine[:3, : len(self.shape)], axis=0)
         return tuple(float(length) for length in lengths)
+
+    @property
+    def voxel(self) -> float:
+        """Cubic millimetres of a voxel, or square millimetres of a pixel.
+
+        Less than the product of the spacings where axes are oblique to each other.
+        """
+        axes = self.affine[:3, : len(self.shape)]  # [3, n]
+        return math.sqrt(np.linalg.det(axes.T @ axes))
 
     def world(self, index: np.ndarray) -> np.ndarray:
         """Return the places of voxel indices, which may be fractions.

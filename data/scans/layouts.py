@@ -41,7 +41,8 @@ def find_layout(root: Path, images: str | None, labels: str | None, table: str |
         CasesError: if files are missing or do not fit together.
     """
     if not root.is_dir():
-        raise DataNotFoundError(f"data.root: {root} is no folder")
+        where = "" if root.is_absolute() else f" (in the working directory, {Path.cwd()})"
+        raise DataNotFoundError(f"data.root: {root} is no folder{where}")
     if table is not None:
         if images is not None or labels is not None:
             raise CasesError("data.table lists images and labels; leave out data.images and data.labels")

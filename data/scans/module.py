@@ -65,8 +65,8 @@ class ScanSegmentation(pl.LightningDataModule):
         patch: size of the training patches in voxels of prepared scans: 3 numbers, or 2 for pictures and for
             slices of scans. Needed for training.
         slice_axis: with patches of two numbers from scans of three axes, the axis of prepared scans that
-            slices lie across; null for that of the coarsest median spacing in the training data, the last if
-            equal.
+            slices lie across; null for that of the coarsest spacing of ``preparation``, or else of the
+            coarsest median spacing of the training data; the last if equal.
         batch_size: patches per batch and device.
         steps_per_epoch: batches per epoch and device.
         foreground: share of the patches that are centred on a voxel of a class other than the background,
@@ -211,7 +211,8 @@ class ScanSegmentation(pl.LightningDataModule):
         """Return the loader of whole cases to predict on."""
         if not self.predict_cases:
             raise RuntimeError("the data has not been read: call setup(stage) before asking for a loader")
-        dataset = CasesToPredict(self.predict_cases, self.preparation, len(self.channels) or None)
+        channels = len(self.channels) or None  # else the network alone knows how many it takes
+        dataset = CasesToPredict(self.predict_cases, self.preparation, channels)
         return case_loader(dataset, self.hparams.workers, self.trainer)
 
     # -- what tasks ask

@@ -85,8 +85,9 @@ class PatchSampler(DistributedSampler):
         seeds = rng.integers(2**63, size=total)
         shares = np.floor(np.arange(total + 1) * self.foreground + 1e-9)
         wanted = np.diff(shares) > 0  # [total]
-        for start in range(self.rank, total, step):
-            mine = slice(start, start - self.rank + step, self.num_replicas)
+        # A rank's patches follow each other, so that all ranks get their share of the foreground.
+        for start in range(self.rank * self.batch_size, total, step):
+            mine = slice(start, start + self.batch_size)
             rows = zip(cases[mine].tolist(), wanted[mine].tolist(), seeds[mine].tolist(), strict=True)
             yield [PatchRequest(*row) for row in rows]
 
@@ -159,7 +160,8 @@ def fit_patch(cases: PreparedCases, patch: Sequence[int], slice_axis: int | None
     Args:
         cases: of training.
         patch: 2 or 3 sizes in voxels.
-        slice_axis: as wanted; None for the axis of the coarsest median spacing, the last if equal.
+        slice_axis: as wanted; None for the axis of the coarsest spacing that scans are
+            resampled to, else of the coarsest median spacing; the last if equal.
 
     Returns:
         The axis if patches have two axes and scans three, else None.
@@ -177,10 +179,11 @@ def fit_patch(cases: PreparedCases, patch: Sequence[int], slice_axis: int | None
             "of 2 numbers and no slice_axis"
         )
     if len(patch) < axes and slice_axis is None:
-        spacing = np.median([place.spacing for place in places], axis=0).tolist()
+        # After resampling spacings differ by rounding to whole voxels, which must not decide.
+        spacing = cases.how.spacing or np.median([place.spacing for place in places], axis=0).tolist()
         slice_axis = coarsest_axis(spacing)
         text = " x ".join(f"{length:.3g}" for length in spacing)
-        logger.info("slices lie across axis %d of prepared scans (median spacing %s mm)", slice_axis, text)
+        logger.info("slices lie across axis %d of prepared scans (spacing %s mm)", slice_axis, text)
     size = extent(patch, slice_axis)
     small = sum(any(s < p for s, p in zip(place.shape, size, strict=True)) for place in places)
     if small:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ..batches import IGNORE
 from ..class_dataset import ClassBatchSampler, ClassRequest
-from ..common import PlainErrorLoader, capped_workers
+from ..common import PlainErrorLoader, capped_workers, number_of
 from ..loading import RequestedBatches, ranks_of
 from .batches import EvaluationCase
 from .cache import PreparedCases, prepare_case
@@ -74,7 +74,9 @@ class CasesToPredict(Dataset):
             found = len(prepared.image)
             if self.channels not in (None, found):
                 raise CasesError(
-                    f"{', '.join(case.images)}: {found} channels, but the training data have {self.channels}"
+                    f"{', '.join(case.images)}: {number_of(found, 'channel')}, but the training data have "
+                    f"{self.channels}; channels in files of their own are one scan in a folder that holds no "
+                    "other, or as CASE_0000, CASE_0001"
                 )
         except (ValueError, OSError) as error:
             return EvaluationCase(None, None, case, None, ids, error=str(error))
@@ -84,12 +86,15 @@ class CasesToPredict(Dataset):
 def case_loader(dataset: LabelledCases | CasesToPredict, workers: int, trainer: Any) -> PlainErrorLoader:
     """Build the loader of single cases: each once over all ranks, in their order.
 
+    A rank for which there is none gets one that another has too: it would leave the others waiting for it.
+
     Args:
         dataset: the cases.
         workers: 0 loads in the main process, anything else in one other: cases may take gigabytes.
         trainer: Lightning's, or None.
     """
-    sampler = ClassBatchSampler(len(dataset), 1, **ranks_of(trainer))
+    ranks = ranks_of(trainer)
+    sampler = ClassBatchSampler(len(dataset), 1, **ranks | {"rank": ranks["rank"] % len(dataset)})
     overfit = trainer is not None and trainer.overfit_batches > 0
     workers = capped_workers(min(workers, 1), len(sampler))
     return PlainErrorLoader(

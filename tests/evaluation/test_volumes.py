@@ -398,3 +398,13 @@ def test_the_texts_show_the_figures():
     assert table[0].split()[:4] == ["class", "cases", "missed", "invented"]
     assert table[1].split()[2:8] == ["4", "1", "0", "0.667", "±", "0.408"]
     assert table[2].split()[1:4] == ["1", "0", "1"] and len(table) == 4
+
+
+def test_volumes_of_oblique_voxels():
+    mask = cube((4, 4, 4), (0, 0, 0), (2, 2, 2))
+    given = case_figures(mask, mask, ONE, (2, 3, 5), voxel=28.0)["organ"]
+    assert given["volume_ml"] == given["true_volume_ml"] == pytest.approx(8 * 0.028)
+    assert given["Dice"] == 1 and given["HD95_mm"] == 0
+    evaluator = VolumeEvaluator(ONE)
+    evaluator.add("a", mask, mask, (2, 3, 5), 28.0)
+    assert evaluator.rows()[0][1]["organ"] == given

@@ -95,6 +95,13 @@ def test_only_as_many_planes_are_held_as_a_window_is_deep():
     assert sum(held) == 100 and max(held) <= 10
 
 
+def test_planes_are_views_so_that_no_second_buffer_is_held():
+    image = np.random.default_rng(4).normal(size=(1, 30, 4, 4)).astype(np.float32)
+    parts = sweep(identity, image, [10, 4, 4], VolumeInference(), CPU)
+    places = {part.untyped_storage().data_ptr() for part in parts}
+    assert len(places) == 1
+
+
 def test_sweeps_along_the_axis_with_most_windows():
     assert best_axis((512, 512, 400), (96, 96, 96)) == 0
     assert best_axis((100, 100, 400), (96, 96, 96)) == 2

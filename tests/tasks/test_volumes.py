@@ -12,6 +12,8 @@ from torch import nn
 from trunkline.backbones import ResidualEncoder
 from trunkline.backbones.base import Backbone, FeatureLevel
 from trunkline.cli import with_null_overrides, with_resolved_configs
+from trunkline.data.scans.batches import EvaluationCase
+from trunkline.data.scans.cases import Case
 from trunkline.data.scans.files import read_scan
 from trunkline.data.scans.intensity import Intensity
 from trunkline.data.scans.prepare import Preparation, prepare
@@ -164,6 +166,21 @@ def test_options_that_do_not_fit_the_network_are_named(tmp_path, ndim, inference
     prepared = prepare(read_scan(tmp_path / "a.nii.gz"), Preparation())
     with pytest.raises(ValueError, match=message):
         oracle(ndim, **inference).segment(prepared.image, prepared.placement)
+
+
+@pytest.mark.parametrize("options", [{"window": [8, 8]}, {"mirror": (2,), "window": [8, 8]}])
+def test_options_of_other_axes_are_refused_before_any_work(options):
+    with pytest.raises(ValueError, match="one per axis of the network|network has 2 axes"):
+        oracle(3 if "mirror" not in options else 2, **options)
+
+
+def test_ids_may_be_any_of_32_bits():
+    task = oracle()
+    for ids, dtype in (([0, 5, 200], "uint8"), ([0, 300, 5], "uint16"), ([0, 70000, 2], "uint32")):
+        task.branch.classes = [{"id": i, "name": str(i), "colour": [0, 0, 0]} for i in ids]
+        assert task.branch.ids().tolist() == ids and task.branch.ids().dtype == dtype
+    task.branch.classes = [{"id": i, "name": str(i), "colour": [0, 0, 0]} for i in (0, -3)]
+    assert task.branch.ids().tolist() == [0, -3, 1]
 
 
 def test_only_the_largest_piece_is_kept(tmp_path):
@@ -327,6 +344,57 @@ def test_a_broken_scan_is_reported_and_the_others_are_done(monkeypatch, tmp_path
     assert not (tmp_path / "out" / "slices").exists()
 
 
+def test_a_scan_that_is_no_input_of_the_network_is_reported_without_the_training_data_too(
+    monkeypatch, tmp_path, trained, scans
+):
+    (tmp_path / "in").mkdir()
+    good = sorted((scans / "images" / "val").iterdir())[0]
+    (tmp_path / "in" / "good.nii.gz").write_bytes(good.read_bytes())
+    image = nibabel.load(good)
+    two = np.stack([np.asarray(image.dataobj)] * 2, axis=-1)
+    nibabel.save(nibabel.Nifti1Image(two, image.affine), tmp_path / "in" / "a.nii.gz")  # the first
+    with pytest.raises(
+        ValueError, match="1 of 2 scans(.|\n)*a.nii.gz: has 2 channels, but the network takes 1"
+    ):
+        command(
+            monkeypatch,
+            "predict",
+            "--ckpt_path",
+            trained[0],
+            "--data.root",
+            tmp_path / "gone",
+            "--data.predict",
+            tmp_path / "in",
+            "--output.folder",
+            tmp_path / "out",
+            "--trainer.logger=false",
+            *QUIET,
+        )
+    assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == ["good.nii.gz"]
+    picture = EvaluationCase(
+        np.zeros((1, 4, 5), np.float32), None, Case("p", ("p.png",), None, "p"), None, np.array([0])
+    )
+    assert oracle().predict_step(picture, 0) == [] and "p.png: is a picture" in picture.error
+
+
+@pytest.mark.parametrize("option", ["data.patch", "model.inference.window"])
+def test_sizes_of_which_instance_norms_see_one_voxel_are_refused(monkeypatch, tmp_path, scans, option):
+    with pytest.raises(ValueError, match=rf"{option.removeprefix('model.')} is \[8, 8, 4\].* single voxel"):
+        command(
+            monkeypatch,
+            "fit",
+            "--config",
+            "scans/unet_3d_demo",
+            "--data.root",
+            scans,
+            f"--{option}=[8,8,4]",
+            "--trainer.default_root_dir",
+            tmp_path,
+            *TINY,
+            *QUIET,
+        )
+
+
 def test_predict_with_the_checkpoints_of_two_folds(monkeypatch, tmp_path, trained, scans):
     path = sorted((scans / "images" / "val").iterdir())[0]
     cli = command(
@@ -357,11 +425,15 @@ def test_predict_with_the_checkpoints_of_two_folds(monkeypatch, tmp_path, traine
     ("words", "message"),
     [
         (["--model.ensemble=[nowhere.ckpt]"], "nowhere.ckpt: no such file"),
+        (["--model.ensemble=[NOISE]"], "noise.ckpt cannot be read as a checkpoint"),
         (["--model.ensemble=[OTHER]", "--data.preparation.spacing=[2,2,2]"], "prepared in another way"),
     ],
 )
 def test_members_that_do_not_fit_are_refused(monkeypatch, tmp_path, trained, scans, words, message):
-    words = [word.replace("OTHER", str(trained[1])) for word in words]
+    (tmp_path / "noise.ckpt").write_bytes(bytes(range(256)))
+    words = [
+        word.replace("OTHER", str(trained[1])).replace("NOISE", f"{tmp_path}/noise.ckpt") for word in words
+    ]
     with pytest.raises(ValueError, match=message):
         command(
             monkeypatch,
@@ -374,6 +446,43 @@ def test_members_that_do_not_fit_are_refused(monkeypatch, tmp_path, trained, sca
             tmp_path,
             "--trainer.logger=false",
             *words,
+            *QUIET,
+        )
+
+
+def test_members_with_other_classes_are_refused_before_any_scan(trained, tmp_path):
+    stored = torch.load(trained[1], weights_only=True)
+    stored["classes"][1]["name"] = "lung"
+    torch.save(stored, tmp_path / "other.ckpt")
+    task = VolumeSegmentation.load_from_checkpoint(trained[0], map_location="cpu")
+    task.ensemble = [str(trained[1])]
+    task._members = [task._member(task.ensemble[0], None)]
+    task.on_predict_start()
+    task.ensemble = [str(tmp_path / "other.ckpt")]
+    task._members = [task._member(task.ensemble[0], None)]
+    for start in (task.on_predict_start, task.on_validation_start, task.on_test_start):
+        with pytest.raises(ValueError, match="other.ckpt segments .*, lung, .* model .*liver"):
+            start()
+
+
+@pytest.mark.parametrize("stage", ["fit", "predict"])
+def test_names_of_unknown_classes_are_found_before_any_scan(monkeypatch, tmp_path, trained, scans, stage):
+    monkeypatch.setattr(VolumeSegmentation, "segment", lambda *_: pytest.fail("a scan was segmented"))
+    monkeypatch.setattr(VolumeSegmentation, "training_step", lambda *_: pytest.fail("a step was made"))
+    given = {
+        "fit": ["--config", "scans/unet_3d_demo", "--data.root", scans],
+        "predict": ["--ckpt_path", trained[0], "--data.predict", scans / "images" / "val"],
+    }
+    with pytest.raises(ValueError, match="keep_largest names .'lung'.; the classes are .'liver'"):
+        command(
+            monkeypatch,
+            stage,
+            *given[stage],
+            "--model.inference.keep_largest=[lung]",
+            "--trainer.logger=false",
+            "--trainer.default_root_dir",
+            tmp_path,
+            *(TINY if stage == "fit" else []),
             *QUIET,
         )
 

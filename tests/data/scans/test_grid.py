@@ -88,3 +88,11 @@ def test_flipped_axes_differ_though_the_box_is_the_same():
     flipped[:3, 0] *= -1
     flipped[:3, 3] += 10 * TURNED[:3, 0]
     assert difference(Grid((11, 5, 6), TURNED), Grid((11, 5, 6), flipped)) == "corners lie up to 30 mm apart"
+
+
+def test_voxels_of_oblique_axes_are_smaller_than_the_product_of_the_spacings():
+    affine = np.diag((2.0, 3.0, 5.0, 1.0))
+    affine[0, 2] = 5 * np.tan(0.3)  # slices pushed along x: the distance between them stays 5 mm
+    assert Grid((4, 4, 4), affine).voxel == pytest.approx(30)
+    assert np.prod(Grid((4, 4, 4), affine).spacing) == pytest.approx(30 / np.cos(0.3))
+    assert Grid((4, 4), np.diag((2.0, 3.0, 9.0, 1.0))).voxel == pytest.approx(6)

@@ -1,6 +1,7 @@
 """The data module for scans: patches and whole cases from files, caches, splits, prediction, a trainer."""
 
 import logging
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from trunkline.data import common
 from trunkline.data.augment import AugmentationError
+from trunkline.data.class_dataset import ClassRequest
 from trunkline.data.scans.cases import CasesError
 from trunkline.data.scans.intensity import Intensity
 from trunkline.data.scans.module import ScanSegmentation
@@ -240,6 +242,29 @@ def test_ranks_share_cases_and_draw_other_patches(tmp_path, world_size):
         drawn += [request.seed for batch in made.train_dataloader().sampler for request in batch]
     assert sorted(shown) == [f"case{n}" for n in range(1, 6)]
     assert len(set(drawn)) == len(drawn) == 8 * world_size
+
+
+def test_ranks_without_a_case_get_one_that_another_has(tmp_path):
+    """Without any they would leave the others waiting for ever."""
+    root = write(tmp_path, shapes={"train": [(8, 8, 8)], "val": [(8, 8, 12)] * 2})
+    made = fitted(root)
+    shown = []
+    for rank in range(3):
+        made.trainer = SimpleNamespace(global_rank=rank, world_size=3, overfit_batches=0, num_devices=3)
+        shown.append([case.case.name for case in made.val_dataloader()])
+    assert shown == [["case1"], ["case2"], ["case1"]]
+
+
+def test_memory_mapped_scans_go_to_other_processes_by_name(folder, tmp_path):
+    made = fitted(folder, cache="disk", cache_folder=str(tmp_path))
+    case = made.val_dataloader().dataset[[ClassRequest(0)]][0]
+    sent = pickle.dumps(case)
+    assert isinstance(case.image, np.memmap) and len(sent) < case.image.nbytes + case.truth.nbytes
+    back = pickle.loads(sent)
+    assert isinstance(back.image, np.memmap) and np.array_equal(back.image, case.image)
+    assert np.array_equal(back.truth, case.truth) and back.case == case.case
+    (first, _) = fitted(folder, cache="disk", cache_folder=str(tmp_path), workers=1).val_dataloader()
+    assert np.array_equal(first.image, case.image)
 
 
 def test_without_labelled_test_cases_the_validation_cases_take_their_place(tmp_path, caplog):

@@ -19,6 +19,7 @@ from trunkline.data.scans.patches import (
     foreground_voxel,
     patch_start,
 )
+from trunkline.data.scans.prepare import Preparation
 
 
 def indexed(shape):
@@ -37,7 +38,8 @@ class Cases:
 
     cache = "memory"
 
-    def __init__(self, *masks, spacing=(1.0, 1.0, 1.0)):
+    def __init__(self, *masks, spacing=(1.0, 1.0, 1.0), wanted=None):
+        self.how = Preparation(spacing=wanted)
         self.prepared, self.found = [], []
         for number, mask in enumerate(masks):
             image = np.concatenate([indexed(mask.shape), np.full((1, *mask.shape), number, np.float32)])
@@ -264,6 +266,13 @@ def test_ranks_draw_different_patches_and_keep_the_share_together(world_size):
     assert sum(request.foreground for requests in ranks for request in requests) == 30 * world_size
 
 
+def test_each_rank_gets_its_share_of_the_foreground():
+    """With every second patch of an epoch one rank of two would otherwise never see any."""
+    for rank in (0, 1):
+        batches = list(PatchSampler(4, 2, 30, 0.5, rank=rank, world_size=2))
+        assert [sum(request.foreground for request in batch) for batch in batches] == [1] * 30
+
+
 # -- fitting patch and scans
 
 
@@ -282,11 +291,12 @@ def test_the_axis_of_slices_is_found_once_and_small_scans_are_counted(caplog):
     masks = [np.zeros(shape, dtype=np.uint8) for shape in [(9, 9, 9), (9, 5, 9), (8, 9, 9)]]
     cases = Cases(*masks, spacing=(1.0, 5.0, 1.0))
     assert (
-        fit_patch(cases, (9, 9), None) == 1
-        and "axis 1 of prepared scans (median spacing 1 x 5 x 1" in caplog.text
+        fit_patch(cases, (9, 9), None) == 1 and "axis 1 of prepared scans (spacing 1 x 5 x 1" in caplog.text
     )
     assert "1 of 3 training scans are smaller than the patch of 9x1x9 voxels" in caplog.text
     assert fit_patch(cases, (9, 9), 0) == 0
+    rounded = Cases(*masks, spacing=(3.0, 3.11, 3.08), wanted=[3.0, 3.0, 3.0])
+    assert fit_patch(rounded, (9, 9), None) == 2
     caplog.clear()
     assert fit_patch(cases, (8, 5, 9), None) is None and not caplog.text
 
