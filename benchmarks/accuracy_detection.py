@@ -12,7 +12,6 @@ model and writes its learning curve to benchmarks/results/; --plot draws all cur
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from tqdm import tqdm
 
-from common import environment, write_result
+from common import curve_parser, environment, train_or_plot, write_result
 from trunkline.backbones import FPN, ResNet
 from trunkline.data.coco import CocoDetection
 from trunkline.evaluation.coco import CocoEvaluator
@@ -218,29 +217,14 @@ def plot() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, help="folder in COCO format")
-    parser.add_argument("--model", choices=["trunkline", "torchvision"])
+    parser = curve_parser(__doc__, "folder in COCO format", ("trunkline", "torchvision"))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--evaluate-every", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--short-side", type=int, default=224)
     parser.add_argument("--channels", type=int, default=64, help="width of the FPN")
     parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--tag", default="", help="appended to the result's file name, for example _seed1")
-    parser.add_argument("--plot", action="store_true", help="only draw the committed curves")
-    options = parser.parse_args()
-    if options.plot:
-        plot()
-    elif options.data is None or options.model is None:
-        parser.error("--data and --model are needed")
-    else:
-        train(options)
+    train_or_plot(parser, train, plot)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ scans), after 250,000 steps of nine patches: another split and another budget.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from common import environment, write_result
+from common import curve_parser, environment, train_or_plot, write_result
 from trunkline.backbones import ResidualEncoder
 from trunkline.backbones.base import Backbone, FeatureLevel
 from trunkline.data.scans.files import read_scan
@@ -263,11 +262,7 @@ def plot() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, help="folder with images/, labels/ and classes.txt")
-    parser.add_argument("--model", choices=MODELS)
+    parser = curve_parser(__doc__, "folder with images/, labels/ and classes.txt", MODELS)
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--steps-per-epoch", type=int, default=100)
     parser.add_argument("--evaluate-every", type=int, default=5)
@@ -276,18 +271,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64, 128])
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 1, 1, 1], help="of the residual encoder")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--tag", default="", help="appended to the result's file name, for example _seed1")
-    parser.add_argument("--plot", action="store_true", help="only draw the committed curves")
-    options = parser.parse_args()
-    if options.plot:
-        plot()
-    elif options.data is None or options.model is None:
-        parser.error("--data and --model are needed")
-    else:
-        train(options)
+    train_or_plot(parser, train, plot)
 
 
 if __name__ == "__main__":

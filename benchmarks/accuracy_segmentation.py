@@ -16,7 +16,6 @@ benchmarks/results/; --plot draws all curves found there.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from common import environment, write_result
+from common import curve_parser, environment, train_or_plot, write_result
 from trunkline.backbones import ResNet
 from trunkline.data.segmentation import ImageSegmentation
 from trunkline.evaluation.segmentation import SegmentationEvaluator
@@ -239,28 +238,13 @@ def plot() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, help="folder with images/, masks/ and classes.txt")
-    parser.add_argument("--model", choices=MODELS)
+    parser = curve_parser(__doc__, "folder with images/, masks/ and classes.txt", MODELS)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--evaluate-every", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--crop", type=int, default=160, help="side of the training crops, in pixels")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--tag", default="", help="appended to the result's file name, for example _seed1")
-    parser.add_argument("--plot", action="store_true", help="only draw the committed curves")
-    options = parser.parse_args()
-    if options.plot:
-        plot()
-    elif options.data is None or options.model is None:
-        parser.error("--data and --model are needed")
-    else:
-        train(options)
+    train_or_plot(parser, train, plot)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,40 @@ def write_result(path: str | os.PathLike[str], result: dict[str, Any]) -> Path:
     written = write_json(path, {**result, "environment": environment()}, indent=2)
     print(f"wrote {written}")
     return written
+
+
+def curve_parser(description: str, data: str, models: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser with the options of every script that trains one model and draws the curves of all.
+
+    Args:
+        description: the script's docstring.
+        data: what the data folder holds.
+        models: what may be trained.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help=data)
+    parser.add_argument("--model", choices=models)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--tag", default="", help="appended to the result's file name, for example _seed1")
+    parser.add_argument("--plot", action="store_true", help="only draw the committed curves")
+    return parser
+
+
+def train_or_plot(
+    parser: argparse.ArgumentParser, train: Callable[[argparse.Namespace], None], plot: Callable[[], None]
+) -> None:
+    """Do what the command line asks for."""
+    options = parser.parse_args()
+    if options.plot:
+        plot()
+    elif options.data is None or options.model is None:
+        parser.error("--data and --model are needed")
+    else:
+        train(options)
 
 
 def _cpu() -> str:
