@@ -72,6 +72,35 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], title: str)
     return results
 
 
+def in_threads_singly(
+    function: Callable[[Any], Any], items: Sequence[Any], title: str, workers: int, show_from: int = 1
+) -> list[Any]:
+    """Map in threads, an item at a time: one may be a volume of a second's work.
+
+    Interrupted, it ends with the items that have begun.
+
+    Args:
+        function: of one item.
+        items: to map.
+        title: of the progress bar.
+        workers: threads; 0 counts as 1.
+        show_from: how many items need a progress bar.
+    """
+    results: list[Any] = []
+    with (
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        tqdm(total=len(items), desc=title, unit="case", disable=len(items) < show_from) as bar,
+    ):
+        try:
+            for found in pool.map(function, items):
+                results.append(found)
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
+
+
 def require_positive(**values: int | None) -> None:
     """Raise ValueError naming the first of the given numbers that is below 1; None passes."""
     for name, value in values.items():

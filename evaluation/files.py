@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
 import secrets
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,27 @@ def _write(path: Path, data: bytes | memoryview) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def write_csv(path: str | os.PathLike[str], header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Path:
+    """Write a table atomically, as comma-separated values with line feeds.
+
+    Args:
+        path: the file to write; missing parent folders are created.
+        header: names of the columns.
+        rows: the cells, as many per row.
+
+    Returns:
+        ``path`` as a ``Path``.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return write_atomically(path, text.getvalue())
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import write_atomically
+from .files import write_csv
 from .tables import text_table
 
 CaseFigures = tuple[str, dict[str, dict[str, float]]]  # name of the case, class -> figure -> value
@@ -133,13 +131,12 @@ class VolumeResult:
         found = {key for _, classes in self.cases for figures in classes.values() for key in figures}
         sizes = [key for pair in SIZES.items() for key in pair if key in found]
         columns = [*self.per_class[0].means, *(sizes or ["volume_ml", "true_volume_ml"])]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", "class", *columns])
-        for case, classes in self.cases:
-            for name, figures in classes.items():
-                writer.writerow([case, name, *(_cell(figures.get(column)) for column in columns)])
-        return write_atomically(path, text.getvalue())
+        rows = [
+            [case, name, *(_cell(figures.get(column)) for column in columns)]
+            for case, classes in self.cases
+            for name, figures in classes.items()
+        ]
+        return write_csv(path, ["case", "class", *columns], rows)
 
 
 def volume_result(

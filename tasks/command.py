@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
@@ -34,6 +33,7 @@ from ..heads import (  # noqa: F401
     segmentation,  # its losses
 )
 from .base import Task
+from .checkpoints import read_checkpoint
 from .classification import Classification  # noqa: F401
 from .detection import Detection  # noqa: F401
 from .multi import MultiTask  # noqa: F401
@@ -75,13 +75,7 @@ def with_checkpoint_settings(words: list[str]) -> list[str]:
     path = given[-1]
     if not Path(path).is_file():
         raise FileNotFoundError(f"--ckpt_path {path}: no such file; give a .ckpt that fit has written")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises nearly anything on a file that is not its own
-        cause = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        raise ValueError(
-            f"--ckpt_path {path} cannot be read as a checkpoint ({cause}); give a .ckpt that fit has written"
-        ) from error
+    checkpoint = read_checkpoint(path, "--ckpt_path")
     settings = {}
     for key, stored in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
         arguments = {k: v for k, v in checkpoint.get(stored, {}).items() if not k.startswith("_")}

@@ -5,8 +5,6 @@ Letters in shapes: B images, K classes, h w one image at input size, h0 w0 the i
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import logging
 from collections import Counter
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from ..data.io import resize_mask
 from ..evaluation.confusion import MOST_CLASSES, draw_confusion
-from ..evaluation.files import write_atomically, write_json
+from ..evaluation.files import write_csv, write_json
 from ..evaluation.masks import IGNORE, draw_mask, save_id_mask, with_legend
 from ..evaluation.pictures import class_colour, contact_sheet, save_picture
 from ..evaluation.segmentation import SegmentationEvaluator
@@ -202,12 +200,9 @@ class MaskFiles(FileWriter):
     def finish(self, first_process: bool) -> str:
         if not first_process:
             return ""
-        file = io.StringIO(newline="")
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "name", "r", "g", "b"])
-        for k, name in enumerate(self.branch.class_names()):
-            writer.writerow([self._values[k], name, *self.branch.colours()[k].tolist()])
-        write_atomically(self.folder / "classes.csv", file.getvalue())
+        known = zip(self._values, self.branch.class_names(), self.branch.colours().tolist(), strict=True)
+        rows = [[value, name, *colour] for value, name, colour in known]
+        write_csv(self.folder / "classes.csv", ["id", "name", "r", "g", "b"], rows)
         return f"masks of {self._written} images: {(self.folder / 'masks').resolve()}"
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.layers import check_choice
+from ..data.scans.patches import cut
 from .inference import Weights, window_starts, window_weights
 
 logger = logging.getLogger("trunkline")
@@ -122,7 +123,7 @@ def sweep(
         ]
         for first in range(0, len(corners), options.window_batch):
             some = corners[first : first + options.window_batch]
-            windows = torch.from_numpy(np.stack([cut(image, corner, window) for corner in some]))
+            windows = torch.from_numpy(np.stack([cut(image, corner, window, fill=0) for corner in some]))
             found = run(windows.to(device))
             if found.shape[2:] != windows.shape[2:]:
                 raise ValueError(
@@ -141,18 +142,6 @@ def sweep(
 def _starts(length: int, window: int, overlap: float) -> list[int]:
     """Place windows along an axis; one that is longer than the axis begins before it, centred."""
     return [-((window - length) // 2)] if window > length else window_starts(length, window, overlap)
-
-
-def cut(image: np.ndarray, corner: Sequence[int], window: Sequence[int]) -> np.ndarray:
-    """Copy a window out of ``[C, *S]``: ``[C, *W]`` float32, zero where it leaves the image."""
-    inside, place = [], []
-    for start, width, length in zip(corner, window, image.shape[1:], strict=True):
-        low, high = max(start, 0), min(start + width, length)
-        inside.append(slice(low, high))
-        place.append(slice(low - start, high - start))
-    found = np.zeros((len(image), *window), dtype=np.float32)
-    found[(slice(None), *place)] = image[(slice(None), *inside)]
-    return found
 
 
 class _Planes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 
 from ..data.scans.files import prediction_suffix, write_labels
 from ..data.scans.resample import count_labels
-from ..evaluation.files import write_atomically, write_json
+from ..evaluation.files import write_csv, write_json
 from ..evaluation.pictures import save_picture
 from .branches import Found, require_writable
 from .distributed import gather_objects
@@ -110,22 +108,14 @@ class VolumeWriter(BasePredictionWriter):
     def _write_tables(
         self, rows: list[tuple[Any, ...]], failed: list[tuple[str, ...]], cases: Sequence[Any], size: str
     ) -> None:
-        _write_csv(self.folder / "volumes.csv", ["case", "region", "voxels", size], rows)
+        write_csv(self.folder / "volumes.csv", ["case", "region", "voxels", size], rows)
         known = zip(self.branch.ids(), self.branch.class_names(), strict=True)
-        _write_csv(self.folder / "classes.csv", ["id", "name"], [list(row) for row in known])
+        write_csv(self.folder / "classes.csv", ["id", "name"], [list(row) for row in known])
         (self.folder / "failed.csv").unlink(missing_ok=True)
         if failed:
-            _write_csv(self.folder / "failed.csv", ["case", "scan", "error"], failed)
+            write_csv(self.folder / "failed.csv", ["case", "scan", "error"], failed)
         write_json(self.folder / "cases.json", [{"case": c.name, "images": list(c.images)} for c in cases])
         done = len(cases) - len(failed)
         print(f"label volumes of {done} of {len(cases)} scans: {(self.folder / 'labels').resolve()}")
         if self.pictures and done:
             print(f"pictures of slices: {(self.folder / 'slices').resolve()}")
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_atomically(path, file.getvalue())

@@ -22,6 +22,7 @@ from ..data.scans.restore import Restorer
 from ..evaluation.volumes import VolumeResult
 from .branched import BranchedTask
 from .branches import Branch, Found
+from .checkpoints import read_checkpoint
 from .volume_branch import VolumeBranch
 from .volume_inference import VolumeInference, best_axis, keep_largest, mirrored, sliced, sweep
 from .volume_writer import VolumeWriter
@@ -202,14 +203,7 @@ class VolumeSegmentation(BranchedTask):
         """
         if not Path(path).is_file():
             raise ValueError(f"model.ensemble: {path}: no such file; give checkpoints that fit has written")
-        try:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises nearly anything on a file that is not its own
-            cause = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-            raise ValueError(
-                f"model.ensemble: {path} cannot be read as a checkpoint ({cause}); give checkpoints that fit "
-                "has written"
-            ) from error
+        stored = read_checkpoint(path, "model.ensemble:")
         theirs = stored.get("datamodule_hyper_parameters", {}).get("preparation")
         ours = getattr(data, "hparams", {}).get("preparation")
         if theirs is not None and ours is not None and _plain(theirs) != _plain(ours):

@@ -15,7 +15,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..batches import IGNORE
-from ..common import number_of
+from ..common import in_threads_singly, number_of
 from ..seg_classes import SegmentationClass
 from .case_types import Case, CasesError
 from .cases import to_labels
@@ -176,18 +175,8 @@ class PreparedCases:
         if self.cache == "disk":
             self._remove_remains()
         missing = [index for index in range(len(self)) if not self._is_there(index)]
-        problems: list[str] = []
-        with (
-            ThreadPoolExecutor(max(1, workers)) as pool,
-            tqdm(total=len(missing), desc="preparing scans", unit="case", disable=not missing) as bar,
-        ):
-            try:
-                for problem in pool.map(self._try, missing):
-                    problems += [] if problem is None else [problem]
-                    bar.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        outcomes = in_threads_singly(self._try, missing, "preparing scans", workers)
+        problems = [problem for problem in outcomes if problem is not None]
         if problems:
             more = len(problems) - _MOST_REPORTED
             shown = problems[:_MOST_REPORTED] + ([f"and {more} more"] if more > 0 else [])

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ..coco_records import listing
-from ..common import number_of
+from ..common import capped_workers, in_threads_singly, number_of
 from .case_types import Case, CasesError, ScanDataset
 from .cases import to_labels
 from .files import read_grid, read_labels
@@ -55,7 +52,7 @@ def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
         if not dataset.cases.get(split)
     ]
     cases = [(split, case) for split in splits for case in dataset.cases.get(split, ())]
-    headers = _in_threads(lambda item: _header(*item), cases, "Reading headers")
+    headers = _mapped(lambda item: _header(*item), cases, "Reading headers")
     problems += [problem for header in headers for problem in header.problems]
     problems += _unlike(dataset, [case for _, case in cases], headers)
     if len(problems) < _ENOUGH:
@@ -64,7 +61,7 @@ def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
             for (split, case), header in zip(cases, headers, strict=True)
             if case.label is not None and not header.problems
         ]
-        found = _in_threads(lambda item: _label(dataset, item[1]), labelled, "Checking labels")
+        found = _mapped(lambda item: _label(dataset, item[1]), labelled, "Checking labels")
         problems += [problem for _, problem in found if problem is not None]
         if "train" in splits and not problems:
             pairs = zip(labelled, found, strict=True)
@@ -162,10 +159,6 @@ def _warn_of_absent(dataset: ScanDataset, held: np.ndarray) -> None:
         )
 
 
-def _in_threads(function: Callable[[Any], Any], items: Sequence[Any], title: str) -> list[Any]:
-    """Map in threads, an item at a time: one may be a volume of a second's work."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    hidden = len(items) < _SHOW_PROGRESS_FROM
-    with ThreadPoolExecutor(min(_THREADS, cores)) as pool:
-        mapped = pool.map(function, items)
-        return list(tqdm(mapped, total=len(items), desc=title, unit="case", disable=hidden))
+def _mapped(function: Callable[[Any], Any], items: Sequence[Any], title: str) -> list[Any]:
+    workers = capped_workers(_THREADS, len(items))
+    return in_threads_singly(function, items, title, workers, _SHOW_PROGRESS_FROM)

@@ -11,16 +11,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ..batches import IGNORE
 from ..coco_records import listing
-from ..common import number_of
+from ..common import in_threads_singly, number_of
 from .cache import prepare_case
 from .cases import Case, CasesError, ScanDataset
 from .intensity import Intensity
@@ -134,19 +132,9 @@ def read_fingerprint(dataset: ScanDataset, workers: int = 4) -> Fingerprint:
             "none of the cases to train with has labels, and a plan needs those of the foreground; add the "
             "labels"
         )
-    found: list[_Found] = []
-    problems: list[str] = []
-    with (
-        ThreadPoolExecutor(max(1, workers)) as pool,
-        tqdm(total=len(cases), desc="reading scans", unit="case") as bar,
-    ):
-        try:
-            for one in pool.map(lambda case: _try(case, dataset), cases):
-                (problems if isinstance(one, str) else found).append(one)
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    outcomes = in_threads_singly(lambda case: _try(case, dataset), cases, "reading scans", workers)
+    problems = [one for one in outcomes if isinstance(one, str)]
+    found: list[_Found] = [one for one in outcomes if not isinstance(one, str)]
     if problems:
         raise CasesError(
             f"{number_of(len(problems), 'case')} of {len(cases)} cannot be read:\n{listing(problems)}\n"

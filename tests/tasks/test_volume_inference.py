@@ -7,10 +7,10 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 
+from trunkline.data.scans.patches import cut
 from trunkline.tasks.volume_inference import (
     VolumeInference,
     best_axis,
-    cut,
     keep_largest,
     mirrored,
     sliced,
@@ -131,7 +131,7 @@ def test_slices_of_a_volume_equal_the_pictures():
 def test_cut_pads_with_zeros():
     image = np.arange(1, 7, dtype=np.float32).reshape(1, 2, 3)
     np.testing.assert_array_equal(
-        cut(image, (-1, 1), (4, 4))[0], [[0] * 4, [2, 3, 0, 0], [5, 6, 0, 0], [0] * 4]
+        cut(image, (-1, 1), (4, 4), 0)[0], [[0] * 4, [2, 3, 0, 0], [5, 6, 0, 0], [0] * 4]
     )
 
 
