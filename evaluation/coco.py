@@ -16,7 +16,8 @@ import torch.distributed
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .coco_figures import BACKENDS, ClassResult, CocoResult, evaluate
+from .coco_arrays import Found, Objects, precision_and_recall
+from .coco_figures import BACKENDS, ClassResult, CocoResult, by_pycocotools, summarise
 
 __all__ = ["BACKENDS", "ClassResult", "CocoEvaluator", "CocoResult"]
 
@@ -35,8 +36,8 @@ class CocoEvaluator:
         ground_truth: a COCO instances dict: ``images`` (``id``), ``categories`` (``id``, ``name``) and
             ``annotations`` (``image_id``, ``category_id``, ``bbox`` as x y width height in pixels,
             ``iscrowd``: 0 if absent, ``area``: width times height if absent). It is read, never changed.
-            Annotation ids are replaced: both libraries take an id of 0 for "not matched".
-        backend: ``faster`` (faster-coco-eval) or ``pycocotools``; the figures are the same.
+            Annotation ids are replaced: pycocotools takes an id of 0 for "not matched".
+        backend: ``faster`` (in NumPy, from arrays) or ``pycocotools``; the figures are the same.
 
     Raises:
         ValueError: for an unknown backend, repeated image or category ids, or an annotation whose image or
@@ -166,14 +167,12 @@ class CocoEvaluator:
     def results(self) -> list[dict[str, Any]]:
         """Return the detections as COCO results: dicts of plain Python numbers, boxes as x y width height."""
         packed = _Packed.pack(self._rows)
-        boxes = packed.rows[:, :4].copy()
-        boxes[:, 2:] -= boxes[:, :2]
         return [
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
             for image_id, category_id, box, score in zip(
                 np.repeat(packed.image_ids, packed.counts).tolist(),
                 packed.rows[:, 5].astype(np.int64).tolist(),
-                boxes.tolist(),
+                packed.boxes().tolist(),
                 packed.rows[:, 4].tolist(),
                 strict=True,
             )
@@ -187,9 +186,19 @@ class CocoEvaluator:
         """
         if not self._rows:
             raise ValueError("no image was added; call add() for each image, also for one without detections")
-        image_ids = sorted(self._rows)
-        truth = self._truth.of_images(np.array(image_ids, dtype=np.int64)).annotations()
-        return evaluate(self.backend, image_ids, self._names, truth, self.results())
+        image_ids, category_ids = np.array(sorted(self._rows)), np.array(list(self._names), dtype=np.int64)
+        truth = self._truth.of_images(image_ids)
+        if self.backend == "pycocotools":
+            precision, recall = by_pycocotools(
+                image_ids.tolist(), category_ids.tolist(), truth.annotations(), self.results()
+            )
+        else:
+            found = _Packed.pack(self._rows).found(image_ids, category_ids)
+            objects = truth.objects(image_ids, category_ids)
+            precision, recall = precision_and_recall(objects, found, len(category_ids))
+        counted = np.searchsorted(category_ids, truth.category_ids[truth.crowd == 0])
+        numbers = np.bincount(counted, minlength=len(category_ids)).tolist()
+        return summarise(precision, recall, self._names, numbers, len(image_ids))
 
 
 class _Truth(NamedTuple):
@@ -217,8 +226,14 @@ class _Truth(NamedTuple):
         wanted = np.isin(self.image_ids, image_ids)
         return _Truth(*(column[wanted] for column in self))
 
+    def objects(self, image_ids: np.ndarray, category_ids: np.ndarray) -> Objects:
+        """Replace ids by their places in the given ascending ids."""
+        images = np.searchsorted(image_ids, self.image_ids)
+        classes = np.searchsorted(category_ids, self.category_ids)
+        return Objects(images, classes, self.boxes, self.areas, self.crowd.astype(bool))
+
     def annotations(self) -> list[dict[str, Any]]:
-        """Return fresh dicts with ids 1..N (the libraries write into them)."""
+        """Return fresh dicts with ids 1..N (pycocotools writes into them)."""
         columns = zip(*(column.tolist() for column in self), strict=True)
         names = ("image_id", "category_id", "bbox", "area", "iscrowd")
         return [dict(zip(names, row, strict=True), id=index) for index, row in enumerate(columns, start=1)]
@@ -238,6 +253,18 @@ class _Packed(NamedTuple):
             np.array([len(value) for value in rows.values()], dtype=np.int64),
             np.concatenate([np.zeros((0, 6)), *rows.values()]),
         )
+
+    def boxes(self) -> np.ndarray:
+        """Return ``[N, 4]`` x y width height."""
+        boxes = self.rows[:, :4].copy()
+        boxes[:, 2:] -= boxes[:, :2]
+        return boxes
+
+    def found(self, image_ids: np.ndarray, category_ids: np.ndarray) -> Found:
+        """Replace ids by their places in the given ascending ids."""
+        images = np.repeat(np.searchsorted(image_ids, self.image_ids), self.counts)
+        classes = np.searchsorted(category_ids, self.rows[:, 5].astype(np.int64))
+        return Found(images, classes, self.boxes(), self.rows[:, 4])
 
     def unpack(self) -> dict[int, np.ndarray]:
         pieces = np.split(self.rows, np.cumsum(self.counts)[:-1]) if len(self.counts) else []

@@ -1,4 +1,4 @@
-"""The COCO figures of a set of detections, as the libraries that define them compute them.
+"""The COCO figures: means of precision and recall, which pycocotools or our own arrays compute.
 
 Letters in shapes: T IoU thresholds, R recall thresholds, K categories, A ranges of area, L limits on the
 number of detections per image and category.
@@ -9,14 +9,11 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from faster_coco_eval import COCO as FasterCOCO
-from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -111,72 +108,74 @@ class CocoResult:
         )
 
 
-def evaluate(
-    backend: str,
-    image_ids: Sequence[int],
-    categories: dict[int, str],
-    truth: list[dict[str, Any]],
-    results: list[dict[str, Any]],
+def summarise(
+    precision: np.ndarray, recall: np.ndarray, categories: dict[int, str], objects: Sequence[int], images: int
 ) -> CocoResult:
-    """Compute the figures of the given images.
+    """Take the means that COCO reports.
 
     Args:
-        backend: ``faster`` or ``pycocotools``.
-        image_ids: ids of the images to evaluate, those without objects or detections too.
-        categories: names by category id, ids ascending.
-        truth: COCO annotations of these images, with ids from 1, ``area`` and ``iscrowd``; written into.
-        results: COCO results of these images; written into.
+        precision: ``[T, R, K, A]``, at the highest limit.
+        recall: ``[T, K, A, L]``.
+        categories: names by category id, in the order of axis K.
+        objects: ``[K]``, numbers of objects, crowd regions not counted.
+        images: number of images evaluated.
     """
-    objects = Counter(item["category_id"] for item in truth if not item["iscrowd"])
-    for index, item in enumerate(results, start=1):
-        item.update(id=index, area=item["bbox"][2] * item["bbox"][3], iscrowd=0)
-    shared = {
-        "images": [{"id": image_id} for image_id in image_ids],
-        "categories": [{"id": category_id, "name": name} for category_id, name in categories.items()],
-    }
-    precision, recall = _run(backend, {**shared, "annotations": truth}, {**shared, "annotations": results})
     per_class = tuple(
         ClassResult(
             category_id,
             name,
-            objects[category_id],
-            _mean(precision[:, :, index, 0, 2]),
-            _mean(precision[0, :, index, 0, 2]),
+            int(objects[index]),
+            _mean(precision[:, :, index, 0]),
+            _mean(precision[0, :, index, 0]),
         )
         for index, (category_id, name) in enumerate(categories.items())
     )
     figures = {name: _mean(_part(figure, precision, recall)) for name, figure in _FIGURES.items()}
-    return CocoResult(figures, per_class, len(image_ids))
+    return CocoResult(figures, per_class, images)
 
 
-def _run(backend: str, truth: dict[str, Any], detections: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Run the library quietly and return its precision ``[T, R, K, A, L]`` and recall ``[T, K, A, L]``."""
+def by_pycocotools(
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    truth: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let pycocotools compute precision ``[T, R, K, A]`` at the highest limit and recall ``[T, K, A, L]``.
+
+    Args:
+        image_ids: ids of the images to evaluate, those without objects or detections too.
+        category_ids: ids of the categories, ascending.
+        truth: COCO annotations of these images, with ids from 1, ``area`` and ``iscrowd``; written into.
+        results: COCO results of these images; written into.
+    """
+    for index, item in enumerate(results, start=1):
+        item.update(id=index, area=item["bbox"][2] * item["bbox"][3], iscrowd=0)
+    shared = {
+        "images": [{"id": image_id} for image_id in image_ids],
+        "categories": [{"id": category_id} for category_id in category_ids],
+    }
     with contextlib.redirect_stdout(io.StringIO()):
-        if backend == "pycocotools":
-            run = COCOeval(_indexed(COCO, truth), _indexed(COCO, detections), iouType="bbox")
-        else:
-            indexed = (_indexed(FasterCOCO, truth), _indexed(FasterCOCO, detections))
-            run = COCOeval_faster(*indexed, iouType="bbox", print_function=_say_nothing)
+        run = COCOeval(
+            _indexed({**shared, "annotations": truth}),
+            _indexed({**shared, "annotations": results}),
+            iouType="bbox",
+        )
         run.evaluate()
         run.accumulate()
-    return np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])
+    return run.eval["precision"][..., -1], run.eval["recall"]
 
 
-def _indexed(kind: type, dataset: dict[str, Any]) -> Any:
-    """Build a COCO object from a dict. pycocotools' ``loadRes`` would fail on an empty list of results."""
-    coco = kind()
+def _indexed(dataset: dict[str, Any]) -> COCO:
+    """Build a COCO object from a dict. Its ``loadRes`` would fail on an empty list of results."""
+    coco = COCO()
     coco.dataset = dataset
     coco.createIndex()
     return coco
 
 
-def _say_nothing(*_: object) -> None:
-    """Take the place of a library's print."""
-
-
 def _part(figure: _Figure, precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    values = recall if figure.recall else precision
-    values = values[..., figure.area, figure.limit]
+    values = recall[..., figure.limit] if figure.recall else precision
+    values = values[..., figure.area]
     return values if figure.threshold is None else values[figure.threshold]
 
 
