@@ -1,4 +1,4 @@
-"""Arithmetic on whole batches of boxes: IoU, coding, clipping, regression losses, NMS.
+"""Arithmetic on whole batches of boxes: IoU, coding, clipping, regression losses.
 
 Letters in shapes: B images, M boxes of the ground truth, N any boxes, ``...`` any leading axes.
 Boxes are x1 y1 x2 y2 in pixels, float32, whatever the precision of the network.
@@ -11,7 +11,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from .options import BoxLoss
 
@@ -122,6 +121,25 @@ def gather_rows(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
+def on_host(x: Tensor) -> bool:
+    """Whether shapes may depend on the values in ``x``.
+
+    On the CPU that costs nothing and saves work. On a device the host would have to wait for the values, and
+    in a compiled graph shapes are fixed.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def rows_needed(valid: Tensor) -> int:
+    """How many leading rows hold everything that is valid in ``[B, N]``, where valid rows come first.
+
+    All N where shapes must not depend on values, see :func:`on_host`.
+    """
+    if not on_host(valid):
+        return valid.shape[1]
+    return min(valid.shape[1], max(1, int(valid.sum(1).max())))
+
+
 def box_loss(
     deltas: Tensor,
     references: Tensor,
@@ -190,32 +208,3 @@ def iou_loss(boxes: Tensor, targets: Tensor, kind: BoxLoss) -> Tensor:
     shape = 4 / math.pi**2 * (angles[0] - angles[1]).square()
     weight = (shape / (1 - iou + shape + _EPS)).detach()
     return 1 - iou + distance + weight * shape
-
-
-def nms_keep(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """Non-maximum suppression of all images and groups (levels, classes) in one call.
-
-    Both boxes and scores go in as float64: ``batched_nms`` moves groups apart by adding a multiple of the
-    image size to their coordinates, which in float32 would cost digits when there are many groups (and
-    does on Apple's GPUs).
-
-    Args:
-        boxes: ``[B, N, 4]``, x1 y1 at least 0.
-        scores: ``[B, N]``.
-        groups: ``[B, N]`` int64, at least 0; boxes of different groups leave each other alone.
-        valid: ``[B, N]`` bool; other rows take no part. Neither do rows that hold a NaN or infinity.
-        threshold: of two boxes with a larger IoU, the one with the lower score goes.
-
-    Returns:
-        ``[B, N]`` bool, the rows that stay.
-    """
-    valid = valid & torch.isfinite(scores) & torch.isfinite(boxes).all(-1)
-    images = torch.arange(len(boxes), device=boxes.device)[:, None]
-    ids = groups + images * (groups.max() + 1) if groups.numel() else groups
-    rows = valid.flatten().nonzero().squeeze(1)
-    exact = torch.float32 if boxes.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    chosen = boxes.flatten(0, 1)[rows].to(exact), scores.flatten()[rows].to(exact), ids.flatten()[rows]
-    kept = batched_nms(*chosen, threshold)
-    keep = torch.zeros_like(valid).flatten()
-    keep[rows[kept]] = True
-    return keep.view_as(valid)

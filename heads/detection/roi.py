@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
 from ..base import BoxTargets
-from .boxes import at_least, box_loss, clip, decode, gather_rows, nms_keep
+from .boxes import at_least, box_loss, clip, decode, gather_rows, rows_needed
 from .matching import Matcher, Sample, object_rows, sample
 from .options import RoIOptions
 from .pooling import pool_boxes
+from .suppression import nms_keep
 
 _WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 _IGNORE = -100
@@ -180,6 +181,7 @@ class RoI(nn.Module):
             options.batch_size,
             options.positive_fraction,
         )
+        chosen = Sample(*(column[:, : rows_needed(chosen.valid)] for column in chosen))
         rows = matches.index.gather(1, chosen.index)
         labels = torch.where(chosen.positive, targets.labels.gather(1, rows), self.num_classes)
         labels = torch.where(chosen.valid, labels, _IGNORE)
@@ -199,10 +201,12 @@ class RoI(nn.Module):
         Args:
             features: maps, finest first.
             proposals: ``[B, P, 4]``.
-            valid: ``[B, P]`` bool.
+            valid: ``[B, P]`` bool; valid rows come first.
             image_sizes: ``[B, 2]`` int64 height and width.
         """
         options = self.options
+        number = rows_needed(valid)
+        proposals, valid = proposals[:, :number], valid[:, :number]
         logits, deltas = self(features, proposals)
         scores = logits.float().softmax(dim=-1)[..., :-1]  # [B, P, K]
         scores = torch.where(valid[..., None] & torch.isfinite(scores), scores, -torch.inf).flatten(1)

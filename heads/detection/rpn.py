@@ -1,7 +1,7 @@
 """Region proposal network (Faster R-CNN, Ren 2015; on a pyramid, FPN, Lin 2017) on whole padded batches.
 
 Letters in shapes: B images, C channels, L levels, R anchors per cell, H W cells of a level, A anchors of all
-levels, M box rows of the ground truth, S sampled anchors, T anchors kept before NMS, P proposals.
+levels, M box rows of the ground truth, S sampled anchors, T anchors kept per level before NMS, P proposals.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ...backbones.base import FeatureLevel
 from ..base import BoxTargets
 from .anchors import Anchors
-from .boxes import at_least, box_loss, clip, decode, gather_rows, nms_keep
+from .boxes import at_least, box_loss, clip, decode, gather_rows
 from .matching import Matcher, sample
 from .options import AnchorOptions, RPNOptions
+from .suppression import nms_keep
 
 _WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
@@ -151,29 +152,38 @@ class RPN(nn.Module):
             boxes ``[B, P, 4]`` float32, by falling objectness, and which of them are valid ``[B, P]``; the
             others are zero. P is ``post_nms``, or less if the levels have fewer anchors in total.
         """
-        scores, index, level = self._best_anchors(raw, pre_nms)
+        scores, index = self._best_anchors(raw, pre_nms)
+        levels = scores.shape[1]
+        scores, index = scores.flatten(1), index.flatten(1)  # [B, L, T] -> [B, L*T]
         deltas = gather_rows(raw.deltas, index)
         boxes = decode(deltas, raw.anchors[index], _WEIGHTS)
         # Before clipping, which would turn an infinite corner into one on the border.
         valid = torch.isfinite(scores) & torch.isfinite(boxes).all(-1)
         boxes = clip(boxes, image_sizes)
         valid = valid & at_least(boxes, self.options.min_box_size)
-        keep = nms_keep(boxes, scores, level.expand_as(index), valid, self.options.nms_threshold)
+        # A level of an image is to NMS what an image is: [B, L*T] -> [B*L, T]
+        each = [part.unflatten(1, (levels, -1)).flatten(0, 1) for part in (boxes, scores, valid)]
+        group = torch.zeros_like(each[2], dtype=torch.int64)
+        keep = nms_keep(each[0], each[1], group, each[2], self.options.nms_threshold).view_as(valid)
         order = torch.where(keep, scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-        order = order[:, :post_nms]
+        order = order[:, : min(post_nms, sum(min(pre_nms, count) for count in raw.anchors_per_level))]
         valid = keep.gather(1, order)
         return torch.where(valid[..., None], gather_rows(boxes, order), 0), valid
 
-    def _best_anchors(self, raw: RawProposals, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The highest logits of each level: logits ``[B, T]``, anchor index ``[B, T]``, level ``[T]``."""
+    def _best_anchors(self, raw: RawProposals, number: int) -> tuple[Tensor, Tensor]:
+        """The highest logits of each level, and their anchors: ``[B, L, T]`` each.
+
+        Levels with fewer anchors are filled up with logits of minus infinity.
+        """
         logits = raw.objectness.float()
         # top-k puts NaN first; as the lowest score it cannot push out a sound anchor.
         logits = torch.where(torch.isfinite(logits), logits, -torch.inf)
-        scores, index, level, start = [], [], [], 0
-        for position, count in enumerate(raw.anchors_per_level):
+        rows = min(number, max(raw.anchors_per_level))
+        scores, index, start = [], [], 0
+        for count in raw.anchors_per_level:
             best = logits[:, start : start + count].topk(min(number, count))
-            scores.append(best.values)
-            index.append(best.indices + start)
-            level.append(torch.full_like(best.indices[0], position))
+            missing = (0, rows - best.values.shape[1])
+            scores.append(F.pad(best.values, missing, value=-torch.inf))
+            index.append(F.pad(best.indices + start, missing))
             start += count
-        return torch.cat(scores, dim=1), torch.cat(index, dim=1), torch.cat(level)
+        return torch.stack(scores, dim=1), torch.stack(index, dim=1)

@@ -14,7 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from trunkline.backbones.base import FeatureLevel
-from trunkline.heads.detection import FasterRCNN, RoIOptions, RPNOptions
+from trunkline.heads.detection import FasterRCNN, RoIOptions, RPNOptions, boxes, pooling, suppression
 
 STRIDES = (4, 8, 16, 32, 64)
 CHANNELS = 8
@@ -26,6 +26,15 @@ class Targets:
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
+
+
+@pytest.fixture(params=["host", "device"])
+def place(request, monkeypatch):
+    """Runs a test the way the CPU goes, and the way devices go, where no shape depends on values."""
+    if request.param == "device":
+        for module in (boxes, pooling, suppression):
+            monkeypatch.setattr(module, "on_host", lambda x: False)
+    return request.param
 
 
 @pytest.fixture

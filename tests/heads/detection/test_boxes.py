@@ -12,7 +12,6 @@ from trunkline.heads.detection.boxes import (
     decode,
     encode,
     iou_loss,
-    nms_keep,
     pairwise_intersection,
     pairwise_iou,
 )
@@ -122,54 +121,3 @@ def test_smooth_l1_by_hand():
     deltas = torch.tensor([[0.5, 3.0, 0.0, 0.0]])  # the target is 0: quadratic below beta, linear above
     loss = box_loss(deltas, square, square, torch.tensor([True]), weights=UNIT, kind="smooth_l1", beta=1.0)
     assert loss.item() == pytest.approx(0.5 * 0.5**2 + 3.0 - 0.5)
-
-
-def slow_nms(boxes, scores, groups, valid, threshold):
-    """Greedy suppression in plain Python, one image at a time."""
-    keep = torch.zeros_like(valid)
-    for image in range(len(boxes)):
-        kept = []
-        for row in scores[image].argsort(descending=True).tolist():
-            rivals = [other for other in kept if groups[image, other] == groups[image, row]]
-            overlaps = [ops.box_iou(boxes[image, [row]], boxes[image, [other]]).item() for other in rivals]
-            if valid[image, row] and all(overlap <= threshold for overlap in overlaps):
-                kept.append(row)
-        keep[image, kept] = True
-    return keep
-
-
-@pytest.mark.parametrize("rows", [60, 400])  # torchvision chooses another way from 1000 boxes on
-def test_nms_is_greedy_suppression_in_every_image_and_group(rows):
-    torch.manual_seed(0)
-    boxes, scores = random_boxes(3, rows, size=60.0), torch.rand(3, rows)
-    groups, valid = torch.randint(4, (3, rows)), torch.rand(3, rows) > 0.2
-    keep = nms_keep(boxes, scores, groups, valid, 0.4)
-    assert 10 < keep.sum() < valid.sum()
-    assert torch.equal(keep, slow_nms(boxes, scores, groups, valid, 0.4))
-
-
-def test_nms_keeps_its_precision_with_many_groups():
-    # IoU is 0.4996 in every group; offsets of 20000 x 1000 pixels in float32 would round boxes to 2 pixels.
-    pair = torch.tensor([[900.0, 900, 903, 903], [901.0015, 900, 904.0015, 903]])
-    boxes = pair.repeat(1, 200, 1)
-    groups = (torch.arange(400) // 2 * 100)[None]
-    scores = torch.linspace(1, 0.1, 400)[None]
-    valid = torch.ones(1, 400, dtype=torch.bool)
-    assert nms_keep(boxes, scores, groups, valid, 0.5).all()
-    assert nms_keep(boxes, scores, groups, valid, 0.499).sum() == 200
-
-
-def test_nms_drops_what_is_not_finite():
-    boxes = torch.tensor([[[0.0, 0, 9, 9], [20, 20, 29, 29], [40, 40, 49, 49], [60, 60, 69, 69]]])
-    boxes[0, 1, 2] = math.nan
-    boxes[0, 2, 2] = math.inf
-    scores = torch.tensor([[0.5, 0.6, 0.7, math.nan]])
-    groups, valid = torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool)
-    assert nms_keep(boxes, scores, groups, valid, 0.5).tolist() == [[True, False, False, False]]
-
-
-@pytest.mark.parametrize("shape", [(2, 5), (2, 0), (1, 1)])
-def test_nms_without_valid_rows(shape):
-    groups = torch.zeros(shape, dtype=torch.long)
-    keep = nms_keep(torch.zeros(*shape, 4), torch.zeros(shape), groups, groups.bool(), 0.5)
-    assert keep.shape == shape and not keep.any()

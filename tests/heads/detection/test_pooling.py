@@ -2,7 +2,9 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from trunkline.heads.detection.pooling import atlas_corners, level_of_box, pool_boxes
+from trunkline.heads.detection.atlas import atlas_corners
+from trunkline.heads.detection.levels import level_of_box
+from trunkline.heads.detection.pooling import pool_boxes
 
 STRIDES = [(4, 4), (8, 8), (16, 16), (32, 32)]
 
@@ -24,7 +26,7 @@ def awkward_boxes(height, width, number):
 
 @pytest.mark.parametrize(("pool_size", "sampling_ratio"), [(7, 2), (3, 1), (5, 3)])
 @pytest.mark.parametrize("canonical_size", [60, 30])
-def test_values_and_gradients_are_torchvisions(pool_size, sampling_ratio, canonical_size):
+def test_values_and_gradients_are_torchvisions(pool_size, sampling_ratio, canonical_size, place):
     height, width = 128, 192
     ours = [torch.rand(2, 3, height // step, width // step, requires_grad=True) for step, _ in STRIDES]
     theirs = [feature.detach().clone().requires_grad_() for feature in ours]
@@ -67,7 +69,9 @@ def per_level(features, boxes, canonical_size, pool_size, sampling_ratio, aligne
     ("sampling_ratio", "aligned"), [(2, True), (1, True), (3, True), (0, True), (0, False)]
 )
 @pytest.mark.parametrize("pool_size", [7, 2])
-def test_aligned_and_adaptive_values_and_gradients_are_torchvisions(sampling_ratio, aligned, pool_size):
+def test_aligned_and_adaptive_values_and_gradients_are_torchvisions(
+    sampling_ratio, aligned, pool_size, place
+):
     height, width = 128, 192
     ours = [torch.rand(2, 3, height // step, width // step, requires_grad=True) for step, _ in STRIDES]
     theirs = [feature.detach().clone().requires_grad_() for feature in ours]
@@ -114,7 +118,7 @@ def test_an_aligned_sample_in_the_middle_of_a_pixel_is_its_value():
     ]
 
 
-def test_one_level_is_plain_roi_align():
+def test_one_level_is_plain_roi_align(place):
     feature, boxes = torch.randn(2, 3, 16, 24), awkward_boxes(128, 192, 50)
     regions = torch.cat([torch.arange(2.0).repeat_interleave(50)[:, None], boxes.flatten(0, 1)], dim=1)
     expected = roi_align(feature, regions, 7, 1 / 8, 2)
@@ -122,7 +126,7 @@ def test_one_level_is_plain_roi_align():
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_levels_do_not_mix(aligned):
+def test_levels_do_not_mix(aligned, place):
     # Every level is one constant, so any sample that strayed into a neighbour would show.
     values = [1.0, 10.0, 100.0, 1000.0]
     features = [
@@ -134,14 +138,14 @@ def test_levels_do_not_mix(aligned):
     torch.testing.assert_close(pooled, expected[:, None, None, None].expand_as(pooled))
 
 
-def test_a_box_beyond_a_map_that_was_rounded_down_reads_its_border():
+def test_a_box_beyond_a_map_that_was_rounded_down_reads_its_border(place):
     feature = torch.arange(16.0).view(1, 1, 4, 4)
     box = torch.tensor([[[8.0, 8, 40, 40]]])  # the map covers 32 pixels
     inside = torch.tensor([[[8.0, 8, 32, 32]]])
     torch.testing.assert_close(pool_boxes([feature], [(8, 8)], box), pool_boxes([feature], [(8, 8)], inside))
 
 
-def test_strides_may_differ_between_axes():
+def test_strides_may_differ_between_axes(place):
     feature = torch.rand(1, 2, 32, 8)
     box = torch.tensor([[[16.0, 8, 64, 32]]])
     expected = roi_align(feature, torch.tensor([[0.0, 2, 4, 8, 16]]), 3, 1.0, 2)  # x / 8, y / 2
@@ -169,7 +173,7 @@ def test_atlas_places_do_not_overlap():
     assert taken.max() == 1
 
 
-def test_half_precision_maps_are_pooled_in_float32():
+def test_half_precision_maps_are_pooled_in_float32(place):
     features = [torch.rand(2, 3, 128 // step, 192 // step, dtype=torch.bfloat16) for step, _ in STRIDES]
     boxes = awkward_boxes(128, 192, 50)
     pooled = pool_boxes(features, STRIDES, boxes)

@@ -88,7 +88,7 @@ def padded(images):
     return batch
 
 
-def test_detections(ours, reference, images):
+def test_detections(ours, reference, images, place):
     with torch.no_grad():
         expected = reference.eval()(images)
         raw = ours.head(ours.backbone(padded(images)), SIZES[0])
@@ -102,7 +102,7 @@ def test_detections(ours, reference, images):
         torch.testing.assert_close(found.boxes[image, :number], wanted["boxes"], rtol=0, atol=0.01)
 
 
-def test_losses(ours, reference, images, make_targets):
+def test_losses(ours, reference, images, make_targets, place):
     objects = [[(20, 20, 60, 70, 0), (100, 10, 150, 110, 1)], [(5, 40, 80, 69, 2), (30, 5, 60, 90, 4)]]
     targets = make_targets(objects, SIZES)
     wanted = [
