@@ -24,6 +24,7 @@ import albumentations as A  # noqa: E402, N812
 import cv2  # noqa: E402
 
 from .batches import IGNORE  # noqa: E402
+from .flips import Flips  # noqa: E402
 
 Entry = Mapping[str, Mapping[str, Any] | None]
 
@@ -87,6 +88,8 @@ class Augmentation:
         with warnings.catch_warnings():  # colour alone is a legal pipeline
             warnings.filterwarnings("ignore", message="Got processor for bboxes, but no transform")
             self.compose = A.Compose(_build_all(transforms, frozenset({"bboxes"})), bbox_params=boxes)
+        self.flips = _flips_alone(self.compose)
+        self.min_box_size = min_box_size
 
     def __call__(
         self,
@@ -115,6 +118,9 @@ class Augmentation:
         Raises:
             AugmentationError: if a transform fails on this image, or returns something else than 8-bit RGB.
         """
+        if self.flips is not None:
+            flip = self.flips.draw(seed)
+            return flip.sample(image, boxes, labels, crowd, mask, self.min_box_size)
         data = {"image": image, "bboxes": _relative_rows(boxes, image.shape[:2])}
         if mask is not None:
             _check_labels_kept(self.compose)
@@ -148,6 +154,7 @@ class MaskAugmentation:
 
     def __init__(self, transforms: Sequence[Entry]):
         self.compose = A.Compose(_build_all(transforms, frozenset({"mask"})))
+        self.flips = _flips_alone(self.compose)
         _check_labels_kept(self.compose)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,6 +168,9 @@ class MaskAugmentation:
         Raises:
             AugmentationError: if a transform fails on this image, or returns something else than 8-bit RGB.
         """
+        if self.flips is not None:
+            flip = self.flips.draw(seed)
+            return flip.pixels(image), flip.pixels(mask)
         result = _apply(self.compose, seed, image=image, mask=mask)
         return result["image"], result["mask"]
 
@@ -181,6 +191,7 @@ class ImageAugmentation:
 
     def __init__(self, transforms: Sequence[Entry]):
         self.compose = A.Compose(_build_all(transforms, frozenset()))
+        self.flips = _flips_alone(self.compose)
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         """Return ``[h, w, 3]`` uint8 for ``[h, w, 3]`` uint8; the size may differ.
@@ -188,7 +199,17 @@ class ImageAugmentation:
         Raises:
             AugmentationError: if a transform fails on this image, or returns something else than 8-bit RGB.
         """
+        if self.flips is not None:
+            return self.flips.draw(seed).pixels(image)
         return _apply(self.compose, seed, image=image)["image"]
+
+
+def _flips_alone(compose: A.Compose) -> Flips | None:
+    """Return the flips of a pipeline without anything else, possibly none at all; else None."""
+    axes = {A.VerticalFlip: 0, A.HorizontalFlip: 1}
+    if any(type(transform) not in axes for transform in compose.transforms):
+        return None
+    return Flips([(axes[type(transform)], transform.p) for transform in compose.transforms])
 
 
 def _apply(compose: A.Compose, seed: int, **data: np.ndarray) -> dict[str, Any]:

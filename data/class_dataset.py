@@ -14,8 +14,9 @@ from torch.utils.data import Dataset, DistributedSampler
 from .augment import AugmentationError
 from .batches import ClassificationSample
 from .class_index import ClassIndex
+from .class_scans import read_scan
 from .class_transforms import PictureTransform, ScanTransform
-from .io import ImageError, read_image, read_scan
+from .io import ImageError, read_image
 
 
 class ClassRequest(NamedTuple):

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from .archive import Archive, ArchiveError, read_member
+from .class_scans import is_scan, read_scan, scan_shape
 from .coco_index import CheckImages
 from .coco_records import listing
 from .common import PackedNames, in_threads, number_of
-from .io import ImageError, is_scan, read_image, read_scan, scan_shape, stored_size
+from .io import ImageError, read_image, stored_size
 
 
 class LabelError(ValueError):

@@ -15,10 +15,11 @@ import torch
 
 from .archive import Archive, read_archive
 from .class_index import ClassIndex, LabelError, index_of_archive
+from .class_scans import SCAN_SUFFIXES
 from .class_table import SPLIT_NAMES, ClassTable, read_class_table
 from .coco_records import listing
 from .common import PackedNames, number_of
-from .io import IMAGE_SUFFIXES, SCAN_SUFFIXES
+from .io import IMAGE_SUFFIXES
 from .locate import DataNotFoundError, list_images
 
 logger = logging.getLogger("trunkline")

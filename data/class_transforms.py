@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from .augment import Entry, ImageAugmentation
-from .io import Interpolation, resize, resize_scan, standardise_scan
+from .class_scans import resize_scan, standardise_scan
+from .io import Interpolation, resize
 
 Policy = Literal["auto_augment", "rand_augment", "trivial_augment_wide"]
 

@@ -7,14 +7,14 @@ import nibabel
 import numpy as np
 import pytest
 
-from trunkline.data.io import (
-    ImageError,
+from trunkline.data.class_scans import (
     is_scan,
     read_scan,
     resize_scan,
     scan_shape,
     standardise_scan,
 )
+from trunkline.data.io import ImageError
 
 
 def upright(channels=1):
