@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pytorch_lightning import Callback, LightningModule
@@ -16,6 +16,7 @@ from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone, FeatureLevel
+from ..backbones.optimised import optimised
 from ..backbones.weights import (
     check_pixels,
     explain_mismatch,
@@ -130,6 +131,31 @@ class Task(LightningModule):
         except RuntimeError as error:
             raise ValueError(explain_mismatch(self, state_dict, "the checkpoint")) from error
 
+    @torch.inference_mode(False)
+    def optimised(self) -> Self:
+        """Return a copy for inference, faster and with the same outputs up to rounding.
+
+        See :func:`.optimised.optimised` for what is done. Train the task itself, not the copy: its norms are
+        gone, and its weights do not load back.
+
+        Raises:
+            ValueError: if the task's weights are not float32.
+        """
+        axes = len(self.backbone.levels[0].stride)
+        some = next(self.parameters())
+        size = tuple(2 * step for step in self.backbone.levels[-1].stride)  # no map is a single cell
+        generator = torch.Generator().manual_seed(0)
+        example = torch.randn(1, self._image_channels(axes) or 3, *size, generator=generator).to(some)
+        attached = {id(thing): None for thing in (self._trainer, self._unchecked)}
+        found = optimised(self, lambda task: task.head(task.backbone(example), size), attached)
+        found.channels_last = found.channels_last or axes == 2
+        return found
+
+    def _image_channels(self, axes: int) -> int | None:
+        """How many channels the trunk reads; None where it does not begin with a convolution."""
+        kernel = next((p for p in self.trunk.parameters() if p.ndim == axes + 2), None)
+        return None if kernel is None else kernel.shape[1]
+
     def require_fitting_trunk(self, channels: int, axes: int) -> None:
         """Raise a ValueError unless the trunk takes images with these numbers of channels and axes."""
         images = "scans (three axes)" if axes == 3 else "pictures (two axes)"
@@ -139,11 +165,11 @@ class Task(LightningModule):
                 f"the images are {images}, the trunk has {ndim}; set --model.backbone.ndim {axes} and "
                 f"--model.backbone.in_channels {channels}, or give other images"
             )
-        kernel = next((p for p in self.trunk.parameters() if p.ndim == axes + 2), None)
-        if kernel is not None and kernel.shape[1] != channels:
+        wanted = self._image_channels(axes)
+        if wanted not in (channels, None):
             raise ValueError(
                 f"the images have {channels} channel{'s' if channels > 1 else ' only'}, the trunk takes "
-                f"{kernel.shape[1]}; set --model.backbone.in_channels {channels}, or give other images"
+                f"{wanted}; set --model.backbone.in_channels {channels}, or give other images"
             )
 
     def normalise(self, image: Tensor, image_sizes: Tensor) -> Tensor:

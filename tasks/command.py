@@ -37,8 +37,9 @@ from .checkpoints import read_checkpoint
 from .classification import Classification  # noqa: F401
 from .detection import Detection  # noqa: F401
 from .multi import MultiTask  # noqa: F401
+from .predicting import OptimisedPrediction
 from .segmentation import SemanticSegmentation  # noqa: F401
-from .volumes import VolumeSegmentation  # noqa: F401
+from .volumes import VolumeSegmentation
 
 
 @dataclass
@@ -151,6 +152,8 @@ class TrunklineCLI(LightningCLI):
             raise error  # noqa: B904
 
     def before_predict(self) -> None:
+        if not isinstance(self.model, VolumeSegmentation):  # its networks have no batch norms to fold
+            self.trainer.callbacks.append(OptimisedPrediction())
         output = self.config_init["predict"]["output"]
         self.trainer.callbacks.append(
             self.model.prediction_writer(Path(output.folder), output.pictures, output.min_score)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
 from ..base import BoxTargets
-from .boxes import at_least, box_loss, clip, decode, gather_rows, rows_needed
+from .boxes import at_least, box_loss, clip, decode, gather_rows, on_host, rows_needed
 from .matching import Matcher, Sample, object_rows, sample
 from .options import RoIOptions
 from .pooling import pool_boxes
@@ -108,11 +108,20 @@ class RoI(nn.Module):
             canonical_size=options.canonical_size,
             canonical_level=options.canonical_level,
         )
-        hidden = F.relu(self.fc6(pooled.flatten(1)))  # [B*N, C, Q, Q] -> [B*N, C*Q*Q] -> [B*N, hidden]
-        hidden = F.relu(self.fc7(hidden))
+        hidden = F.relu(self.fc7(F.relu(self._first_layer(pooled))))
         logits = self.classifier(hidden).unflatten(0, boxes.shape[:2])  # [B*N, K+1] -> [B, N, K+1]
         deltas = self.regressor(hidden).reshape(*boxes.shape[:2], -1, 4)  # [B*N, K*4] -> [B, N, K, 4]
         return logits, deltas
+
+    def _first_layer(self, pooled: Tensor) -> Tensor:
+        """Apply ``fc6`` to ``[B*N, C, Q, Q]``: ``[B*N, hidden]``."""
+        if on_host(pooled) and torch.backends.mkldnn.is_available():
+            # As a convolution over the whole map, which needs no copy of maps whose channels lie last, and
+            # for which torch's builds for the CPU have the faster library.
+            # [hidden, C*Q*Q] -> [hidden, C, Q, Q]
+            weight = self.fc6.weight.unflatten(1, pooled.shape[1:])
+            return F.conv2d(pooled, weight, self.fc6.bias).flatten(1)
+        return self.fc6(pooled.flatten(1))
 
     def losses(
         self, features: Sequence[Tensor], proposals: Tensor, valid: Tensor, targets: BoxTargets

@@ -14,7 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from trunkline.backbones.base import FeatureLevel
-from trunkline.heads.detection import FasterRCNN, RoIOptions, RPNOptions, boxes, pooling, suppression
+from trunkline.heads.detection import FasterRCNN, RoIOptions, RPNOptions, boxes, pooling, roi, suppression
 
 STRIDES = (4, 8, 16, 32, 64)
 CHANNELS = 8
@@ -32,7 +32,7 @@ class Targets:
 def place(request, monkeypatch):
     """Runs a test the way the CPU goes, and the way devices go, where no shape depends on values."""
     if request.param == "device":
-        for module in (boxes, pooling, suppression):
+        for module in (boxes, pooling, roi, suppression):
             monkeypatch.setattr(module, "on_host", lambda x: False)
     return request.param
 

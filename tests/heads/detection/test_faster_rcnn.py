@@ -6,7 +6,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trunkline.backbones.base import FeatureLevel
-from trunkline.heads.detection import AnchorOptions, FasterRCNN, RoIOptions, boxes, pooling, suppression
+from trunkline.heads.detection import (
+    AnchorOptions,
+    FasterRCNN,
+    RoIOptions,
+    boxes,
+    pooling,
+    roi,
+    suppression,
+)
 
 NAMES = ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
 OBJECTS = [[(20, 20, 60, 70, 0), (100, 10, 150, 110, 1)], [(5, 40, 80, 69, 2), (30, 5, 60, 30, 0)]]
@@ -299,7 +307,7 @@ def operators(step):
 def test_work_on_a_device_is_the_same_for_any_number_of_images(
     make_head, make_features, make_targets, monkeypatch
 ):
-    for module in (boxes, pooling, suppression):
+    for module in (boxes, pooling, roi, suppression):
         monkeypatch.setattr(module, "on_host", lambda x: False)
     head = make_head()
     seen = {}

@@ -1,0 +1,138 @@
+"""Copies of networks for inference alone: the same outputs for less work.
+
+Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .norms import FrozenBatchNorm
+
+Network = TypeVar("Network", bound=nn.Module)
+
+# Largest difference from the network as it was, as a share of its largest output.
+_TOLERANCE = 1e-3
+
+
+@torch.inference_mode(False)  # where versions of tensors are not counted
+@torch.no_grad()
+def optimised(
+    network: Network, run: Callable[[Network], Any], memo: dict[int, Any] | None = None
+) -> Network:
+    """Return a copy of a network for inference: norms folded, nothing trainable, channels last.
+
+    A batch norm with fixed statistics right behind a convolution is a factor and a shift per channel, and
+    becomes part of the convolution's weight and bias (Jacob et al. 2018, section 3.2). Weights of 2-D
+    convolutions lie in memory channels last, which CPUs and tensor cores prefer; give images likewise.
+    Outputs differ from the network's own by rounding; that is checked.
+
+    Args:
+        network: stays as it is. Its copy is in evaluation mode and cannot be trained.
+        run: runs the network it is given on an example and returns the outputs, in any nest of tuples, lists,
+            dictionaries and objects with attributes. It must run each layer as often as inference does.
+        memo: objects by their ``id`` that take the place of attributes in the copy, as for ``copy.deepcopy``.
+
+    Raises:
+        ValueError: if weights are not float32, in which norms would be folded too coarsely.
+        RuntimeError: if the copy does not compute the same.
+    """
+    kinds = {parameter.dtype for parameter in network.parameters()}
+    if not kinds <= {torch.float32, torch.float64}:
+        raise ValueError(f"the weights are {', '.join(map(str, kinds))}; optimise in float32, then convert")
+    found = copy.deepcopy(network, memo).eval().requires_grad_(False)
+    expected = list(_tensors(run(found)))
+    for conv, norm in _pairs(found, run):
+        _fold(found, conv, norm)
+    for parameter in found.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    _require_same(expected, list(_tensors(run(found))))
+    return found
+
+
+def _pairs(network: nn.Module, run: Callable[[Any], Any]) -> list[tuple[str, str]]:
+    """Names of convolutions, and of the norms that read nothing but their output."""
+    # By the id of their output, which is held so that no id comes twice; and its version: a shortcut may have
+    # been added to it in place.
+    made: dict[int, tuple[str, Tensor, int]] = {}
+    pairs: list[tuple[str, str]] = []
+    calls: Counter[str] = Counter()
+
+    def after_conv(name: str, output: Tensor) -> None:
+        calls[name] += 1
+        made[id(output)] = name, output, output._version
+
+    def before_norm(name: str, value: Tensor) -> None:
+        calls[name] += 1
+        conv, _, version = made.get(id(value), ("", value, -1))
+        if value._version == version:
+            pairs.append((conv, name))
+
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, _ConvNd):
+            hooks.append(module.register_forward_hook(lambda _, __, out, name=name: after_conv(name, out)))
+        elif _is_fixed(module):
+            hooks.append(module.register_forward_pre_hook(lambda _, x, name=name: before_norm(name, x[0])))
+    try:
+        run(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    """Whether a layer is a batch norm that uses statistics it has stored."""
+    if isinstance(module, FrozenBatchNorm):
+        return True
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def _fold(network: nn.Module, conv_name: str, norm_name: str) -> None:
+    """Make a norm part of the convolution before it, in place."""
+    conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+    statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    transposed = isinstance(conv, _ConvTransposeNd)
+    conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, transpose=transposed)
+    conv.requires_grad_(False)
+    parent, _, name = norm_name.rpartition(".")
+    # timm's norms end with a dropout and an activation of their own.
+    rest = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
+    setattr(network.get_submodule(parent), name, nn.Sequential(*rest) if rest else nn.Identity())
+
+
+def _require_same(expected: list[Tensor], found: list[Tensor]) -> None:
+    for before, after in zip(expected, found, strict=True):
+        largest = before.abs().max() if before.numel() else 0
+        difference = (before - after).abs().max() if before.numel() else 0
+        if not difference <= _TOLERANCE * largest:  # NaN included
+            raise RuntimeError(
+                f"the optimised copy differs by up to {difference:.3g} of {largest:.3g}: "
+                "use the network itself, and please report this"
+            )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Floating-point tensors in a nest of containers and plain objects."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))
