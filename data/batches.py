@@ -6,10 +6,13 @@ classes, S the one or more spatial sizes of an image to classify; h w height and
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from .canvas import PADDING_MULTIPLE
 
@@ -69,6 +72,35 @@ class DetectionBatch:
         return DetectionBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
 
 
+def padded(images: Sequence[Tensor], canvas: Sequence[int], value: int = 0) -> Tensor:
+    """Put images into the upper left corners of a new batch.
+
+    A loader process makes the batch in shared memory at once, which torch would copy it to.
+
+    Args:
+        images: ``[..., h, w]`` uint8, equal in the axes before the last two.
+        canvas: height and width of the batch, no less than any image's.
+        value: of the pixels beside an image.
+
+    Returns:
+        ``[B, ..., H, W]`` uint8.
+    """
+    shape = (len(images), *images[0].shape[:-2], *canvas)
+    batch = torch.empty(shape, dtype=torch.uint8) if get_worker_info() is None else _shared(shape)
+    for place, image in zip(batch, images, strict=True):
+        height, width = image.shape[-2:]
+        place[..., :height, :width] = image
+        place[..., :height, width:] = value
+        place[..., height:, :] = value
+    return batch
+
+
+def _shared(shape: tuple[int, ...]) -> Tensor:
+    """Return an uninitialised uint8 tensor in shared memory, as torch's ``default_collate`` makes it."""
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
 def collate_detection(samples: list[DetectionSample], rows_multiple: int = 16) -> DetectionBatch:
     """Pad samples to their common canvas and their boxes to a common number of rows.
 
@@ -95,7 +127,7 @@ def collate_detection(samples: list[DetectionSample], rows_multiple: int = 16) -
     rows = -(-most // rows_multiple) * rows_multiple
     count = len(samples)
     batch = DetectionBatch(
-        image=torch.zeros(count, 3, *canvas, dtype=torch.uint8),
+        image=padded([sample.image for sample in samples], canvas),
         image_sizes=torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64),
         boxes=torch.zeros(count, rows, 4),
         labels=torch.full((count, rows), -1, dtype=torch.int64),
@@ -104,9 +136,7 @@ def collate_detection(samples: list[DetectionSample], rows_multiple: int = 16) -
         original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
     )
     for index, sample in enumerate(samples):
-        height, width = sample.image.shape[-2:]
         number = len(sample.labels)
-        batch.image[index, :, :height, :width] = sample.image
         batch.boxes[index, :number] = sample.boxes
         batch.labels[index, :number] = sample.labels
         batch.crowd[index, :number] = sample.crowd
@@ -236,16 +266,10 @@ def collate_segmentation(
     """
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64)  # [B, 2]
     canvas = [-(-side // multiple) * multiple for side in sizes.amax(dim=0).tolist()]
-    image = torch.zeros(len(samples), 3, *canvas, dtype=torch.uint8)
-    mask = torch.full((len(samples), *canvas), IGNORE, dtype=torch.uint8)
-    for index, sample in enumerate(samples):
-        height, width = sample.image.shape[-2:]
-        image[index, :, :height, :width] = sample.image
-        mask[index, :height, :width] = sample.mask
     return SegmentationBatch(
-        image=image,
+        image=padded([sample.image for sample in samples], canvas),
         image_sizes=sizes,
-        mask=mask,
+        mask=padded([sample.mask for sample in samples], canvas, IGNORE),
         ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
         truth=tuple(sample.truth for sample in samples if sample.truth is not None),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .augment import Augmentation, AugmentationError
-from .batches import IGNORE, DetectionBatch, DetectionSample, collate_detection
+from .batches import IGNORE, DetectionBatch, DetectionSample, collate_detection, padded
 from .canvas import Request
 from .coco import CocoDetection
 from .coco_dataset import CocoDetectionDataset
@@ -76,10 +76,7 @@ class MultiTaskBatch(DetectionBatch):
 def collate_multi(samples: list[MultiTaskSample]) -> MultiTaskBatch:
     """Pad samples to their common canvas, see :func:`.batches.collate_detection`."""
     boxes = collate_detection(samples)
-    mask = torch.full((len(samples), *boxes.image.shape[2:]), IGNORE, dtype=torch.uint8)
-    for index, sample in enumerate(samples):
-        height, width = sample.mask.shape
-        mask[index, :height, :width] = sample.mask
+    mask = padded([sample.mask for sample in samples], boxes.image.shape[2:], IGNORE)
     truth = tuple(sample.truth for sample in samples if sample.truth is not None)
     return MultiTaskBatch(**vars(boxes), mask=mask, truth=truth)
 
