@@ -25,6 +25,7 @@ from .branches import Branch, Found
 from .checkpoints import read_checkpoint
 from .volume_branch import VolumeBranch
 from .volume_inference import VolumeInference, best_axis, keep_largest, mirrored, sliced, sweep
+from .volume_kernels import on_host
 from .volume_writer import VolumeWriter
 
 
@@ -111,7 +112,7 @@ class VolumeSegmentation(BranchedTask):
             ValueError: if there is no window, or network, scan and window have other numbers of axes.
         """
         window, axis = self._window(image.ndim - 1)
-        run = mirrored(self.probabilities, self.inference.mirror)
+        run = mirrored(on_host(self.probabilities), self.inference.mirror)
         if axis is None:
             axis = best_axis(image.shape[1:], window)
         else:

@@ -166,7 +166,7 @@ class SegmentationHead(Head):
 
     def _decide(self, scores: Tensor, threshold: float) -> Tensor:
         if self._regions is None:
-            return scores.argmax(1).to(torch.uint8)
+            return scores.max(1).indices.to(torch.uint8)  # as argmax, but several times as fast on a CPU
         return self._regions.decide(scores, threshold)
 
     def predict(self, raw: RawSegmentation, image_sizes: Tensor) -> Segmentation:

@@ -215,6 +215,17 @@ def test_ensembles_average_probabilities():
     torch.testing.assert_close(expected.sum(1), torch.ones(2, 8, 8, 8))
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_whole_scans_take_the_faster_kernels_of_the_cpu(monkeypatch, tmp_path):
+    calls, own = [], torch.mkldnn_convolution
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda x, *more: calls.append(x) or own(x, *more))
+    write_case(tmp_path / "a.nii.gz", AFFINES["RAS"], shape=(8, 8, 8))
+    prepared = prepare(read_scan(tmp_path / "a.nii.gz"), Preparation())
+    task = tiny(0)
+    task.segment(prepared.image, prepared.placement)
+    assert len(calls) == sum(isinstance(part, nn.Conv3d) for part in task.modules())
+
+
 def test_regions_are_decided_by_their_own_probabilities(tmp_path):
     task = tiny(0, regions=[[1, 2], [2]])
     with torch.no_grad():

@@ -112,6 +112,16 @@ def test_predictions_equal_a_slow_loop_and_are_255_outside_of_each_image(size):
         assert mask[tuple(place)] == (scores.index(max(scores)) if inside else 255)
 
 
+def test_of_equal_scores_the_first_class_wins():
+    torch.manual_seed(0)
+    scores = torch.randint(0, 3, (2, 5, 6, 7)).float()
+    head = SegmentationHead([FeatureLevel(4, (1, 1))], 5)
+    expected = [
+        next(k for k in range(5) if pixel[k] == max(pixel)) for pixel in scores.movedim(1, -1).reshape(-1, 5)
+    ]
+    assert head.decide(scores).flatten().tolist() == expected
+
+
 def test_the_largest_label_fits_into_a_byte():
     logits = torch.zeros(1, 255, 1, 2)
     logits[0, 254, 0, 0] = logits[0, 200, 0, 1] = 1
