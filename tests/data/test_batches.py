@@ -10,6 +10,7 @@ from trunkline.data.batches import (
     collate_classification,
     collate_detection,
     collate_segmentation,
+    padded,
 )
 
 
@@ -39,6 +40,37 @@ def test_two_images_one_without_boxes():
     assert batch.image_sizes.tolist() == [[2, 3], [4, 1]]
     assert batch.original_sizes.tolist() == [[20, 30], [40, 10]]
     assert batch.image_ids.tolist() == [11, 22]
+
+
+@pytest.mark.parametrize("value", [0, 255])
+@pytest.mark.parametrize("front", [(), (3,)])
+def test_padding_by_hand(front, value):
+    """Every element is written: the batch begins as whatever was in memory."""
+    images = [
+        torch.full((*front, h, w), n, dtype=torch.uint8) for n, (h, w) in enumerate(((2, 5), (4, 1), (4, 5)))
+    ]
+    expected = torch.full((3, *front, 4, 5), value, dtype=torch.uint8)
+    for place, image in zip(expected, images, strict=True):
+        place[..., : image.shape[-2], : image.shape[-1]] = image
+    held = [torch.full((3, *front, 4, 5), 77, dtype=torch.uint8) for _ in range(50)]
+    del held
+    assert torch.equal(padded(images, (4, 5), value), expected)
+
+
+class Padded(torch.utils.data.Dataset):
+    """Tells whether what a loader process pads lies in shared memory, before it is sent."""
+
+    def __getitem__(self, index):
+        batch = padded([torch.full((3, 2, 2), index, dtype=torch.uint8)], (4, 4), 9)
+        return batch, batch.is_shared()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_processes_pad_in_shared_memory(workers):
+    loader = torch.utils.data.DataLoader(Padded(), batch_size=None, sampler=range(3), num_workers=workers)
+    for index, (batch, shared) in enumerate(loader):
+        assert shared is (workers > 0)
+        assert (batch[0, :, :2, :2] == index).all() and int((batch == 9).sum()) == 3 * 12
 
 
 @pytest.mark.parametrize(("boxes", "rows"), [(0, 16), (16, 16), (17, 32)])

@@ -164,13 +164,26 @@ def test_header_is_enough_for_the_size(tmp_path, picture):
         image_size(tmp_path / "missing.png")
 
 
-@pytest.mark.parametrize("size", [(31, 50), (6, 9), (120, 33)])
+@pytest.mark.parametrize("size", [(31, 50), (6, 9), (120, 33), (60, 71), (97, 65), (61, 41), (240, 160)])
 def test_resize_is_pillows_antialiased_bilinear(size):
     image = np.random.default_rng(0).integers(0, 256, size=(60, 40, 3), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
     actual = resize(image, size)
     assert actual.shape == (*size, 3) and actual.dtype == np.uint8
     assert np.abs(actual.astype(int) - expected.astype(int)).max() <= 1
+    assert actual.transpose(2, 0, 1).flags.c_contiguous  # by channel
+
+
+def test_enlarging_keeps_the_place_and_the_mean():
+    """No shift towards a corner, and no rounding downwards, which a difference of one level could hide."""
+    ramp = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)[:, :, None] * np.uint8(2)
+    ramp = np.repeat(ramp, 3, axis=2)
+    large = resize(ramp, (120, 180)).astype(float)
+    ys, xs = np.mgrid[:120, :180]
+    exact = 2 * ((ys + 0.5) / 3 - 0.5 + (xs + 0.5) / 3 - 0.5)
+    inside = (slice(3, -3), slice(3, -3))
+    assert abs((large[:, :, 1] - exact)[inside].mean()) < 0.26
+    assert np.abs((large[:, :, 1] - exact)[inside]).max() <= 1
 
 
 def test_shrinking_averages_a_checkerboard():
