@@ -20,11 +20,11 @@ from typing import Any
 import torch
 import torchvision
 from accuracy_detection import Torchvision, Trunkline
-from pairs import RESULTS, Pair, bench_parser, compare, device_name
 from speed_evaluation import pair as evaluation_pair
 from torch import Tensor, nn
 
 from common import write_result
+from pairs import RESULTS, Pair, bench_parser, compare, device_name
 from trunkline.backbones.weights import load_weights
 from trunkline.data.batches import DetectionBatch
 
@@ -150,14 +150,17 @@ def detection_pairs(settings: dict[str, int], device: str) -> Iterator[Pair]:
 def points(
     axes: dict[str, tuple[int, ...]], usual: dict[str, int], only: str
 ) -> Iterator[tuple[dict[str, int], list[str]]]:
-    """Yield settings and the axes on which they lie; the usual setting lies on all and is measured once."""
+    """Yield settings and the axes on which they lie; the usual setting lies on all and is measured once.
+
+    It comes last: what a process takes beyond what it holds is underestimated while it is young.
+    """
     names = [axis for axis in axes if only in axis]
-    if names:
-        yield usual, names
     for axis in names:
         for value in axes[axis]:
             if value != usual[axis]:
                 yield {**usual, axis: value}, [axis]
+    if names:
+        yield usual, names
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:

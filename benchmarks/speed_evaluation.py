@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO as FasterCOCO
 from faster_coco_eval import COCOeval_faster
-from pairs import Pair, bench_parser, run_pairs
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from pairs import Pair, bench_parser, run_pairs
 from trunkline.evaluation.coco import CocoEvaluator
 
 Detections = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]

