@@ -13,6 +13,11 @@ from torch import Tensor
 from ..base import BoxTargets
 from .boxes import box_areas, pairwise_intersection, pairwise_iou
 
+# Pairs of a box and an object that are compared at once, several float32 numbers each; memory grows no further
+# with the number of objects. On the CPU they should fit its caches; devices want few and large operations.
+_PAIRS = {"cpu": 2**22}
+_PAIRS_ON_DEVICES = 2**26
+
 
 class Matches(NamedTuple):
     """What every box is to learn; a box that is neither positive nor negative is ignored.
@@ -26,6 +31,22 @@ class Matches(NamedTuple):
     index: Tensor
     positive: Tensor
     negative: Tensor
+
+
+class _Closest(NamedTuple):
+    """What is known of each box after a look at some objects; each ``[B, N]``.
+
+    Attributes:
+        iou: the highest, -1 without an object.
+        index: row of the object that has it; the first if several have.
+        is_best: whether some object has its highest IoU with this box.
+        in_crowd: largest area in one crowd region, in square pixels.
+    """
+
+    iou: Tensor
+    index: Tensor
+    is_best: Tensor
+    in_crowd: Tensor
 
 
 class Sample(NamedTuple):
@@ -70,19 +91,42 @@ class Matcher:
     @torch.no_grad()
     def __call__(self, boxes: Tensor, targets: BoxTargets) -> Matches:
         """Match ``[B, N, 4]`` (or ``[1, N, 4]``, the same for every image) boxes to the ground truth."""
-        intersection = pairwise_intersection(targets.boxes, boxes)  # [B, M, N]
-        iou = pairwise_iou(targets.boxes, boxes, intersection)
-        iou = torch.where(object_rows(targets)[..., None], iou, -1)
-        best, index = iou.max(dim=1)
-        positive = best >= self.fg_iou
-        if self.low_quality:
-            best_of_object = iou.amax(dim=2, keepdim=True)  # [B, M, 1]
-            positive = positive | ((iou == best_of_object) & (best_of_object > 0)).any(dim=1)
-        crowd = (targets.crowd & (targets.labels >= 0))[..., None]
-        in_crowd = torch.where(crowd, intersection, 0).amax(dim=1)  # [B, N]
+        images, rows = targets.labels.shape
+        most = _PAIRS.get(boxes.device.type, _PAIRS_ON_DEVICES)
+        step = max(1, most // max(1, images * boxes.shape[1]))
+        found = self._closest(boxes, targets, slice(0, step))
+        for start in range(step, rows, step):
+            found = _closer(found, self._closest(boxes, targets, slice(start, start + step)), start)
+        positive = (found.iou >= self.fg_iou) | found.is_best
         # A box without area is in no crowd region: 0 >= 0 must not count.
-        in_crowd = (in_crowd >= self.crowd_overlap * box_areas(boxes)) & (in_crowd > 0)
-        return Matches(index, positive, (best < self.bg_iou) & ~positive & ~in_crowd)
+        in_crowd = (found.in_crowd >= self.crowd_overlap * box_areas(boxes)) & (found.in_crowd > 0)
+        return Matches(found.index, positive, (found.iou < self.bg_iou) & ~positive & ~in_crowd)
+
+    def _closest(self, boxes: Tensor, targets: BoxTargets, some: slice) -> _Closest:
+        """Compare all boxes with ``some`` rows of the ground truth, m of them."""
+        objects = object_rows(targets)[:, some, None]  # [B, m, 1]
+        crowd = (targets.crowd & (targets.labels >= 0))[:, some, None]
+        intersection = pairwise_intersection(targets.boxes[:, some], boxes)  # [B, m, N]
+        in_crowd = torch.where(crowd, intersection, 0).amax(dim=1)
+        iou = pairwise_iou(targets.boxes[:, some], boxes, intersection)
+        iou = torch.where(objects, iou, -1)
+        best, index = iou.max(dim=1)
+        is_best = torch.zeros_like(best, dtype=torch.bool)
+        if self.low_quality:
+            best_of_object = iou.amax(dim=2, keepdim=True)  # [B, m, 1]
+            is_best = ((iou == best_of_object) & (best_of_object > 0)).any(dim=1)
+        return _Closest(best, index, is_best, in_crowd)
+
+
+def _closer(found: _Closest, more: _Closest, start: int) -> _Closest:
+    """Join what is known of two runs of objects, of which the second begins at row ``start``."""
+    nearer = more.iou > found.iou
+    return _Closest(
+        torch.where(nearer, more.iou, found.iou),
+        torch.where(nearer, more.index + start, found.index),
+        found.is_best | more.is_best,
+        torch.maximum(found.in_crowd, more.in_crowd),
+    )
 
 
 @torch.no_grad()

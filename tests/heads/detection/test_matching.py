@@ -5,6 +5,7 @@ import torch
 from torchvision.models.detection import _utils as det_utils
 from torchvision.ops import box_iou
 
+from trunkline.heads.detection import matching
 from trunkline.heads.detection.matching import Matcher, object_rows, sample
 
 
@@ -30,6 +31,25 @@ def test_matches_are_torchvisions_in_every_image(make_targets, low_quality):
         assert torch.equal(ours.negative[image], expected == reference.BELOW_LOW_THRESHOLD)
         assert torch.equal(ours.index[image][expected >= 0], expected[expected >= 0])
         assert not (ours.positive[image] | ours.negative[image]).all()  # some are in between
+
+
+@pytest.mark.parametrize("low_quality", [False, True])
+@pytest.mark.parametrize("pairs", [1, 3 * 80 * 4])
+def test_objects_are_compared_in_blocks_of_any_size(make_targets, monkeypatch, low_quality, pairs):
+    torch.manual_seed(0)
+    boxes, truth = random_boxes(3, 80), random_boxes(3, 11)
+    truth[:, 7] = truth[:, 2]  # a tie across blocks
+    targets = make_targets(
+        [[(*box, 0, row in (3, 9)) for row, box in enumerate(truth[i].tolist())] for i in range(3)], rows=16
+    )
+    matcher = Matcher(0.5, 0.3, 0.5, low_quality)
+    expected = matcher(boxes, targets)
+    assert (expected.index == 2).any() and not (expected.index == 7).any()
+    assert expected.positive.any() and expected.negative.any()
+    monkeypatch.setitem(matching._PAIRS, "cpu", pairs)
+    found = matcher(boxes, targets)
+    assert torch.equal(found.positive, expected.positive) and torch.equal(found.negative, expected.negative)
+    assert torch.equal(found.index[found.positive], expected.index[found.positive])
 
 
 def test_low_quality_by_hand(make_targets):
