@@ -35,52 +35,37 @@ def on_host(run: Run) -> Run:
     """
     if not torch.backends.mkldnn.is_available():
         return run
-    kernels = HostKernels()
 
     def faster(windows: Tensor) -> Tensor:
         if not _fits(windows):
             return run(windows)
         # Not contiguous(): it leaves a single channel as it is, which counts as the usual order.
-        with kernels:
+        with HostKernels():
             return run(torch.empty_like(windows, memory_format=LAYOUT).copy_(windows))
 
     return faster
 
 
 class HostKernels(TorchFunctionMode):
-    """While entered, replaces 3-D convolutions and average pools of float32 maps in a CPU's memory.
-
-    Weights are turned to channels last once and kept as long as this object: enter it for weights that stay.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._weights: dict[int, tuple[Tensor, Tensor]] = {}
-        self._kernels = {
-            F.conv3d: self._conv3d,
-            F.conv_transpose3d: _conv_transpose3d,
-            F.avg_pool3d: _avg_pool3d,
-        }
+    """While entered, replaces layers of float32 volumes in a CPU's memory by ones that suit oneDNN."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._kernels.get(function, function)(*args, **(kwargs or {}))
+        return _KERNELS.get(function, function)(*args, **(kwargs or {}))
 
-    def _conv3d(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-    ) -> Tensor:
-        if not _fits(input) or not _fits(weight) or isinstance(padding, str):
-            return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
-        if id(weight) not in self._weights:  # with the original, or its id could come again
-            self._weights[id(weight)] = weight, weight.contiguous(memory_format=LAYOUT)
-        steps = [[step] * 3 if isinstance(step, int) else step for step in (padding, stride, dilation)]
-        return torch.mkldnn_convolution(input, self._weights[id(weight)][1], bias, *steps, groups)
+
+def _conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    if not _fits(input) or not _fits(weight) or isinstance(padding, str):
+        return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
+    steps = [[step] * 3 if isinstance(step, int) else step for step in (padding, stride, dilation)]
+    return torch.mkldnn_convolution(input, weight, bias, *steps, groups)
 
 
 def _fits(x: Tensor) -> bool:
@@ -104,3 +89,6 @@ def _conv_transpose3d(x: Tensor, *more: Any, **options: Any) -> Tensor:
     """Keep channels last, which torch leaves where the map is small; the next layers would follow."""
     found = F.conv_transpose3d(x, *more, **options)
     return found.contiguous(memory_format=LAYOUT) if _fits(x) else found
+
+
+_KERNELS = {F.conv3d: _conv3d, F.conv_transpose3d: _conv_transpose3d, F.avg_pool3d: _avg_pool3d}

@@ -8,7 +8,7 @@ from torch import nn
 from trunkline.backbones import ResidualEncoder
 from trunkline.heads import UNet
 from trunkline.tasks.volume_inference import sliced
-from trunkline.tasks.volume_kernels import LAYOUT, HostKernels, on_host
+from trunkline.tasks.volume_kernels import LAYOUT, on_host
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 
@@ -90,18 +90,6 @@ def test_overlapping_pools_are_left_alone():
     x = torch.randn(1, 3, 6, 6, 6)
     for pool in (nn.AvgPool3d(2, 1), nn.AvgPool3d(2, 2, padding=1)):
         torch.testing.assert_close(on_host(pool)(x), pool(x))
-
-
-@torch.no_grad()
-def test_weights_that_take_the_place_of_others_are_not_confused():
-    """The first weight of each pair is gone before the next comes, and may lie at the same place."""
-    kernels, x = HostKernels(), torch.randn(1, 4, 5, 5, 5)
-    for _ in range(20):
-        weight = torch.randn(4, 4, 3, 3, 3)
-        with kernels:
-            found = F.conv3d(x, weight)
-        torch.testing.assert_close(found, F.conv3d(x, weight), atol=1e-5, rtol=1e-5)
-        del weight
 
 
 def test_keeps_out_of_gradients_other_types_pictures_and_autocast(monkeypatch):
