@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that their class names are known without a module path in YAML.
@@ -40,6 +42,19 @@ from .multi import MultiTask  # noqa: F401
 from .predicting import OptimisedPrediction
 from .segmentation import SemanticSegmentation  # noqa: F401
 from .volumes import VolumeSegmentation
+
+REFRESH_RATE = 20  # steps between two updates of the progress bar on a device
+
+
+def refresh_seldom(trainer: Trainer) -> None:
+    """Let the progress bar show the loss every 20th step only where the model runs on a device.
+
+    Each time the host waits for the device, and so cannot prepare the next step meanwhile. A bar with a
+    refresh rate of its own, and any other kind of bar, stays as it is.
+    """
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, TQDMProgressBar) and not isinstance(trainer.accelerator, CPUAccelerator):
+        bar._refresh_rate = REFRESH_RATE if bar.refresh_rate == 1 else bar.refresh_rate
 
 
 @dataclass
@@ -150,6 +165,11 @@ class TrunklineCLI(LightningCLI):
             while str(error).startswith("Does not validate against any of the Union") and error.__cause__:
                 error = error.__cause__
             raise error  # noqa: B904
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        refresh_seldom(trainer)
+        return trainer
 
     def before_predict(self) -> None:
         if not isinstance(self.model, VolumeSegmentation):  # its networks have no batch norms to fold
