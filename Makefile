@@ -5,6 +5,7 @@
 #   make demo TASK=segmentation    the same for a segmenter: its mIoU, its masks
 #   make demo TASK=scans           the same for synthetic CT volumes in NIfTI: Dice, distances in mm, label volumes
 #   make test    run the tests
+#   make bench   measure speed and memory beside the peers, and rewrite docs/performance.md; half an hour on two cores
 #   make lint    check the style
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo $(BIN)/uv)
 # Threads that wait sleep rather than spin: a tenth slower on a quiet machine, many times faster on a shared one.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint bench
 
 setup: $(BIN)/.ready
 
@@ -47,6 +48,14 @@ demo: setup
 # By whole files, whose fixtures are made once.
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# One after the other: each wants the machine for itself.
+BENCHMARKS := counts_host speed_detection speed_trunks speed_segmentation speed_scans speed_data speed_fit \
+	speed_evaluation memory_annotations growth
+bench: setup
+	@for script in $(BENCHMARKS); do \
+	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/report.py
 
 lint: setup
 	$(BIN)/ruff check .

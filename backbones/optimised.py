@@ -34,7 +34,8 @@ def optimised(
     A batch norm with fixed statistics right behind a convolution is a factor and a shift per channel, and
     becomes part of the convolution's weight and bias (Jacob et al. 2018, section 3.2). Weights of 2-D
     convolutions lie in memory channels last, which CPUs and tensor cores prefer; give images likewise.
-    Outputs differ from the network's own by rounding; that is checked.
+    Parts with a method ``prepare_for_inference`` have it called. Outputs differ from the network's own by
+    rounding; that is checked.
 
     Args:
         network: stays as it is. Its copy is in evaluation mode and cannot be trained.
@@ -53,6 +54,9 @@ def optimised(
     expected = list(_tensors(run(found)))
     for conv, norm in _pairs(found, run):
         _fold(found, conv, norm)
+    for module in list(found.modules()):
+        if hasattr(module, "prepare_for_inference"):
+            module.prepare_for_inference()
     for parameter in found.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

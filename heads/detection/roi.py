@@ -115,6 +115,8 @@ class RoI(nn.Module):
 
     def _first_layer(self, pooled: Tensor) -> Tensor:
         """Apply ``fc6`` to ``[B*N, C, Q, Q]``: ``[B*N, hidden]``."""
+        if isinstance(self.fc6, nn.Conv2d):  # see prepare_for_inference
+            return self.fc6(pooled).flatten(1)
         if on_host(pooled) and torch.backends.mkldnn.is_available():
             # As a convolution over the whole map, which needs no copy of maps whose channels lie last, and
             # for which torch's builds for the CPU have the faster library.
@@ -122,6 +124,18 @@ class RoI(nn.Module):
             weight = self.fc6.weight.unflatten(1, pooled.shape[1:])
             return F.conv2d(pooled, weight, self.fc6.bias).flatten(1)
         return self.fc6(pooled.flatten(1))
+
+    def prepare_for_inference(self) -> None:
+        """Make ``fc6`` a convolution on the CPU, so that its weight can lie in memory channels last.
+
+        Its state dict is another one afterwards. Part of :func:`.optimised.optimised`.
+        """
+        first, cells = self.fc6, self.options.pool_size
+        if first.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+            return
+        self.fc6 = nn.Conv2d(first.in_features // cells**2, first.out_features, cells)
+        self.fc6.weight = nn.Parameter(first.weight.unflatten(1, (-1, cells, cells)), requires_grad=False)
+        self.fc6.bias = first.bias
 
     def losses(
         self, features: Sequence[Tensor], proposals: Tensor, valid: Tensor, targets: BoxTargets

@@ -77,6 +77,24 @@ def test_raw_outputs_of_every_task_stay(kind):
                 torch.testing.assert_close(getattr(other, name), value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("onednn", [True, False])
+def test_the_second_stage_of_the_copy_detects_the_same(onednn, monkeypatch):
+    if not onednn:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    task = randomised(TASKS["boxes"]())
+    with torch.no_grad():
+        nn.init.normal_(task.head.roi.classifier.weight, std=0.3)
+        copy = task.optimised()
+        assert isinstance(copy.head.roi.fc6, nn.Conv2d if onednn else nn.Linear)
+        features = [torch.randn(2, 16, 64 // step, 96 // step) for step in (4, 8, 16, 32)]
+        corner = torch.rand(2, 30, 2) * 40
+        boxes = torch.cat([corner, corner + 20], dim=-1)
+        found, expected = copy.head.roi(features, boxes), task.head.roi(features, boxes)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert isinstance(task.head.roi.fc6, nn.Linear)
+
+
 def test_images_of_the_copy_lie_channels_last_too():
     copy = TASKS["boxes"]().optimised()
     out = copy.normalise(torch.zeros(2, 3, 64, 96, dtype=torch.uint8), SIZES)
