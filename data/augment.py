@@ -99,6 +99,7 @@ class Augmentation:
         crowd: np.ndarray,
         seed: int,
         mask: np.ndarray | None = None,
+        size: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, ...]:
         """Augment one image.
 
@@ -110,6 +111,8 @@ class Augmentation:
             crowd: ``[m]`` bool.
             seed: non-negative; the same seed gives the same result.
             mask: ``[h, w]`` uint8 labels of the pixels, which follow the image as in ``MaskAugmentation``.
+            size: height and width that boxes are in pixels of, for an image that was decoded smaller; flips
+                alone allow it.
 
         Returns:
             The image (its size may differ) and the boxes that remain, clipped to it, with their labels and
@@ -120,7 +123,7 @@ class Augmentation:
         """
         if self.flips is not None:
             flip = self.flips.draw(seed)
-            return flip.sample(image, boxes, labels, crowd, mask, self.min_box_size)
+            return flip.sample(image, boxes, labels, crowd, mask, self.min_box_size, size)
         data = {"image": image, "bboxes": _relative_rows(boxes, image.shape[:2])}
         if mask is not None:
             _check_labels_kept(self.compose)

@@ -45,9 +45,13 @@ class Flip(NamedTuple):
         crowd: np.ndarray,
         mask: np.ndarray | None,
         min_box_size: float,
+        size: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, ...]:
-        """Do what ``Augmentation`` promises: clip boxes, mirror everything, drop boxes that are too small."""
-        height, width = image.shape[:2]
+        """Do what ``Augmentation`` promises: clip boxes, mirror everything, drop boxes that are too small.
+
+        Boxes are in pixels of an image of ``size``, by default that of ``image``.
+        """
+        height, width = image.shape[:2] if size is None else size
         boxes = self.boxes(boxes.clip(0, (width, height, width, height)), (height, width))
         sides = boxes[:, 2:] - boxes[:, :2]
         kept = ((sides > 0) & (sides >= min_box_size - _ROUNDING)).all(axis=1)

@@ -30,7 +30,9 @@ class ImageError(ValueError):
     """An image file is missing, is no image, is damaged, or is not what the annotations say."""
 
 
-def read_image(path: str | PathLike[str], content: bytes | None = None) -> np.ndarray:
+def read_image(
+    path: str | PathLike[str], content: bytes | None = None, enough: tuple[int, int] | None = None
+) -> np.ndarray:
     """Decode an image file to 8-bit RGB, turned upright by its EXIF orientation.
 
     Grey, palette, 1-bit, CMYK and other colour spaces become RGB; an alpha channel or a transparent palette
@@ -41,6 +43,9 @@ def read_image(path: str | PathLike[str], content: bytes | None = None) -> np.nd
     Args:
         path: a file in any format that Pillow reads.
         content: the bytes of the file if they do not lie at ``path`` (but in an archive); errors name path.
+        enough: height and width that the upright image is needed at. A JPEG at least twice as large in both
+            comes back at a half, a quarter or an eighth of its size, rounded up, and no smaller than that,
+            which takes less than half the time; the decoder averages over as many pixels.
 
     Returns:
         ``[h, w, 3]`` uint8 RGB, contiguous and writable.
@@ -50,6 +55,9 @@ def read_image(path: str | PathLike[str], content: bytes | None = None) -> np.nd
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
+            if enough is not None:
+                swapped = image.getexif().get(_ORIENTATION, 1) in _SWAPPED
+                image.draft("RGB", enough if swapped else enough[::-1])  # only JPEGs heed it
             ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies images that are upright
             return _to_rgb(image, path)
     except ImageError:

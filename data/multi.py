@@ -120,23 +120,29 @@ class DetectionAndMaskDataset(CocoDetectionDataset):
         masks: of the same images.
         augmentation: applied before resizing; None in evaluation, which keeps the masks on disk too.
         long_side: limit of the longer side after resizing, in pixels.
+        reduced: as in ``CocoDetectionDataset``; masks are always read as they are.
     """
 
     def __init__(
-        self, index: CocoIndex, masks: AlignedMasks, augmentation: Augmentation | None, long_side: int
+        self,
+        index: CocoIndex,
+        masks: AlignedMasks,
+        augmentation: Augmentation | None,
+        long_side: int,
+        reduced: bool = False,
     ) -> None:
-        super().__init__(index, augmentation, long_side)
+        super().__init__(index, augmentation, long_side, reduced)
         self.masks = masks
 
     def __getitem__(self, request: Request) -> MultiTaskSample:
         """Load one image; errors as in ``CocoDetectionDataset``, and those of its mask."""
-        image, boxes, labels, crowd = self.read(request.index)
+        image, boxes, labels, crowd = self.read(request)
         path = self.index.path(request.index)
-        native = mask = self.masks.mask(request.index, image.shape[:2])
+        native = mask = self.masks.mask(request.index, tuple(self.index.sizes[request.index].tolist()))
         if self.augmentation is not None:
             try:
                 image, boxes, labels, crowd, mask = self.augmentation(
-                    image, boxes, labels, crowd, request.seed, mask
+                    image, boxes, labels, crowd, request.seed, mask, self.size_of_boxes(request)
                 )
             except AugmentationError as error:
                 raise AugmentationError(f"{path}: {error}") from error
@@ -237,7 +243,9 @@ class CocoDetectionAndMasks(CocoDetection):
         split = next(s for s in ("train", "val", "test") if getattr(self, f"{s}_index") is index)
         masks = self._read_masks(split, index)
         aligned = AlignedMasks(masks.masks, _positions(index, masks))
-        return DetectionAndMaskDataset(index, aligned, augmentation, self.hparams.long_side)
+        return DetectionAndMaskDataset(
+            index, aligned, augmentation, self.hparams.long_side, self.hparams.reduced_decoding
+        )
 
     @staticmethod
     def _collate(samples: list[DetectionSample]) -> DetectionBatch:

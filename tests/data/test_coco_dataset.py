@@ -1,5 +1,6 @@
 """The data set: one sample from file to tensors."""
 
+import gc
 import io
 import json
 from multiprocessing.reduction import ForkingPickler
@@ -9,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from trunkline.data import coco
+from trunkline.data import coco, coco_dataset
 from trunkline.data.augment import Augmentation, AugmentationError
 from trunkline.data.canvas import Request
 from trunkline.data.coco_dataset import CocoDetectionDataset
 from trunkline.data.coco_index import read_coco
-from trunkline.data.io import ImageError
+from trunkline.data.io import ImageError, read_image
 
 
 @pytest.fixture
@@ -98,6 +99,113 @@ def test_another_size_than_annotated_is_an_error(dataset):
 def test_failing_augmentation_names_the_file(dataset):
     with pytest.raises(AugmentationError, match="red.png: augmentation failed on 30x40"):
         dataset([{"RandomCrop": {"height": 99, "width": 99, "p": 1.0}}])[Request(0, 60, (64, 96))]
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A 240 x 320 JPEG, stored turned by a quarter, a bright rectangle exactly in its box; a narrow box."""
+    picture = np.full((240, 320, 3), 20, dtype=np.uint8)
+    picture[48:144, 80:240] = 230
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.ascontiguousarray(picture.transpose(1, 0, 2)[::-1])
+    Image.fromarray(stored).save(tmp_path / "large.jpg", exif=exif, quality=95)
+    rows = enumerate(([80, 48, 160, 96], [10, 10, 1.5, 30]), start=1)
+    content = {
+        "images": [{"id": 5, "file_name": "large.jpg", "height": 240, "width": 320}],
+        "annotations": [{"id": n, "image_id": 5, "category_id": 1, "bbox": box} for n, box in rows],
+        "categories": [{"id": 1, "name": "bright"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    return read_coco(tmp_path / "boxes.json", tmp_path)
+
+
+@pytest.mark.parametrize("augment", [None, [{"HorizontalFlip": None}, {"VerticalFlip": None}]])
+def test_reduced_decoding_changes_pixels_a_little_and_nothing_else(photo, augment, monkeypatch):
+    decoded = []
+
+    def recording(*args, **options):
+        decoded.append(read_image(*args, **options))
+        return decoded[-1]
+
+    monkeypatch.setattr(coco_dataset, "read_image", recording)
+    augmentation = augment and Augmentation(augment)
+    whole, reduced = (CocoDetectionDataset(photo, augmentation, reduced=flag) for flag in (False, True))
+    for seed in range(8):
+        request = Request(0, 61, (64, 96), seed)
+        one, other = whole[request], reduced[request]
+        assert [image.shape[:2] for image in decoded[-2:]] == [(240, 320), (120, 160)]
+        for name in ("boxes", "labels", "crowd"):  # the narrow box would be too small in the reduced image
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+        assert other.original_size == (240, 320) and other.image.shape == one.image.shape == (3, 61, 81)
+        difference = (one.image.int() - other.image.int()).abs()
+        assert difference.max() > 0 and difference.float().mean() < 3
+    large = Request(0, 121, (160, 192))
+    assert torch.equal(whole[large].image, reduced[large].image) and decoded[-1].shape == (240, 320, 3)
+
+
+def test_reduced_decoding_still_finds_another_size_than_annotated(photo):
+    Image.new("RGB", (640, 480)).save(photo.path(0))  # at a half it would fit
+    with pytest.raises(ImageError, match="is 480x640 .* say 240x320"):
+        CocoDetectionDataset(photo, reduced=True)[Request(0, 60, (64, 96))]
+
+
+def test_reduced_decoding_goes_with_flips_alone(photo, root):
+    crop = [{"RandomCrop": {"height": 20, "width": 20}}]
+    with pytest.raises(AugmentationError, match="reduced_decoding goes with flips alone"):
+        CocoDetectionDataset(photo, Augmentation(crop), reduced=True)
+    module = coco.CocoDetection(str(root), augment=crop, reduced_decoding=True)
+    module.setup("fit")
+    with pytest.raises(AugmentationError, match="reduced_decoding"):
+        module.train_dataloader()
+    assert module.val_dataloader().dataset.dataset.reduced
+    module = coco.CocoDetection(str(root))
+    module.setup("fit")
+    assert not module.train_dataloader().dataset.dataset.reduced
+
+
+def test_what_grows_with_the_data_is_no_python_object(tmp_path):
+    """Reading a Python object counts a reference, which copies its page in every forked worker."""
+    sizes = []
+    for count in (10, 1000):
+        content = {
+            "images": [
+                {"id": n, "file_name": f"{n}.jpg", "height": 9, "width": 9} for n in range(1, count + 1)
+            ],
+            "annotations": [
+                {"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 2, 2]} for n in range(1, count + 1)
+            ],
+            "categories": [{"id": 1, "name": "thing"}],
+        }
+        (tmp_path / "boxes.json").write_text(json.dumps(content))
+        dataset = CocoDetectionDataset(read_coco(tmp_path / "boxes.json", tmp_path), Augmentation(coco.FLIP))
+        sizes.append(len(reachable(dataset)))
+        assert all(
+            len(value) < 20 for value in vars(dataset.index).values() if isinstance(value, tuple | list)
+        )
+    assert sizes[0] == sizes[1]
+
+
+def reachable(thing):
+    """The ids of all objects that the attributes and items of a thing lead to."""
+    seen, waiting = {}, [thing]
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen or isinstance(found, type | torch.Tensor):
+            seen[id(found)] = found
+            continue
+        seen[id(found)] = found
+        waiting += gc.get_referents(found) if isinstance(found, dict | list | tuple | set) else []
+        waiting += list(getattr(found, "__dict__", {}).values())
+    return seen
+
+
+def test_pickled_for_a_worker_every_tensor_is_in_shared_memory(root):
+    index = read_coco(root / "annotations/instances_train.json", root / "images/train")
+    tensors = {name: value for name, value in vars(index).items() if isinstance(value, torch.Tensor)}
+    assert not any(value.is_shared() for value in tensors.values())
+    ForkingPickler(io.BytesIO()).dump(CocoDetectionDataset(index, Augmentation(coco.FLIP)))
+    assert {name for name, value in tensors.items() if not value.is_shared()} == set()
 
 
 def test_pickled_for_a_worker_it_is_small(root):

@@ -88,6 +88,14 @@ def test_boxes_of_exactly_the_least_size_stay(data):
         assert len(kept) == len(boxes)
 
 
+def test_boxes_may_be_in_pixels_of_a_larger_image(data):
+    image, boxes, labels, crowd, _ = data
+    flip = Augmentation([{"HorizontalFlip": {"p": 1.0}}])
+    small, found, _, _ = flip(image[::2, ::2].copy(), boxes, labels, crowd, 0, size=SIZE)
+    assert np.array_equal(small, image[::2, ::2][:, ::-1])
+    np.testing.assert_allclose(found, flip(image, boxes, labels, crowd, 0)[1])
+
+
 def test_the_given_boxes_are_not_written_to(data):
     image, boxes, labels, crowd, _ = data
     before = boxes.copy()

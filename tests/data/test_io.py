@@ -65,6 +65,46 @@ def test_png_orientation_behind_the_pixels_is_seen_in_the_size_too(tmp_path, pic
     assert image_size(path) == (10, 6) == read_image(path).shape[:2]
 
 
+def smooth_jpeg(path, height, width, orientation=1):
+    """A picture without detail, which survives any way of shrinking; stored as EXIF says."""
+    ys, xs = np.mgrid[:height, :width] / (height, width)[0]
+    upright = np.stack([xs * 90, ys * 200, 220 - xs * 60 - ys * 60], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(STORED[orientation](upright))).save(path, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize(
+    ("enough", "size"),
+    [
+        ((160, 240), (160, 240)),
+        ((81, 120), (160, 240)),
+        ((80, 121), (160, 240)),
+        ((80, 120), (80, 120)),
+        ((41, 60), (80, 120)),
+        ((40, 60), (40, 60)),
+        ((20, 30), (20, 30)),
+        ((5, 5), (20, 30)),
+        ((300, 500), (160, 240)),
+    ],
+)
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_jpeg_is_decoded_no_smaller_than_needed(tmp_path, enough, size, orientation):
+    path = tmp_path / "large.jpg"
+    smooth_jpeg(path, 160, 240, orientation)
+    small, full = read_image(path, enough=enough), read_image(path)
+    assert small.shape == (*size, 3) and full.shape == (160, 240, 3)
+    assert np.abs(small.astype(int) - resize(full, size).astype(int)).max() <= 4
+    assert small.flags.writeable and np.array_equal(read_image(path, path.read_bytes(), enough), small)
+
+
+def test_sizes_of_reduced_jpegs_are_rounded_up_and_other_formats_stay(tmp_path, picture):
+    smooth_jpeg(tmp_path / "odd.jpg", 51, 71)
+    assert read_image(tmp_path / "odd.jpg", enough=(20, 20)).shape == (26, 36, 3)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    assert np.array_equal(read_image(tmp_path / "picture.png", enough=(1, 1)), picture)
+
+
 def test_grey_is_repeated(tmp_path):
     grey = np.array([[0, 90, 255]], dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "grey.png")
