@@ -31,13 +31,13 @@ import cv2  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
 from albumentations.pytorch import ToTensorV2  # noqa: E402
-from pairs import Pair, bench_parser, run_pairs  # noqa: E402
 from photos import write_photos  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torchvision import tv_tensors  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
+from pairs import Pair, bench_parser, run_pairs  # noqa: E402
 from trunkline.data.augment import limit_threads  # noqa: E402
 from trunkline.data.batches import DetectionBatch  # noqa: E402
 from trunkline.data.coco import FLIP, CocoDetection  # noqa: E402
@@ -139,10 +139,13 @@ class Setting:
         images: how many images to load in one run.
         batch_size: images per batch.
         sides: short and long side of the resized images.
+        reduced: our ``reduced_decoding``.
     """
 
-    def __init__(self, root: Path, images: int, batch_size: int, sides: tuple[int, int]) -> None:
-        self.root, self.sides, self.batch_size = root, sides, batch_size
+    def __init__(
+        self, root: Path, images: int, batch_size: int, sides: tuple[int, int], reduced: bool = False
+    ) -> None:
+        self.root, self.sides, self.batch_size, self.reduced = root, sides, batch_size, reduced
         self.count = images // batch_size
         self.module = self._module(FLIP)
         self.index = self.module.train_index
@@ -158,6 +161,7 @@ class Setting:
             long_side=self.sides[1],
             augment=augment,
             on_bad_box="drop",
+            reduced_decoding=self.reduced,
         )
         module.setup("fit")
         return module
@@ -231,7 +235,8 @@ def row(setting: Setting, peer: str, make: Callable[..., Any], tolerance: float,
         return disagreement(our_images(setting.ours(flip=False)), peer_images(make(**arguments, flip=0.0)()))
 
     return Pair(
-        name=f"training batches, {setting.sides[0]} x {setting.sides[1]}",
+        name=f"training batches, {setting.sides[0]} x {setting.sides[1]}"
+        + (", reduced_decoding" if setting.reduced else ""),
         peer=peer,
         ours=lambda: [None for _ in setting.ours()],
         theirs=lambda: [None for _ in theirs()],
@@ -259,6 +264,24 @@ def pairs(options: argparse.Namespace, root: Path) -> Iterator[Pair]:
         # OpenCV does not antialias, so what is shrunk differs.
         tolerance = 0.5 if sides[0] == 800 else 8.0
         yield row(setting, f"albumentations {A.__version__}, OpenCV", setting.albumentations, tolerance)
+    reduced = Setting(root, options.images, options.batch_size, (224, 373), reduced=True)
+    yield row(reduced, f"{theirs}, float pixels", reduced.torchvision, 1.5, floats=True)
+
+
+def large_photographs(root: Path) -> Pair:
+    """Our loader with ``reduced_decoding`` beside our loader without, on photographs of 12 megapixels."""
+    reduced, whole = (Setting(root, 8, 4, (800, 1333), reduced=flag) for flag in (True, False))
+    return Pair(
+        name="large photographs, 800 x 1333",
+        peer="ours, without reduced_decoding",
+        ours=lambda: [None for _ in reduced.ours()],
+        theirs=lambda: [None for _ in whole.ours()],
+        difference=lambda *_: disagreement(*(our_images(one.ours(flip=False)) for one in (reduced, whole))),
+        tolerance=1.0,
+        agrees_on="mean pixel in grey levels, without flips; ids, sizes and boxes are equal",
+        settings={"images": 8, "batch_size": 4, "pixels": [3000, 4000]},
+        note="photograph-like JPEGs of 12 megapixels; 8 images on one core, without worker processes",
+    )
 
 
 def main() -> None:
@@ -274,7 +297,9 @@ def main() -> None:
     what = "from JPEG files and COCO annotations to padded training batches, per core"
     with tempfile.TemporaryDirectory() as folder:
         root = options.data or write_photos(Path(folder), options.images)
-        run_pairs("data", what, pairs(options, root), options)
+        large = write_photos(Path(folder) / "large", 8, sizes=((3000, 4000),))
+        questions = itertools.chain(pairs(options, root), (large_photographs(place) for place in [large]))
+        run_pairs("data", what, questions, options)
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ class CocoDetection(pl.LightningDataModule):
         check_images: before starting, check that images exist and have the size in the JSON: header reads the
             beginning of each file, decode all of it, off nothing.
         reduced_decoding: decode JPEGs that will shrink to half their size or less at a half, a quarter or an
-            eighth, which takes less than half the time for large photographs. Pixels then differ from those
-            of other programs by about half a grey level in the mean, so it is off by default. Needs an
-            ``augment`` of flips alone (or none).
+            eighth, which takes a half to two thirds of the time for large photographs. Pixels then differ
+            from those of other programs by about half a grey level in the mean, so it is off by default.
+            Needs an ``augment`` of flips alone (or none).
         skip_images_without_boxes: leave such images out of training instead of training on them as
             background.
         seed: fixes order, scales and augmentation; if null, the seed given to seed_everything, else 0.

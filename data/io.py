@@ -45,7 +45,7 @@ def read_image(
         content: the bytes of the file if they do not lie at ``path`` (but in an archive); errors name path.
         enough: height and width that the upright image is needed at. A JPEG at least twice as large in both
             comes back at a half, a quarter or an eighth of its size, rounded up, and no smaller than that,
-            which takes less than half the time; the decoder averages over as many pixels.
+            which takes a half to two thirds of the time; the decoder averages over as many pixels.
 
     Returns:
         ``[h, w, 3]`` uint8 RGB, contiguous and writable.
