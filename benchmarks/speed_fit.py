@@ -9,7 +9,7 @@ peer is what torchvision's detection reference does: its COCO data set with tran
 while the model resizes and normalises on the device. Whole runs of the two take turns; the first batches do
 not count.
 
-On a CPU: ResNet-18, shorter side 192, batch 4, with 0, 1 and 2 loader processes. On a GPU: ResNet-50, 800 x
+On a CPU: ResNet-18, shorter side 160, batch 2, with 0, 1 and 2 loader processes. On a GPU: ResNet-50, 800 x
 1333, batch 16, 14 processes, bf16. Without --data, photograph-like JPEGs of 640 x 480 pixels are made.
 """
 
@@ -70,7 +70,7 @@ def settings(workers: list[int] | None) -> list[Setting]:
     """What is compared on this machine."""
     if CUDA:
         return [Setting(50, 800, 1333, 16, number, 120, 20) for number in workers or [14]]
-    return [Setting(18, 192, 320, 4, number, 16, 4) for number in (workers or [0, 1, 2])]
+    return [Setting(18, 160, 267, 2, number, 14, 4) for number in (workers or [0, 1, 2])]
 
 
 def ours(root: Path, setting: Setting) -> Clock:
