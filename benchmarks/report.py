@@ -3,8 +3,8 @@
     python benchmarks/report.py
     python benchmarks/report.py --check      exits with 1 if the tables are out of date; draws nothing
 
-It reads speed_*.json, memory_*.json (those with rows) and growth_*.json in benchmarks/results. Rows that lose
-are shown like all others.
+It reads speed_*.json, counts_*.json, memory_*.json (those with rows) and growth_*.json in benchmarks/results.
+Rows that lose are shown like all others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Result:
         path: of the file.
         question: what its rows answer, in a word.
         what: what was measured, in a sentence.
-        rows: as :func:`pairs.compare` writes them; growth.py and memory_annotations.py add or leave out some.
+        rows: as :func:`pairs.compare` writes them; the scripts of other kinds write their own.
         environment: as :func:`common.environment` writes it.
     """
 
@@ -47,7 +47,7 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """``speed``, ``memory`` or ``growth``."""
+        """``speed``, ``counts``, ``memory`` or ``growth``."""
         return self.path.stem.partition("_")[0]
 
     @property
@@ -64,7 +64,7 @@ class Result:
 def read(folder: Path) -> list[Result]:
     """Return the result files of a folder: GPUs after CPUs, then by kind and question."""
     found = []
-    for kind in ("speed", "memory", "growth"):
+    for kind in ("speed", "counts", "memory", "growth"):
         for path in sorted(folder.glob(f"{kind}_*.json")):
             content = json.loads(path.read_text(encoding="utf-8"))
             if "rows" in content:
@@ -87,18 +87,21 @@ def text(results: Sequence[Result]) -> dict[str, str]:
     """Return what belongs between each pair of markers of the page, by the markers' name."""
     parts: dict[str, list[str]] = {"speed": [], "growth": []}
     for device, group in by_device(results).items():
-        for name, kinds in (("speed", ("speed", "memory")), ("growth", ("growth",))):
+        for name, kinds in (("speed", ("speed", "counts", "memory")), ("growth", ("growth",))):
             chosen = [result for result in group if result.kind in kinds]
             if chosen:
                 picture = f"{name}_{chosen[0].slug}.png"
-                parts[name] += [f"### {device}", f"![{name}](../benchmarks/results/{picture})"]
+                parts[name].append(f"### {device}")
+                if any(result.kind == name for result in chosen):
+                    parts[name].append(f"![{name}](../benchmarks/results/{picture})")
                 parts[name] += [section(result) for result in chosen]
     return {name: "\n\n".join(pieces) or "No results yet." for name, pieces in parts.items()}
 
 
 def section(result: Result) -> str:
     """Return the part of the page about one result file."""
-    table = {"speed": speed_table, "memory": memory_table, "growth": growth_table}[result.kind](result.rows)
+    makers = {"speed": speed_table, "counts": counts_table, "memory": memory_table, "growth": growth_table}
+    table = makers[result.kind](result.rows)
     if result.kind == "growth":
         table = f"<details><summary>All points</summary>\n\n{table}\n\n</details>"
     title = [] if result.kind == "growth" else [f"#### {result.question.capitalize()}"]
@@ -124,6 +127,22 @@ def speed_table(rows: Sequence[dict[str, Any]]) -> str:
             )
         )
     return markdown(head, cells, right=(2, 4, 6))
+
+
+def counts_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ("", "beside", "unit", "ours", "peer", "target")
+    cells = [
+        (
+            row["name"],
+            row["peer"],
+            row["unit"],
+            f"{row['ours']:,g}",
+            f"{row['theirs']:,g}",
+            target_cell(row["target"], "≤", row["ours"]),
+        )
+        for row in rows
+    ]
+    return markdown(head, cells, right=(3, 4))
 
 
 def memory_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -175,10 +194,9 @@ def memory_share(row: dict[str, Any]) -> float | None:
 
 
 def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One list item per row of a speed table: settings, what agrees, and the row's note."""
+    """Settings, agreement and notes of the rows in a list that unfolds; of other kinds, the notes."""
     if "axes" in rows[0] or "difference" not in rows[0]:
-        notes = dict.fromkeys(row["note"] for row in rows if row["note"])
-        return ["\n".join(f"- {note}" for note in notes)] if notes else []
+        return notes(rows)
     items = []
     for row in rows:
         agreed = f"{row['difference']['of']} differ by {row['difference']['value']:.1g}"
@@ -186,6 +204,19 @@ def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
         items.append(f"- {row['name']}, beside {row['peer']}: {'; '.join(parts)}.")
     body = "\n".join(items)
     return [f"<details><summary>Settings, agreement and notes</summary>\n\n{body}\n\n</details>"]
+
+
+def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Every note once, after the names of its rows; nothing without notes."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        if row["note"]:
+            told.setdefault(row["note"], []).append(row["name"])
+    items = []
+    for note, names in told.items():
+        subject = "all rows" if len(names) == len(rows) else ", ".join(names)
+        items.append(f"- {subject[0].upper()}{subject[1:]}: {note}.")
+    return ["\n".join(items)] if items else []
 
 
 def listed(settings: dict[str, Any]) -> str:

@@ -116,10 +116,22 @@ def test_memory_and_growth_have_tables_of_their_own(report, tmp_path):
     parts = report.text(report.read(tmp_path))
     assert "| 2 workers | peer | 3 | 4,500 | 1500.00 |" in parts["speed"]
     assert "| 8 workers | peer | 5 | not run |  |" in parts["speed"]
-    assert "- ratio of memory" in parts["speed"]
+    assert "- All rows: ratio of memory.\n" in parts["speed"]
+    assert "![speed]" not in parts["speed"] and "![growth]" in parts["growth"]
     line = "| training step | batch 2, size 480x640 | peer 1.0 "
     line += "| 2.000 | 3.000 | 1.40 (1.20 to 1.60) | 90 | 100 |"
     assert line in parts["growth"] and line not in parts["speed"]
+
+
+def test_counts_have_a_table_and_a_note_names_its_rows(report, tmp_path):
+    counts = {"name": "waits", "peer": "peer", "unit": "per step", "ours": 1, "theirs": 1234, "target": 2}
+    other = {**counts, "name": "share", "ours": 61.5, "theirs": 43.0, "target": None, "note": "of the peak"}
+    write(tmp_path, "counts_host_cpu", [{**counts, "note": ""}, other, {**counts, "target": 0, "note": ""}])
+    part = report.text(report.read(tmp_path))["speed"]
+    assert "| waits | peer | per step | 1 | 1,234 | ≤ 2: met |" in part
+    assert "| share | peer | per step | 61.5 | 43 |  |" in part
+    assert "| waits | peer | per step | 1 | 1,234 | ≤ 0: missed |" in part
+    assert "- Share: of the peak.\n" in part
 
 
 def test_check_notices_a_new_number_and_writing_repairs_the_page_and_draws(report, tmp_path, capsys):
