@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -190,7 +190,7 @@ class WeightedLoss(SegmentationLoss):
 def labelled(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits ``[B, K, *S]``, labels ``[B, *S]`` int64 and which pixels have one.
 
-    Both are 0 where they do not, and the logits float32 at least.
+    Labels are 0 where they do not, and logits, float32 at least, get no gradient there.
 
     Raises:
         ValueError: if the shapes of logits and mask do not fit.
@@ -202,8 +202,31 @@ def labelled(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     valid = mask != IGNORE
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    # Where, not times: an ignored pixel may hold NaN, and so would its gradient.
-    return torch.where(valid[:, None], logits, 0.0), torch.where(valid, mask, 0).long(), valid
+    if all_labelled(valid):
+        return logits, mask.long(), valid
+    return _WithoutGradient.apply(logits, ~valid[:, None]), torch.where(valid, mask, 0).long(), valid
+
+
+def all_labelled(valid: Tensor) -> bool:
+    """Whether every pixel of a bool tensor is true, where looking costs no wait: on the CPU."""
+    return valid.device.type == "cpu" and not torch.compiler.is_compiling() and bool(valid.all())
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """Passes values on as they are, without a copy, and zeros back as the gradient of ignored pixels.
+
+    Such a pixel may hold NaN, and then its gradient is NaN however little the pixel counts.
+    """
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, ignored: Tensor) -> Tensor:
+        context.save_for_backward(ignored)
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (ignored,) = context.saved_tensors
+        return gradient.masked_fill(ignored, 0.0), None
 
 
 def check_number(name: str, value: float, zero: bool) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.layers import check_choice
-from .loss_base import SegmentationLoss, check_number, labelled
+from .loss_base import SegmentationLoss, all_labelled, check_number, labelled
 
 Classes = Literal["present", "all"]
 
@@ -54,29 +54,60 @@ class RegionLoss(SegmentationLoss):
             shares, truth = logits.sigmoid().flatten(2), self._inside(logits, mask).flatten(2)
         else:
             shares = logits.softmax(1).flatten(2)  # [B, K, N]
-            index = torch.arange(shares.shape[1], device=mask.device, dtype=torch.int64)
+            small = mask.dtype if mask.dtype == torch.uint8 else torch.int64  # comparing bytes is fastest
+            index = torch.arange(shares.shape[1], device=mask.device, dtype=small)
             truth = mask.flatten(1)[:, None] == index[:, None]  # [B, K, N], nowhere 255
-        if not self.include_background:
-            shares, truth = shares[:, 1:], truth[:, 1:]
-        if not self.per_image:  # [B, K, N] -> [1, K, B * N]
-            shares, truth, valid = (x.transpose(0, 1).flatten(1)[None] for x in (shares, truth, valid))
-        counted = truth.any(2) if self.classes == "present" else valid.any(2).expand(-1, shares.shape[1])
-        losses = torch.where(counted, self.per_class(shares, truth, valid), 0.0)  # [G, K]
+        losses, counted = self.per_class(shares, truth, valid)  # [G, K] each
+        losses = torch.where(counted, losses, 0.0)
         groups = losses.sum(1) / counted.sum(1).clamp(min=1)  # [G]
         return groups.sum() / counted.any(1).sum().clamp(min=1)
 
-    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        """Return the loss of each class, ``[G, K]``, finite for classes without a pixel too.
+    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each class and whether it counts, ``[G, K]``; class 0 only if it takes part.
+
+        Losses are finite for classes without a pixel too.
 
         Args:
-            shares: ``[G, K, N]`` probabilities.
-            truth: ``[G, K, N]`` bool, false in ignored pixels.
-            valid: ``[G, 1, N]`` bool, the labelled pixels.
+            shares: ``[B, K, N]`` probabilities; anything in ignored pixels.
+            truth: ``[B, K, N]`` bool, false in ignored pixels.
+            valid: ``[B, 1, N]`` bool, the labelled pixels.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement per_class(shares, truth, valid)")
 
 
-class Dice(RegionLoss):
+class OverlapLoss(RegionLoss):
+    """A loss of three sums over pixels, taken image by image, and added up where the batch counts as one."""
+
+    squared = False  # whether probabilities are squared in the sum over all pixels
+
+    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        if not all_labelled(valid):
+            shares = torch.where(valid, shares, 0.0)
+        inside = truth.to(shares.dtype)  # products and sums of floats are much faster than of bools on a CPU
+        common = (shares * inside).sum(2)  # [B, K]
+        found = (shares.square() if self.squared else shares).sum(2)
+        pixels = inside.sum(2)
+        labelled_pixels = valid.any(2)  # [B, 1]
+        if not self.per_image:
+            common, found, pixels = (x.sum(0, keepdim=True) for x in (common, found, pixels))
+            labelled_pixels = labelled_pixels.any(0, keepdim=True)
+        counted = pixels > 0 if self.classes == "present" else labelled_pixels.expand_as(pixels)
+        losses = self.overlap(common, found, pixels)
+        first = 0 if self.include_background else 1
+        return losses[:, first:], counted[:, first:]
+
+    def overlap(self, common: Tensor, found: Tensor, pixels: Tensor) -> Tensor:
+        """Return the loss of each class, ``[G, K]``.
+
+        Args:
+            common: ``[G, K]`` sum of a class's probabilities over its pixels.
+            found: ``[G, K]`` sum over all labelled pixels.
+            pixels: ``[G, K]`` number of the class's pixels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement overlap(common, found, pixels)")
+
+
+class Dice(OverlapLoss):
     """Soft Dice loss over probabilities (Milletari et al. 2016), 1 - (2 I + s) / (P + T + s).
 
     I is the sum of a class's probabilities over its pixels, P over all labelled pixels, and T the number of
@@ -103,15 +134,14 @@ class Dice(RegionLoss):
     ) -> None:
         super().__init__(per_image, classes, include_background)
         check_number("smooth", smooth, zero=classes == "present")
-        self.squared_denominator = squared_denominator
+        self.squared = squared_denominator
         self.smooth = smooth
 
-    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        common, found, pixels = _sums(shares, truth, valid, squared=self.squared_denominator)
+    def overlap(self, common: Tensor, found: Tensor, pixels: Tensor) -> Tensor:
         return 1 - _ratio(2 * common + self.smooth, found + pixels + self.smooth)
 
 
-class Tversky(RegionLoss):
+class Tversky(OverlapLoss):
     """Tversky loss (Salehi et al. 2017): 1 - (I + s) / (I + alpha FP + beta FN + s), to the power ``gamma``.
 
     I, FP and FN are sums of probabilities: of a class over its pixels, of it over other labelled pixels, and
@@ -152,8 +182,7 @@ class Tversky(RegionLoss):
         self.gamma = gamma
         self.smooth = smooth
 
-    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        common, found, pixels = _sums(shares, truth, valid, squared=False)
+    def overlap(self, common: Tensor, found: Tensor, pixels: Tensor) -> Tensor:
         wrong = self.alpha * (found - common) + self.beta * (pixels - common)
         losses = 1 - _ratio(common + self.smooth, common + wrong + self.smooth)
         # At 0 a power below 1 has no derivative, and rounding may go below.
@@ -177,19 +206,15 @@ class Lovasz(RegionLoss):
     def use_regions(self, table: Tensor) -> None:
         SegmentationLoss.use_regions(self, table)  # an error: this is the extension for softmax probabilities
 
-    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.per_image:  # [B, K, N] -> [1, K, B * N]
+            shares, truth, valid = (x.transpose(0, 1).flatten(1)[None] for x in (shares, truth, valid))
         errors = torch.where(truth, 1 - shares, shares)
         # Ignored pixels come last, where they cannot change the steps of others, and cost nothing.
         errors, order = torch.where(valid, errors, 0.0).sort(dim=2, descending=True)
         steps = _jaccard_steps(truth.gather(2, order), errors.dtype)
-        return (errors * steps).sum(2)
-
-
-def _sums(shares: Tensor, truth: Tensor, valid: Tensor, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum probabilities over a class's pixels and over all labelled ones; count its pixels: ``[G, K]``."""
-    common = torch.where(truth, shares, 0.0).sum(2)
-    found = torch.where(valid, shares.square() if squared else shares, 0.0).sum(2)
-    return common, found, truth.sum(2).to(shares.dtype)
+        counted = truth.any(2) if self.classes == "present" else valid.any(2).expand(-1, shares.shape[1])
+        return (errors * steps).sum(2), counted
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
