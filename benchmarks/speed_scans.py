@@ -4,8 +4,8 @@
     python benchmarks/speed_scans.py --only volume
 
 Whole volumes: the same network with the same weights, windows, overlap and Gaussian weights on both sides.
-Ours is what ``VolumeSegmentation`` runs to predict: probabilities that come in plane by plane and become labels
-at once. MONAI's is ``sliding_window_inference``, which returns the probabilities of the whole volume, and
+Ours is what ``VolumeSegmentation`` runs to predict: probabilities come in plane by plane and become labels at
+once. MONAI's is ``sliding_window_inference``, which returns the probabilities of the whole volume, and
 their argmax. Training: our network and loss beside MONAI's DynUNet and DiceCELoss, and the two losses alone.
 """
 
@@ -254,8 +254,8 @@ def network_pair(classes: int) -> Pair:
             "channels": SMALL[0],
             "flops": {"ours": counts[0], "peer": counts[1]},
         },
-        note="Not the same layers: ours has one more 3x3x3 convolution at full resolution, and shortcuts that "
-        "pool where DynUNet's have strides. Forward, loss and backward, without the optimiser.",
+        note="Not the same layers: ours has one more 3x3x3 convolution at full resolution, and shortcuts "
+        "that pool where DynUNet's have strides. Forward, loss and backward, without the optimiser.",
     )
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from monai import losses as monai
 
+from trunkline.heads.segmentation import loss_base, region_losses
 from trunkline.heads.segmentation.losses import (
     CrossEntropy,
     Dice,
@@ -88,6 +89,17 @@ def test_what_ignored_pixels_hold_does_not_leak(name, bad):
     spoilt = torch.where((mask == 255)[:, None], bad, logits.detach()).requires_grad_()
     other, same = value_and_gradient(loss, spoilt, mask)
     assert other == value and torch.equal(same, gradient)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_left_out_where_all_pixels_are_labelled_changes_nothing(monkeypatch, name):
+    logits, mask = batch(ignored=0)
+    value, gradient = value_and_gradient(EVERY[name](), logits, mask)
+    for module in (loss_base, region_losses):
+        monkeypatch.setattr(module, "all_labelled", lambda valid: False)  # as on a device
+    other, same = value_and_gradient(EVERY[name](), logits, mask)
+    torch.testing.assert_close(other, value)
+    torch.testing.assert_close(same, gradient)
 
 
 @pytest.mark.parametrize("name", EVERY)
