@@ -185,10 +185,10 @@ def peak_memory(call: Callable[[], Any]) -> int:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         held = _status("VmRSS")
-        call()
-        return max(0, _status("VmHWM") - held)
     except (OSError, AttributeError):
         return 0
+    call()
+    return max(0, _status("VmHWM") - held)
 
 
 def _status(field: str) -> int:

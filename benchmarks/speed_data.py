@@ -31,13 +31,13 @@ import cv2  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
 from albumentations.pytorch import ToTensorV2  # noqa: E402
-from photos import write_photos  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torchvision import tv_tensors  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
 from pairs import Pair, bench_parser, run_pairs  # noqa: E402
+from photos import write_photos  # noqa: E402
 from trunkline.data.augment import limit_threads  # noqa: E402
 from trunkline.data.batches import DetectionBatch  # noqa: E402
 from trunkline.data.coco import FLIP, CocoDetection  # noqa: E402

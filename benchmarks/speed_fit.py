@@ -31,8 +31,6 @@ from typing import Any
 
 import torch
 import torchvision
-from clock import Clock
-from photos import write_photos
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
@@ -40,8 +38,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.transforms import v2
 
+from clock import Clock
 from common import write_result
 from pairs import RESULTS, SIDES, bench_parser, device_name, peak_memory, spread
+from photos import write_photos
 from trunkline.cli import main as trunkline
 
 CUDA = torch.cuda.is_available()

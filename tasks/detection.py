@@ -16,7 +16,7 @@ class Detection(BranchedTask):
     """Trains, validates and applies a detector.
 
     Args:
-        evaluator: COCO figures by ``faster`` (faster-coco-eval) or ``pycocotools``; they agree.
+        evaluator: COCO figures by ``faster`` (arrays) or ``pycocotools``; they agree.
         **task: what every ``BranchedTask`` takes; the head is a detection head (``FasterRCNN``).
     """
 

@@ -29,7 +29,7 @@ class MultiTask(BranchedTask):
     Args:
         heads: by a name of your choice: detection heads (``FasterRCNN``) and segmentation heads.
         loss_weights: factor of each head's losses; heads that are not named have 1.
-        evaluator: COCO figures by ``faster`` (faster-coco-eval) or ``pycocotools``; they agree.
+        evaluator: COCO figures by ``faster`` (arrays) or ``pycocotools``; they agree.
         **task: what every ``BranchedTask`` takes, but for the head.
 
     Raises:

@@ -16,7 +16,7 @@ from .boxes import box_areas, pairwise_intersection, pairwise_iou
 # Pairs of a box and an object that are compared at once, several float32 numbers each; memory grows no
 # further with the number of objects. On the CPU they should fit its caches; devices want few and large
 # operations.
-_PAIRS = {"cpu": 2**22}
+_PAIRS = {"cpu": 2**20}
 _PAIRS_ON_DEVICES = 2**26
 
 
