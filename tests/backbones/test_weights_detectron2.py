@@ -15,7 +15,7 @@ from trunkline.backbones.export import detectron2_state
 from trunkline.backbones.weights import check_pixels
 from trunkline.heads import FasterRCNN
 from trunkline.heads.detection import AnchorOptions, RoIOptions
-from trunkline.heads.detection.pooling import level_of_box
+from trunkline.heads.detection.levels import level_of_box
 from trunkline.tasks.detection import Detection
 
 WIDTH, CHANNELS, HIDDEN, CLASSES = 8, 8, 16, 3
