@@ -4,7 +4,8 @@
 
 Counts need no GPU. Where there is one, waits are counted by ``torch.cuda.set_sync_debug_mode``; elsewhere by
 the operators that make the host wait on a GPU: those whose result is a number for Python, or has a shape that
-depends on values. Our detector runs the way it does on devices, with no shape that depends on values.
+depends on values. Both detectors run the way they do on a GPU: ours with no shape that depends on values,
+torchvision's with NMS of all groups of an image at once.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from speed_detection import (
     peer_network,
     step,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import boxes as tv_boxes
 
 from common import write_result
 from pairs import RESULTS, device_name, synchronise
@@ -76,10 +78,18 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def batched_nms_of_devices(rows: Tensor, scores: Tensor, groups: Tensor, limit: float) -> Tensor:
+    """torchvision's ``batched_nms`` with the number of boxes from which it loops over groups on a GPU."""
+    loops = rows.numel() > 100_000
+    nms = tv_boxes._batched_nms_vanilla if loops else tv_boxes._batched_nms_coordinate_trick
+    return nms(rows, scores, groups, limit)
+
+
 @contextlib.contextmanager
 def as_on_devices() -> Iterator[None]:
-    """Let our detector avoid shapes that depend on values, on the CPU too."""
+    """Let both detectors do on the CPU what they do on a GPU."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(tv_boxes, "batched_nms", batched_nms_of_devices))
         for module in (boxes, pooling, roi, suppression):
             stack.enter_context(mock.patch.object(module, "on_host", lambda x: False))
         yield
