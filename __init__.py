@@ -1,1 +1,7 @@
-__version__ = "0.1.0"
+"""One ResNet trunk, many branches: vision models for downstream tasks."""
+
+from .compat import install
+
+__version__ = "0.2.0"
+
+install()

@@ -135,19 +135,24 @@ def _sample(words: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args(words)
 
-    from .data import synthetic, synthetic_scans
+    from .data.synthetic import pictures, scans
 
-    scans = options.task == "scans"
-    write = synthetic_scans.write_scans if scans else getattr(synthetic, f"write_{options.task}")
-    train, val = (24, 8) if scans else (320, 64)
+    writers = {
+        "detection": pictures.write_detection,
+        "classification": pictures.write_classification,
+        "segmentation": pictures.write_segmentation,
+        "scans": scans.write_scans,
+    }
+    volumes = options.task == "scans"
+    train, val = (24, 8) if volumes else (320, 64)
     train, val = (
         usual if given is None else given for given, usual in ((options.train, train), (options.val, val))
     )
     try:
-        write(options.folder, train=train, val=val, seed=options.seed)
+        writers[options.task](options.folder, train=train, val=val, seed=options.seed)
     except (ValueError, OSError) as error:
         sys.exit(f"trunkline sample: {error}")
-    what = "volumes" if scans else "images"
+    what = "volumes" if volumes else "images"
     print(f"wrote {train} training and {val} validation {what}: {options.folder.resolve()}")
 
 
@@ -199,7 +204,8 @@ def _plan(words: list[str]) -> None:
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(message)s")
     from .evaluation.files import write_atomically
-    from .tasks import planning, planning_table, planning_text
+    from .planning import config, table
+    from .planning import plan as planning
 
     names = ("images", "labels", "table", "ignore_id", "splits", "fold", "folds", "patients")
     try:
@@ -215,8 +221,8 @@ def _plan(words: list[str]) -> None:
             spacing=options.spacing,
             workers=options.workers,
         )
-        print(planning_table.table(plan))
-        write_atomically(options.output, planning_text.config(plan, str(options.output)))
+        print(table.table(plan))
+        write_atomically(options.output, config.config(plan, str(options.output)))
     except (ValueError, OSError) as error:
         sys.exit(f"trunkline plan: {error}")
     print(f"wrote {options.output}: trunkline fit --config {shlex.quote(str(options.output))}")

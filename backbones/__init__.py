@@ -3,12 +3,12 @@
 from .base import Backbone, FeatureLevel
 from .cifar import CifarResNet
 from .densenet import DenseNet
-from .export import detectron2_state
 from .fpn import FPN
 from .residual_encoder import ResidualEncoder
 from .resnet import ResNet
 from .timm_backbone import TimmBackbone
-from .weights import load_weights
+from .weights.export import detectron2_state
+from .weights.load import load_weights
 
 __all__ = [
     "FPN",

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .blocks import BasicBlock, BlockOptions, Shortcut
 from .layers import Activation, Dimensions, Inflation, Norm, check_choice, initialise_trunk
-from .published import torchvision_name
 from .residual import ResidualTrunk, check_common
-from .weights import load_weights, pretrained_is_skipped
+from .weights.load import load_weights, pretrained_is_skipped
+from .weights.published import torchvision_name
 
 
 class CifarResNet(ResidualTrunk):

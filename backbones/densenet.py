@@ -28,8 +28,8 @@ from .layers import (
     run_checkpointed,
     times,
 )
-from .published import torchvision_name
-from .weights import load_weights, pretrained_is_skipped
+from .weights.load import load_weights, pretrained_is_skipped
+from .weights.published import torchvision_name
 
 Depth = Literal[121, 161, 169, 201]
 

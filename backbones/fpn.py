@@ -59,6 +59,11 @@ class FPN(Backbone):
             strides.append(tuple(2 * step for step in strides[-1]))
         self.levels = tuple(FeatureLevel(channels, stride) for stride in strides)
 
+    @property
+    def trunk(self) -> Backbone:
+        """The trunk below the pyramid."""
+        return self.bottom_up.trunk
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """Compute the pyramid of ``image`` ``[B, C, *S]``: one map per level, finest first.
 

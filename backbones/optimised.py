@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .norms import FrozenBatchNorm
 
+
+@runtime_checkable
+class PreparesForInference(Protocol):
+    """A module that changes its layers in a copy that will never train."""
+
+    def prepare_for_inference(self) -> None:
+        """Change them; the state dict may be another one afterwards."""
+
+
 Network = TypeVar("Network", bound=nn.Module)
 
 # Largest difference from the network as it was, as a share of its largest output.
@@ -26,9 +35,7 @@ _TOLERANCE = 1e-3
 
 @torch.inference_mode(False)  # where versions of tensors are not counted
 @torch.no_grad()
-def optimised(
-    network: Network, run: Callable[[Network], Any], memo: dict[int, Any] | None = None
-) -> Network:
+def optimised(network: Network, run: Callable[[Network], Any], memo: dict[int, Any] | None = None) -> Network:
     """Return a copy of a network for inference: norms folded, nothing trainable, channels last.
 
     A batch norm with fixed statistics right behind a convolution is a factor and a shift per channel, and
@@ -55,7 +62,7 @@ def optimised(
     for conv, norm in _pairs(found, run):
         _fold(found, conv, norm)
     for module in list(found.modules()):
-        if hasattr(module, "prepare_for_inference"):
+        if isinstance(module, PreparesForInference):
             module.prepare_for_inference()
     for parameter in found.parameters():
         if parameter.ndim == 4:

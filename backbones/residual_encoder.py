@@ -21,9 +21,9 @@ from .layers import (
     check_strides,
     initialise_trunk,
 )
-from .published import torchvision_name
 from .residual import ResidualTrunk, check_common
-from .weights import load_weights, pretrained_is_skipped
+from .weights.load import load_weights, pretrained_is_skipped
+from .weights.published import torchvision_name
 
 
 class ResidualEncoder(ResidualTrunk):

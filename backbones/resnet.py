@@ -5,7 +5,7 @@ Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -23,9 +23,9 @@ from .layers import (
     make_max_pool,
     times,
 )
-from .published import torchvision_name
 from .residual import ResidualTrunk, check_common
-from .weights import load_weights, pretrained_is_skipped
+from .weights.load import load_weights, pretrained_is_skipped
+from .weights.published import torchvision_name
 
 Depth = Literal[10, 18, 26, 34, 50, 101, 152, 200]
 OutputStride = Literal[32, 16, 8]
@@ -174,6 +174,11 @@ class ResNet(ResidualTrunk):
             family, network = _published(depth, options, width, pre_activation, stem)
             load_weights(self, torchvision_name(weights, family, network), inflation=inflation)
         self._freeze_stages(frozen_stages)
+
+    def expectations(self, layout: str, **facts: Any) -> dict[str, Any]:
+        """Say where bottlenecks of that layout have their stride, if ours have it elsewhere."""
+        wanted = facts.get("stride_in_1x1", self.stride_in_1x1)
+        return {} if wanted == self.stride_in_1x1 else {"stride_in_1x1": wanted}
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Compute C2 to C5 of ``image`` ``[B, in_channels, *S]``; sizes are rounded up at each halving."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Backbone, FeatureLevel
-from .weights import load_weights, pretrained_is_skipped
+from .weights.load import load_weights, pretrained_is_skipped
 
 OWN_SETTINGS = ("features_only", "in_chans", "out_indices", "pretrained")  # not for ``options``
 # What makes a model take images of any size, tried in this order; few constructors know either.

@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from common import curve_parser, environment, train_or_plot, write_result
 from trunkline.backbones import FPN, ResNet
-from trunkline.data.coco import CocoDetection
-from trunkline.evaluation.coco import CocoEvaluator
+from trunkline.data.detection.module import CocoDetection
+from trunkline.evaluation.detection.evaluator import CocoEvaluator
 from trunkline.heads import FasterRCNN
 from trunkline.heads.detection import AnchorOptions, RoIOptions, RPNOptions
-from trunkline.tasks.detection import Detection
+from trunkline.tasks.detection.task import Detection
 
 RESULTS = Path(__file__).parent / "results"
 ANCHOR_SIZES = (16, 32, 64, 128, 256)

@@ -30,17 +30,17 @@ from tqdm import tqdm
 from common import curve_parser, environment, train_or_plot, write_result
 from trunkline.backbones import ResidualEncoder
 from trunkline.backbones.base import Backbone, FeatureLevel
-from trunkline.data.scans.files import read_scan
+from trunkline.data.scans.formats.files import read_scan
 from trunkline.data.scans.module import ScanSegmentation
-from trunkline.data.scans.prepare import Preparation
-from trunkline.evaluation.pictures import contact_sheet, save_picture
-from trunkline.evaluation.volume_pictures import slice_picture
-from trunkline.evaluation.volumes import VolumeEvaluator
+from trunkline.data.scans.prepare.prepare import Preparation
+from trunkline.evaluation.pictures.boxes import contact_sheet, save_picture
+from trunkline.evaluation.pictures.volumes import slice_picture
+from trunkline.evaluation.volumes.evaluator import VolumeEvaluator
 from trunkline.heads import UNet
 from trunkline.heads.segmentation.base import RawSegmentation, SegmentationHead
 from trunkline.heads.segmentation.losses import CrossEntropy, Dice, WeightedSum
-from trunkline.tasks.volume_inference import VolumeInference
-from trunkline.tasks.volumes import VolumeSegmentation
+from trunkline.tasks.volumes.inference import VolumeInference
+from trunkline.tasks.volumes.task import VolumeSegmentation
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("trunkline", "dynunet")

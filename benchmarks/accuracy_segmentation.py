@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from common import curve_parser, environment, train_or_plot, write_result
 from trunkline.backbones import ResNet
-from trunkline.data.segmentation import ImageSegmentation
-from trunkline.evaluation.segmentation import SegmentationEvaluator
+from trunkline.data.segmentation.module import ImageSegmentation
+from trunkline.evaluation.segmentation.evaluator import SegmentationEvaluator
 from trunkline.heads import FCN, UNet
-from trunkline.tasks.segmentation import SemanticSegmentation
+from trunkline.tasks.segmentation.task import SemanticSegmentation
 
 RESULTS = Path(__file__).parent / "results"
 AUX_WEIGHT = 0.5

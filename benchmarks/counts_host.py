@@ -42,7 +42,7 @@ from torchvision.ops import boxes as tv_boxes
 
 from common import write_result
 from pairs import RESULTS, device_name, synchronise
-from trunkline.data.canvas import CanvasBatchSampler, default_canvases, scaled_sizes
+from trunkline.data.shared.canvas import CanvasBatchSampler, default_canvases, scaled_sizes
 from trunkline.heads.detection import boxes, pooling, roi, suppression
 
 WAITING = {

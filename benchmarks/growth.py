@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from common import write_result
 from pairs import RESULTS, Pair, bench_parser, compare, device_name
-from trunkline.backbones.weights import load_weights
-from trunkline.data.batches import DetectionBatch
+from trunkline.backbones.weights.load import load_weights
+from trunkline.data.shared.batches import DetectionBatch
 
 CHANNELS = 64
 USUAL = {"batch": 2, "side": 256, "objects": 10, "classes": 80}

@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from common import write_result
 from pairs import RESULTS, spread
-from trunkline.data.augment import limit_threads
-from trunkline.data.coco_dataset import CocoDetectionDataset
-from trunkline.data.coco_index import read_coco
+from trunkline.data.detection.dataset import CocoDetectionDataset
+from trunkline.data.detection.index import read_coco
+from trunkline.data.shared.augment import limit_threads
 
 TINY = 100
 PER_IMAGE = 7.2  # annotations, as in COCO

@@ -27,10 +27,10 @@ from torchvision.ops import FrozenBatchNorm2d, box_iou
 
 from pairs import Pair, bench_parser, run_pairs
 from trunkline.backbones import FPN, ResNet, load_weights
-from trunkline.data.batches import DetectionBatch
+from trunkline.data.shared.batches import DetectionBatch
 from trunkline.heads import FasterRCNN
 from trunkline.heads.detection import RoIOptions, RPNOptions
-from trunkline.tasks.detection import Detection
+from trunkline.tasks.detection.task import Detection
 
 CLASSES = 90  # as many as torchvision's detectors have
 PEER = f"torchvision {torchvision.__version__}"

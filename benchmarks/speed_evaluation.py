@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pairs import Pair, bench_parser, run_pairs
-from trunkline.evaluation.coco import CocoEvaluator
+from trunkline.evaluation.detection.evaluator import CocoEvaluator
 
 Detections = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
 PEERS = {

@@ -25,12 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from pairs import Pair, bench_parser, run_pairs
 from trunkline.backbones import ResidualEncoder
 from trunkline.data.scans.batches import ScanBatch
-from trunkline.data.scans.grid import Grid
-from trunkline.data.scans.prepare import Placement
+from trunkline.data.scans.formats.grid import Grid
+from trunkline.data.scans.prepare.prepare import Placement
 from trunkline.heads import UNet
 from trunkline.heads.segmentation.losses import CrossEntropy, Dice, WeightedSum
-from trunkline.tasks.volume_inference import VolumeInference
-from trunkline.tasks.volumes import VolumeSegmentation
+from trunkline.tasks.volumes.inference import VolumeInference
+from trunkline.tasks.volumes.task import VolumeSegmentation
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PEER = f"MONAI {monai.__version__}"

@@ -31,9 +31,9 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from pairs import Pair, bench_parser, run_pairs
 from trunkline.backbones import ResNet, load_weights
-from trunkline.data.batches import SegmentationBatch
+from trunkline.data.shared.batches import SegmentationBatch
 from trunkline.heads import FCN, UNet
-from trunkline.tasks.segmentation import SemanticSegmentation
+from trunkline.tasks.segmentation.task import SemanticSegmentation
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

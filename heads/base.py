@@ -17,7 +17,20 @@ class Head(nn.Module):
     A head's constructor takes the trunk's (or neck's) ``levels`` first, so no channel number is written
     twice. None of the three methods looks at ``self.training`` to choose what it returns: validation calls
     ``losses`` and ``predict`` on one ``raw``, and the network runs once.
+
+    Attributes:
+        branch: which branch serves the head in a task, that is what happens to its outputs besides training:
+            ``detection``, ``segmentation``, ``classification``, or the class path of a
+            ``tasks.base.branch.Branch`` of your own.
+        num_classes: K, the classes that it tells apart, without a background that no label names.
+        balanced: whether class weights have to come from the training data, by :meth:`balance`.
+        class_weights: the weights in use, one per class; None without, and before they are known.
     """
+
+    branch: str = ""
+    num_classes: int
+    balanced: bool = False
+    class_weights: Sequence[float] | None = None
 
     def forward(self, features: list[Tensor], image_size: tuple[int, ...]) -> Any:
         """Compute the raw outputs: a dataclass of tensors.
@@ -40,6 +53,46 @@ class Head(nn.Module):
             image_sizes: ``[B, n]`` int64, the size of each image inside the padded batch.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement predict(raw, image_sizes)")
+
+    def named_heads(self) -> dict[str, Head]:
+        """Return the heads that branches serve, by name; a head that is not made of heads has no name."""
+        return {"": self}
+
+    def balance(self, counts: Sequence[int]) -> None:
+        """Weigh classes inversely to how often the training data show them; called if ``balanced``."""
+        raise NotImplementedError(f"{type(self).__name__} is balanced and must implement balance(counts)")
+
+    def set_class_weights(self, weights: Sequence[float]) -> None:
+        """Take over the class weights that a checkpoint holds."""
+        raise NotImplementedError(f"{type(self).__name__} must implement set_class_weights(weights)")
+
+    def expectations(self, layout: str) -> dict[str, Any]:
+        """Return the settings that weights of a layout take for granted and that this head lacks.
+
+        Args:
+            layout: where the weights come from, such as ``detectron2``.
+
+        Returns:
+            The value to set for each option, by its name in the constructor.
+        """
+        return {}
+
+    def prepare_for_inference(self) -> None:  # noqa: B027, many need nothing
+        """Change layers of a copy that will never train, see :func:`.optimised.optimised`."""
+
+
+class ClassificationHead(Head):
+    """Gives an image one class, or any number of them.
+
+    ``predict`` returns an object with ``probabilities``, ``[B, K]`` float32 in 0..1. Targets are
+    :class:`ClassTargets`.
+
+    Attributes:
+        multi_label: whether an image may have any number of classes.
+    """
+
+    branch = "classification"
+    multi_label: bool = False
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:

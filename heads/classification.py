@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones.base import FeatureLevel
+from ..constants import UNLABELLED
 from .base import Head, balanced_weights
 
 Pool = Literal["average", "max", "average_max"]
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
-UNLABELLED = -1
 
 
 @dataclass

@@ -18,12 +18,12 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that their class names are known without a module path in YAML.
 from ..backbones import FPN, CifarResNet, DenseNet, ResidualEncoder, ResNet, TimmBackbone  # noqa: F401
-from ..backbones.weights import skip_pretrained
-from ..data.classification import ImageClassification  # noqa: F401
-from ..data.coco import CocoDetection  # noqa: F401
-from ..data.multi import CocoDetectionAndMasks  # noqa: F401
+from ..backbones.weights.load import skip_pretrained
+from ..data.classification.module import ImageClassification  # noqa: F401
+from ..data.detection.module import CocoDetection  # noqa: F401
+from ..data.multitask.module import CocoDetectionAndMasks  # noqa: F401
 from ..data.scans.module import ScanSegmentation  # noqa: F401
-from ..data.segmentation import ImageSegmentation  # noqa: F401
+from ..data.segmentation.module import ImageSegmentation  # noqa: F401
 from ..heads import (  # noqa: F401
     FCN,
     Classifier,
@@ -34,14 +34,14 @@ from ..heads import (  # noqa: F401
     UNet,
     segmentation,  # its losses
 )
-from .base import Task
-from .checkpoints import read_checkpoint
-from .classification import Classification  # noqa: F401
-from .detection import Detection  # noqa: F401
-from .multi import MultiTask  # noqa: F401
-from .predicting import OptimisedPrediction
-from .segmentation import SemanticSegmentation  # noqa: F401
-from .volumes import VolumeSegmentation
+from .base.checkpoints import read_checkpoint
+from .base.network import Task
+from .base.predicting import OptimisedPrediction
+from .classification.task import Classification  # noqa: F401
+from .detection.task import Detection  # noqa: F401
+from .multitask.task import MultiTask  # noqa: F401
+from .segmentation.task import SemanticSegmentation  # noqa: F401
+from .volumes.task import VolumeSegmentation
 
 REFRESH_RATE = 20  # steps between two updates of the progress bar on a device
 

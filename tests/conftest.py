@@ -21,7 +21,7 @@ def few_threads():
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
     """A synthetic COCO-format folder with 8 training and 6 validation images."""
-    from trunkline.data.synthetic import write_detection
+    from trunkline.data.synthetic.pictures import write_detection
 
     folder = tmp_path_factory.mktemp("data") / "shapes"
     write_detection(folder, train=8, val=6, seed=1)
@@ -31,7 +31,7 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope="session")
 def class_folders(tmp_path_factory):
     """Synthetic class folders with 6 training and 3 validation pictures."""
-    from trunkline.data.synthetic import write_classification
+    from trunkline.data.synthetic.pictures import write_classification
 
     folder = tmp_path_factory.mktemp("data") / "class_folders"
     write_classification(folder, train=6, val=3, size=32, seed=1, progress=False)
@@ -41,7 +41,7 @@ def class_folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def masked_shapes(tmp_path_factory):
     """Synthetic pictures with masks: 6 for training, 4 for validation."""
-    from trunkline.data.synthetic import write_segmentation
+    from trunkline.data.synthetic.pictures import write_segmentation
 
     folder = tmp_path_factory.mktemp("data") / "masked_shapes"
     return write_segmentation(folder, train=6, val=4, seed=1, progress=False)

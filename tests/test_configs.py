@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from trunkline.cli import shipped_configs, with_null_overrides, with_resolved_configs
 from trunkline.tasks.command import TrunklineCLI
-from trunkline.tasks.detection import Detection
+from trunkline.tasks.detection.task import Detection
 
 TINY = [
     "--model.backbone.weights=null",

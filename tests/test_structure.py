@@ -1,4 +1,4 @@
-"""The import rules of the house: cli -> tasks -> {heads, data, evaluation} -> backbones."""
+"""The import rules of the house: cli -> planning -> tasks -> {heads, data, evaluation} -> backbones."""
 
 import ast
 import subprocess
@@ -14,7 +14,9 @@ ALLOWED = {
     "data": set(),
     "evaluation": set(),
     "tasks": {"heads", "data", "evaluation", "backbones"},
+    "planning": {"tasks", "heads", "data", "evaluation", "backbones"},
 }
+EVERYWHERE = {"constants"}  # imports nothing
 MODEL_LIBRARIES = {"torch", "torchvision", "__future__"} | set(sys.stdlib_module_names)
 # What reading a file of that kind, or wrapping such a trunk, needs: imported where it is used.
 INSIDE_FUNCTIONS = {"backbones": {"numpy", "safetensors", "timm"}, "heads": set()}
@@ -55,7 +57,7 @@ def test_folder_imports_only_what_lies_below_it(folder):
         for module, _ in imports_of(path):
             parts = module.split(".")
             if parts[0] == "trunkline" and len(parts) > 1 and parts[1] != folder:
-                assert parts[1] in ALLOWED[folder], f"{path.relative_to(ROOT)} imports {module}"
+                assert parts[1] in ALLOWED[folder] | EVERYWHERE, f"{path.relative_to(ROOT)} imports {module}"
 
 
 def test_heads_know_of_backbones_only_the_feature_level_and_what_makes_layers():
@@ -80,7 +82,7 @@ def test_one_file_knows_albumentations_and_one_decodes_images():
             continue
         libraries = {module.split(".")[0] for module, _ in imports_of(path)}
         name = path.relative_to(ROOT).as_posix()
-        assert "albumentations" not in libraries or name == "data/augment.py", name
+        assert "albumentations" not in libraries or name == "data/shared/augment.py", name
 
 
 def test_help_does_not_import_torch():

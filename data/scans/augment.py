@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..augment import AugmentationError
+from ..shared.augment import AugmentationError
 
 Entry = Mapping[str, Mapping[str, Any] | None]
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cases import Case
-from .prepare import Placement
+from .cases.cases import Case
+from .prepare.prepare import Placement
 
 
 class PatchSample(NamedTuple):

@@ -13,18 +13,18 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ..common import PlainErrorLoader, capped_workers, global_seed, require_positive, without_paths
-from ..loading import batch_loader, ranks_of
-from ..seg_classes import SegmentationClass
+from ..shared.common import PlainErrorLoader, capped_workers, global_seed, require_positive, without_paths
+from ..shared.label_classes import SegmentationClass
+from ..shared.loading import batch_loader, ranks_of
 from .augment import ScanAugmentation
 from .batches import collate_patches
-from .cache import PreparedCases
-from .cases import Case, CasesError, ScanDataset, find_cases, find_dataset
-from .checks import check_cases
-from .files import read_grid
-from .intensity import Intensity
+from .cases.cases import Case, CasesError, ScanDataset, find_cases, find_dataset
+from .cases.checks import check_cases
+from .formats.files import read_grid
 from .patches import PatchDataset, PatchSampler, check_patch, fit_patch
-from .prepare import Preparation
+from .prepare.cache import PreparedCases
+from .prepare.intensity import Intensity
+from .prepare.prepare import Preparation
 from .whole_cases import CasesToPredict, LabelledCases, case_loader
 
 logger = logging.getLogger("trunkline")

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 from tqdm import tqdm
 
-from ..batches import IGNORE
+from ...constants import IGNORE_INDEX
 from .batches import PatchSample
-from .cache import PreparedCases
+from .prepare.cache import PreparedCases
 
 logger = logging.getLogger("trunkline")
 
@@ -134,7 +134,7 @@ class PatchDataset(Dataset):
         centre = foreground_voxel(self.cases.locations(request.index), rng) if request.foreground else None
         start = patch_start(prepared.mask.shape, self.size, rng, centre)
         image = torch.from_numpy(cut(prepared.image, start, self.size, 0)).reshape(-1, *self.patch)
-        mask = torch.from_numpy(cut(prepared.mask, start, self.size, IGNORE)).reshape(self.patch)
+        mask = torch.from_numpy(cut(prepared.mask, start, self.size, IGNORE_INDEX)).reshape(self.patch)
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask, int(rng.integers(2**63)))
         return PatchSample(image, mask, request.index)
@@ -217,7 +217,7 @@ def foreground_voxel(locations: Mapping[int, np.ndarray], rng: np.random.Generat
     Returns:
         ``[n]`` indices, or None if there is background alone.
     """
-    labels = sorted(k for k, found in locations.items() if k not in (0, IGNORE) and len(found))
+    labels = sorted(k for k, found in locations.items() if k not in (0, IGNORE_INDEX) and len(found))
     if not labels:
         return None
     found = locations[labels[rng.integers(len(labels))]]

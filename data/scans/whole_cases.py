@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..batches import IGNORE
-from ..class_dataset import ClassBatchSampler, ClassRequest
-from ..common import PlainErrorLoader, capped_workers, number_of
-from ..loading import RequestedBatches, ranks_of
+from ...constants import IGNORE_INDEX
+from ..shared.common import PlainErrorLoader, capped_workers, number_of
+from ..shared.loading import RequestedBatches, ranks_of
+from ..shared.sampling import ImageBatchSampler, ImageRequest
 from .batches import EvaluationCase
-from .cache import PreparedCases, prepare_case
-from .cases import Case, CasesError, to_labels
-from .files import read_labels
-from .prepare import Preparation
+from .cases.cases import Case, CasesError, to_labels
+from .formats.files import read_labels
+from .prepare.cache import PreparedCases, prepare_case
+from .prepare.prepare import Preparation
 
 
 class LabelledCases(Dataset):
@@ -35,7 +35,7 @@ class LabelledCases(Dataset):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, request: ClassRequest) -> EvaluationCase:
+    def __getitem__(self, request: ImageRequest) -> EvaluationCase:
         """Load one case.
 
         Raises:
@@ -65,12 +65,12 @@ class CasesToPredict(Dataset):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, request: ClassRequest) -> EvaluationCase:
+    def __getitem__(self, request: ImageRequest) -> EvaluationCase:
         """Load one case; a file that cannot be read is no exception but ``error``."""
         case = self.cases[request.index]
         ids = np.array([request.index])
         try:
-            prepared = prepare_case(case, self.preparation, (), IGNORE)
+            prepared = prepare_case(case, self.preparation, (), IGNORE_INDEX)
             found = len(prepared.image)
             if self.channels not in (None, found):
                 raise CasesError(
@@ -94,7 +94,7 @@ def case_loader(dataset: LabelledCases | CasesToPredict, workers: int, trainer: 
         trainer: Lightning's, or None.
     """
     ranks = ranks_of(trainer)
-    sampler = ClassBatchSampler(len(dataset), 1, **ranks | {"rank": ranks["rank"] % len(dataset)})
+    sampler = ImageBatchSampler(len(dataset), 1, **ranks | {"rank": ranks["rank"] % len(dataset)})
     overfit = trainer is not None and trainer.overfit_batches > 0
     workers = capped_workers(min(workers, 1), len(sampler))
     return PlainErrorLoader(

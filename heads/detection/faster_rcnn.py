@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -61,6 +62,21 @@ class FasterRCNN(Head):
         self.num_classes = num_classes
         self.rpn = RPN(levels, anchors, rpn)
         self.roi = RoI(levels, num_classes, roi)
+
+    def expectations(self, layout: str) -> dict[str, Any]:
+        """Say what detectron2's model zoo takes for granted and this detector has otherwise."""
+        if layout != "detectron2":
+            return {}
+        anchors, roi = self.rpn.anchors.options, self.roi.options
+        wanted = {"anchors.rounded": False, "roi.aligned": True, "roi.sampling_ratio": 0}
+        found = (anchors.rounded, roi.aligned, roi.sampling_ratio)
+        changes = {
+            name: value for (name, value), own in zip(wanted.items(), found, strict=True) if own != value
+        }
+        if len(anchors.sizes_per_level([(1, 1)])[0]) > 1 < len(anchors.ratios):
+            # Its RPN has the sizes of a cell outermost, ours the ratios.
+            changes["anchors.sizes"] = "one size per level"
+        return changes
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, ...]) -> RawDetections:
         """Compute what losses and detections are made from.

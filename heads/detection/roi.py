@@ -23,7 +23,7 @@ from .pooling import pool_boxes
 from .suppression import nms_keep
 
 _WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-_IGNORE = -100
+_NO_CLASS = -100
 
 
 @dataclass
@@ -157,7 +157,7 @@ class RoI(nn.Module):
         logits, deltas = self(features, boxes)
         number = chosen.valid.sum().clamp(min=1)
         cross_entropy = F.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORE, reduction="sum"
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_NO_CLASS, reduction="sum"
         )
         # Deltas of each box's own class; row 0 where there is none, or only one.
         own = torch.where(chosen.positive, labels, 0).clamp(max=deltas.shape[2] - 1)
@@ -207,7 +207,7 @@ class RoI(nn.Module):
         chosen = Sample(*(column[:, : rows_needed(chosen.valid)] for column in chosen))
         rows = matches.index.gather(1, chosen.index)
         labels = torch.where(chosen.positive, targets.labels.gather(1, rows), self.num_classes)
-        labels = torch.where(chosen.valid, labels, _IGNORE)
+        labels = torch.where(chosen.valid, labels, _NO_CLASS)
         boxes = torch.where(chosen.valid[..., None], gather_rows(candidates, chosen.index), 0)
         return boxes, chosen, labels, gather_rows(truth, rows)
 

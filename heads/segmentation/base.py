@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
+from ...constants import IGNORE_INDEX
 from ..base import Head, MaskTargets
-from .loss_base import IGNORE
 from .losses import CrossEntropy, SegmentationLoss
 from .regions import THRESHOLD, Regions
 
@@ -87,10 +87,11 @@ class SegmentationHead(Head):
     ) -> None:
         super().__init__()
         self.ndim = count_axes(levels)
-        if not 2 <= num_classes <= IGNORE:
+        if not 2 <= num_classes <= IGNORE_INDEX:
             raise ValueError(
-                f"head.num_classes must lie in 2..{IGNORE}, got {num_classes}: foreground and background are "
-                f"two classes, and labels are stored in one byte, in which {IGNORE} marks pixels to ignore"
+                f"head.num_classes must lie in 2..{IGNORE_INDEX}, got {num_classes}: foreground and "
+                "background are two classes, and labels are stored in one byte, in which "
+                f"{IGNORE_INDEX} marks pixels to ignore"
             )
         if not 0 <= aux_weight < float("inf"):
             raise ValueError(f"head.aux_weight must be a number of at least 0, got {aux_weight}")
@@ -177,7 +178,7 @@ class SegmentationHead(Head):
             beyond = torch.arange(size, device=mask.device) >= image_sizes[:, axis, None]  # [B, size]
             # [B, size] -> [B, 1.., size, 1..]
             beyond = beyond.reshape(len(mask), *(size if i == axis else 1 for i in range(mask.ndim - 1)))
-            mask = mask.masked_fill(beyond, IGNORE)
+            mask = mask.masked_fill(beyond, IGNORE_INDEX)
         return Segmentation(mask)
 
 

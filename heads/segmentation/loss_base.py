@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backbones.layers import check_choice
+from ...constants import IGNORE_INDEX
 from ..base import balanced_weights
 
-IGNORE = 255  # in a mask: a pixel of which nothing is learned
 ClassWeights = list[float] | Literal["balanced"] | None
 
 
@@ -30,7 +30,7 @@ class SegmentationLoss(nn.Module):
         region_table: ``[R, 256]`` bool after :meth:`use_regions`, else None.
     """
 
-    ignore_index: int = IGNORE
+    ignore_index: int = IGNORE_INDEX
     balanced: bool = False
     region_table: Tensor | None = None
 
@@ -199,7 +199,7 @@ def labelled(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise ValueError(
             f"logits [B, K, *S] and mask [B, *S] do not fit: {list(logits.shape)} and {list(mask.shape)}"
         )
-    valid = mask != IGNORE
+    valid = mask != IGNORE_INDEX
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     if all_labelled(valid):

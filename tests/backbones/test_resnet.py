@@ -7,8 +7,8 @@ from torch import nn
 
 from trunkline.backbones import resnet
 from trunkline.backbones.layers import FrozenBatchNorm
-from trunkline.backbones.published import torchvision_name
 from trunkline.backbones.resnet import ResNet
+from trunkline.backbones.weights.published import torchvision_name
 
 NORM_LAYERS = {18: 20, 34: 36, 50: 53, 101: 104, 152: 155}
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trunkline.backbones.timm_backbone import TimmBackbone
-from trunkline.backbones.weights import skip_pretrained
+from trunkline.backbones.weights.load import skip_pretrained
 
 SWIN = "swin_tiny_patch4_window7_224"
 TINY_SWIN = {"embed_dim": 12, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 4, 8], "drop_path_rate": 0.0}

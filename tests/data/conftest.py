@@ -4,7 +4,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from trunkline.data.synthetic import write_detection
+from trunkline.data.synthetic.pictures import write_detection
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from trunkline.evaluation.coco import CocoEvaluator
+from trunkline.evaluation.detection.evaluator import CocoEvaluator
 
 
 def work(rank, folder):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trunkline.evaluation.coco import CocoEvaluator
+from trunkline.evaluation.detection.evaluator import CocoEvaluator
 
 
 @pytest.fixture(scope="module")

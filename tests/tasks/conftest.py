@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trunkline.backbones.base import Backbone, FeatureLevel
-from trunkline.data.batches import ClassificationBatch
+from trunkline.data.shared.batches import ClassificationBatch
 from trunkline.heads import Classifier
-from trunkline.tasks.classification import Classification
+from trunkline.tasks.classification.task import Classification
 
 
 class TinyTrunk(Backbone):

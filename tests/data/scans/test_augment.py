@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from trunkline.data.augment import AugmentationError
 from trunkline.data.scans.augment import _INTENSITY, _SPATIAL, USABLE, ScanAugmentation, default_transforms
+from trunkline.data.shared.augment import AugmentationError
 
 CUBE = (12, 12, 12)
 ARGUMENTS = {

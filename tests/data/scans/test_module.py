@@ -13,13 +13,13 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from PIL import Image
 
-from trunkline.data import common
-from trunkline.data.augment import AugmentationError
-from trunkline.data.class_dataset import ClassRequest
-from trunkline.data.scans.cases import CasesError
-from trunkline.data.scans.intensity import Intensity
+from trunkline.data.scans.cases.cases import CasesError
 from trunkline.data.scans.module import ScanSegmentation
-from trunkline.data.scans.prepare import Preparation
+from trunkline.data.scans.prepare.intensity import Intensity
+from trunkline.data.scans.prepare.prepare import Preparation
+from trunkline.data.shared import common
+from trunkline.data.shared.augment import AugmentationError
+from trunkline.data.shared.sampling import ImageRequest
 
 RAW = Preparation(intensity=[Intensity(scale="none")])
 SHAPES = {"train": [(12, 14, 10), (13, 12, 11), (8, 12, 14)], "val": [(9, 10, 11), (10, 9, 8)]}
@@ -257,7 +257,7 @@ def test_ranks_without_a_case_get_one_that_another_has(tmp_path):
 
 def test_memory_mapped_scans_go_to_other_processes_by_name(folder, tmp_path):
     made = fitted(folder, cache="disk", cache_folder=str(tmp_path))
-    case = made.val_dataloader().dataset[[ClassRequest(0)]][0]
+    case = made.val_dataloader().dataset[[ImageRequest(0)]][0]
     sent = pickle.dumps(case)
     assert isinstance(case.image, np.memmap) and len(sent) < case.image.nbytes + case.truth.nbytes
     back = pickle.loads(sent)
@@ -311,7 +311,7 @@ def test_damaged_data_are_found_before_training(tmp_path):
 
 
 def test_cases_are_prepared_once_and_on_disk_before_setup(folder, tmp_path, monkeypatch):
-    from trunkline.data.scans import cache
+    from trunkline.data.scans.prepare import cache
 
     prepared = []
     original = cache.prepare_case

@@ -19,7 +19,7 @@ from trunkline.data.scans.patches import (
     foreground_voxel,
     patch_start,
 )
-from trunkline.data.scans.prepare import Preparation
+from trunkline.data.scans.prepare.prepare import Preparation
 
 
 def indexed(shape):

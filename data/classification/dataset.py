@@ -1,0 +1,49 @@
+"""Images with classes as a dataset."""
+
+from __future__ import annotations
+
+from torch.utils.data import Dataset
+
+from ..shared.augment import AugmentationError
+from ..shared.batches import ClassificationSample
+from ..shared.io import ImageError, read_image
+from ..shared.sampling import ImageRequest
+from .index import ClassIndex
+from .scans import read_scan
+from .transforms import PictureTransform, ScanTransform
+
+
+class ClassificationDataset(Dataset):
+    """Images of an index with their classes.
+
+    Args:
+        index: what there is.
+        transform: for pictures or scans, as the index holds.
+    """
+
+    def __init__(self, index: ClassIndex, transform: PictureTransform | ScanTransform):
+        self.index = index
+        self.transform = transform
+        self.read = read_scan if index.scans else read_image
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, request: ImageRequest) -> ClassificationSample:
+        """Load one image.
+
+        Raises:
+            ImageError: if the file cannot be decoded.
+            AugmentationError: if a transform fails on this image.
+        """
+        position = request.index
+        path = self.index.path(position)
+        try:
+            image = self.read(path, self.index.content(position))
+        except ImageError as error:
+            raise ImageError(f"{error} (--data.check_images decode finds all such files first)") from error
+        try:
+            pixels = self.transform(image, request.seed)
+        except AugmentationError as error:
+            raise AugmentationError(f"{path}: {error}") from error
+        return ClassificationSample(pixels, self.index.label(position), position)

@@ -1,0 +1,177 @@
+"""Scans as images to classify: decoding, standardising and resizing.
+
+Letters in shapes: C channels and D H W the axes of a scan, in voxels. Scans are ``[C, D, H, W]`` float32.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ..shared.io import ImageError, image_error
+
+SCAN_SUFFIXES = (".nii", ".nii.gz", ".npy")
+
+
+def is_scan(name: str) -> bool:
+    """Whether a file name is that of a scan (``.nii``, ``.nii.gz``, ``.npy``)."""
+    return name.lower().endswith(SCAN_SUFFIXES)
+
+
+def read_scan(path: str | PathLike[str], content: bytes | None = None) -> np.ndarray:
+    """Decode a scan.
+
+    NIfTI (``.nii``, ``.nii.gz``) is brought to the closest canonical orientation, so that D points right, H
+    anterior and W superior; intensities are scaled as the header says. A fourth axis of the file holds
+    channels (or times) and becomes the first. Arrays (``.npy``) are taken as they are: ``[D, H, W]``, or
+    ``[C, D, H, W]`` with channels first.
+
+    Args:
+        path: the file; its name decides the format.
+        content: its bytes, as in ``read_image``.
+
+    Returns:
+        ``[C, D, H, W]`` float32, contiguous.
+
+    Raises:
+        ImageError: if the file is missing or damaged, has another number of axes, holds no real numbers, or a
+            voxel is infinite or not a number.
+    """
+    try:
+        with _open_scan(path, content) as file:
+            voxels = np.load(file, allow_pickle=False) if _is_array(path) else _canonical_voxels(file)
+    except Exception as error:  # decoders raise OSError, ValueError, EOFError, zlib.error and others
+        raise _scan_error(path, error) from error
+    _check_scan_shape(path, voxels.shape)
+    if voxels.dtype.kind not in "biuf":
+        raise ImageError(f"{path}: voxels are {voxels.dtype}, not real numbers; export the scan as numbers")
+    if voxels.ndim == 3:
+        voxels = voxels[None]  # [D, H, W] -> [1, D, H, W]
+    elif not _is_array(path):
+        voxels = np.moveaxis(voxels, -1, 0)  # [D, H, W, C] -> [C, D, H, W]
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is reported
+        scan = np.ascontiguousarray(voxels, dtype=np.float32)
+    if bad := int((~np.isfinite(scan)).sum()):
+        raise ImageError(
+            f"{path}: {bad} of {scan.size} voxels are infinite or not a number; repair or remove it"
+        )
+    return scan
+
+
+def scan_shape(path: str | PathLike[str], content: bytes | None = None) -> tuple[int, ...]:
+    """Read C and the three sizes of a scan from its header; for NIfTI in the order of the file's axes.
+
+    Raises:
+        ImageError: if the file is missing, is no scan, or has another number of axes.
+    """
+    try:
+        with _open_scan(path, content) as file:
+            if _is_array(path):
+                shape = _array_shape(file)
+            else:
+                header = _nifti_class(start := file.read(4)).header_class
+                rest = header.template_dtype.itemsize - len(start)
+                shape = header(start + file.read(rest)).get_data_shape()
+    except Exception as error:  # see read_scan
+        raise _scan_error(path, error) from error
+    _check_scan_shape(path, shape)
+    if len(shape) == 3:
+        return 1, *shape
+    return tuple(shape) if _is_array(path) else (shape[3], *shape[:3])
+
+
+def standardise_scan(scan: np.ndarray) -> np.ndarray:
+    """Bring each channel to mean 0 and standard deviation 1 over the volume; a constant one becomes 0.
+
+    Args:
+        scan: ``[C, D, H, W]`` float32, finite. The result is a new array.
+    """
+    flat = scan.reshape(len(scan), -1).astype(np.float64)  # [C, D * H * W]
+    varies = flat.max(axis=1, keepdims=True) > flat.min(axis=1, keepdims=True)
+    spread = np.where(varies, flat.std(axis=1, keepdims=True), 1)
+    return (
+        ((flat - flat.mean(axis=1, keepdims=True)) / spread * varies).astype(np.float32).reshape(scan.shape)
+    )
+
+
+def resize_scan(scan: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Resize trilinearly, with antialiasing along axes that shrink.
+
+    Two of the axes are resized together and then the third, which is the same as all at once: torch
+    antialiases in two dimensions only.
+
+    Args:
+        scan: ``[C, D, H, W]`` float32.
+        size: new D, H and W, at least 1 each.
+
+    Returns:
+        ``[C, *size]`` float32; ``scan`` itself if it has that size already.
+    """
+    if scan.shape[1:] == tuple(size):
+        return scan
+    depth, height, width = size
+    options: dict[str, Any] = {"mode": "bilinear", "antialias": True}
+    planes = torch.from_numpy(np.ascontiguousarray(scan))  # [C, d, h, w], C as a batch and d as channels
+    planes = functional.interpolate(planes, (height, width), **options)  # [C, d, H, W]
+    columns = planes.flatten(2)[:, None]  # [C, 1, d, H * W]
+    resized = functional.interpolate(columns, (depth, height * width), **options)  # [C, 1, D, H * W]
+    return resized.reshape(len(scan), depth, height, width).numpy()
+
+
+def _is_array(path: str | PathLike[str]) -> bool:
+    return str(path).lower().endswith(".npy")
+
+
+def _open_scan(path: str | PathLike[str], content: bytes | None) -> Any:
+    source = path if content is None else io.BytesIO(content)
+    if str(path).lower().endswith(".gz"):
+        return gzip.open(source)
+    return open(source, "rb") if content is None else source  # the caller closes it
+
+
+def _nifti_class(start: bytes) -> Any:
+    """Choose the version of NIfTI by the header's size, its first number in either byte order."""
+    import nibabel
+
+    sizes = {int.from_bytes(start, order) for order in ("little", "big")}
+    if 348 in sizes:
+        return nibabel.Nifti1Image
+    if 540 in sizes:
+        return nibabel.Nifti2Image
+    raise ValueError("no NIfTI header")
+
+
+def _canonical_voxels(file: Any) -> np.ndarray:
+    import nibabel
+
+    content = file.read()
+    image = nibabel.as_closest_canonical(_nifti_class(content[:4]).from_bytes(content))
+    scaled = image.get_data_dtype().kind in "biuf"  # records (colours) cannot be
+    return image.get_fdata(dtype=np.float32) if scaled else np.asarray(image.dataobj)
+
+
+def _array_shape(file: Any) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)[0]
+
+
+def _check_scan_shape(path: str | PathLike[str], shape: tuple[int, ...]) -> None:
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise ImageError(
+            f"{path}: has shape {list(shape)}; a scan has three axes, and a fourth if it has channels"
+        )
+
+
+def _scan_error(path: str | PathLike[str], error: Exception) -> ImageError:
+    if isinstance(error, ModuleNotFoundError):
+        return ImageError(f"{path}: reading NIfTI needs the package nibabel: pip install nibabel")
+    if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)):
+        return image_error(path, error)
+    return ImageError(f"{path}: damaged scan ({type(error).__name__}: {error}); replace or remove it")

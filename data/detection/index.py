@@ -1,0 +1,283 @@
+"""COCO instances annotations as a few tensors.
+
+Letters in shapes: I images, N boxes, K classes. Boxes are x1 y1 x2 y2 in pixels unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..shared.coco_json import (
+    BoxColumns,
+    Category,
+    OnBadBox,
+    check_boxes,
+    load_instances,
+    no_boxes,
+    read_annotations,
+    read_categories,
+    read_images,
+)
+from ..shared.common import in_threads
+from ..shared.errors import listing
+from ..shared.io import ImageError, read_image, stored_size
+from ..shared.locate import CheckImages
+
+
+@dataclass(frozen=True)
+class CocoIndex:
+    """Images and boxes of one annotation file, without a Python object per record.
+
+    Everything that grows with the data is a tensor, so worker processes share it: by copy on write when
+    forked (nothing touches it), through shared memory when spawned. Never write to it.
+
+    Attributes:
+        folder: where the images lie; empty if the file names are complete paths.
+        categories: in ascending id order; label k stands for ``categories[k]``.
+        image_ids: ``[I]`` int64.
+        sizes: ``[I, 2]`` int64, height and width.
+        name_bytes: uint8, all file names in UTF-8, one after the other.
+        name_offsets: ``[I + 1]`` int64 into ``name_bytes``.
+        offsets: ``[I + 1]`` int64; the boxes of image i are rows ``offsets[i]:offsets[i + 1]``.
+        boxes: ``[N, 4]`` float32, inside their image, with positive width and height.
+        boxes_xywh: ``[N, 4]`` float64, the same boxes in COCO form, unrounded, for evaluation.
+        labels: ``[N]`` int64 in 0..K-1.
+        crowd: ``[N]`` bool.
+        area: ``[N]`` float64, the area field of the file (of the mask, where there was one).
+        annotation_ids: ``[N]`` int64.
+    """
+
+    folder: str
+    categories: tuple[Category, ...]
+    image_ids: Tensor
+    sizes: Tensor
+    name_bytes: Tensor
+    name_offsets: Tensor
+    offsets: Tensor
+    boxes: Tensor
+    boxes_xywh: Tensor
+    labels: Tensor
+    crowd: Tensor
+    area: Tensor
+    annotation_ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def file_name(self, index: int) -> str:
+        """Return the file name of one image as the annotation file gives it."""
+        start, end = self.name_offsets[index : index + 2].tolist()
+        return self.name_bytes[start:end].numpy().tobytes().decode()
+
+    def path(self, index: int) -> Path:
+        """Return where one image lies."""
+        return Path(self.folder) / self.file_name(index)
+
+    def rows(self, index: int) -> slice:
+        """Return the rows of one image in ``boxes``, ``labels``, ``crowd`` and ``area``."""
+        start, end = self.offsets[index : index + 2].tolist()
+        return slice(start, end)
+
+    def with_boxes(self) -> CocoIndex:
+        """Return the index of those images alone that have at least one box that is no crowd region."""
+        image_of_box = torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
+        single = torch.bincount(image_of_box[~self.crowd], minlength=len(self))
+        kept = torch.nonzero(single).flatten()
+        rows = torch.isin(image_of_box, kept)
+        name_bytes, name_offsets = _pack_names([self.file_name(index) for index in kept.tolist()])
+        counts = self.offsets.diff()[kept]
+        per_box = ("boxes", "boxes_xywh", "labels", "crowd", "area", "annotation_ids")
+        return replace(
+            self,
+            image_ids=self.image_ids[kept],
+            sizes=self.sizes[kept],
+            name_bytes=name_bytes,
+            name_offsets=name_offsets,
+            offsets=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+            **{name: getattr(self, name)[rows] for name in per_box},
+        )
+
+    def as_coco(self) -> dict[str, Any]:
+        """Return a COCO instances dict for an evaluator: original image and category ids, ``xywh`` boxes.
+
+        Annotations are numbered 1..N in the order of the index: pycocotools takes an annotation with id 0 for
+        an object that was never found.
+        """
+        images = [
+            {"id": image_id, "file_name": self.file_name(index), "height": height, "width": width}
+            for index, (image_id, (height, width)) in enumerate(
+                zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
+            )
+        ]
+        image_of_box = torch.repeat_interleave(self.image_ids, self.offsets.diff()).tolist()
+        category_ids = [category.id for category in self.categories]
+        records = zip(
+            image_of_box,
+            self.labels.tolist(),
+            self.boxes_xywh.tolist(),
+            self.area.tolist(),
+            self.crowd.tolist(),
+            strict=True,
+        )
+        annotations = [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": category_ids[label],
+                "bbox": box,
+                "area": area,
+                "iscrowd": int(crowd),
+            }
+            for number, (image_id, label, box, area, crowd) in enumerate(records, start=1)
+        ]
+        categories = [{"id": category.id, "name": category.name} for category in self.categories]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def read_coco(
+    json_path: str | PathLike[str],
+    image_folder: str | PathLike[str],
+    on_bad_box: OnBadBox = "error",
+    boxes: bool = True,
+) -> CocoIndex:
+    """Read a COCO instances file and check everything that can be checked without opening an image.
+
+    A box is bad if it has a side <= 0, a number that is not finite, or leaves its image by more than one
+    pixel. Less than that is annotation rounding: such boxes are clipped, whatever ``on_bad_box`` says, and
+    counted in the log.
+
+    Args:
+        json_path: the annotation file. ``segmentation`` is not needed and not kept.
+        image_folder: where the images lie, which ``file_name`` is relative to.
+        on_bad_box: ``error`` lists the first 20; ``clip`` clips them to the image and drops those of which
+            nothing is left; ``drop`` drops them all.
+        boxes: if false, read images and categories alone; the file then needs no annotations.
+
+    Raises:
+        AnnotationError: if the file is missing or no COCO instances file, has no images or no categories,
+            has duplicate ids, an annotation for an image or category that it does not list, or a bad box.
+    """
+    source = Path(json_path)
+    content = load_instances(source, annotations=boxes)
+    categories = read_categories(content["categories"], source)
+    image_ids, sizes, names = read_images(content["images"], source)
+    columns = no_boxes()
+    if boxes:
+        columns = read_annotations(content["annotations"], image_ids, categories, source)
+        columns = check_boxes(columns, image_ids, sizes, names, on_bad_box, source)
+    return _build(str(image_folder), categories, image_ids, sizes, names, columns)
+
+
+def index_of_files(paths: Sequence[Path]) -> CocoIndex:
+    """Index image files that have no annotations; their ids are 1..I in the given order.
+
+    Raises:
+        ImageError: listing the files that are missing or no images.
+    """
+    problems: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    for outcome in in_threads(_upright_size, paths, "reading image sizes"):
+        (problems if isinstance(outcome, str) else sizes).append(outcome)
+    _raise_image_errors(problems, len(paths))
+    names = [str(path) for path in paths]
+    return _build("", (), np.arange(1, len(paths) + 1), np.asarray(sizes), names, no_boxes())
+
+
+def check_images(index: CocoIndex, mode: CheckImages = "header") -> None:
+    """Check that every image is there and has the size that its annotations were made for.
+
+    Args:
+        index: what to check.
+        mode: ``header`` reads the beginning of each file; ``decode`` decodes all of it, which also finds
+            truncated files and takes far longer; ``off`` does nothing.
+
+    Raises:
+        ImageError: listing the first 20 images with problems, each with its id, and their number.
+    """
+    if mode == "off":
+        return
+    outcomes = in_threads(lambda i: _image_problem(index, i, mode), range(len(index)), "checking images")
+    _raise_image_errors([problem for problem in outcomes if problem], len(index))
+
+
+def _image_problem(index: CocoIndex, position: int, mode: CheckImages) -> str | None:
+    path = index.path(position)
+    name = f"image id {int(index.image_ids[position])}: {path}"
+    expected = tuple(index.sizes[position].tolist())
+    try:
+        stored, swapped = stored_size(path)
+        if mode == "decode":
+            read_image(path)
+    except ImageError as error:
+        return f"image id {int(index.image_ids[position])}: {error}"
+    upright = stored[::-1] if swapped else stored
+    if upright == expected:
+        return None
+    text = (
+        f"{name}: is {upright[1]}x{upright[0]} pixels (width x height), "
+        f"the annotations say {expected[1]}x{expected[0]}"
+    )
+    if swapped and stored == expected:
+        return text + (
+            ": its EXIF orientation turns it by a quarter, and the annotations were made without regard to "
+            "that; remove the tag if the boxes fit the unturned pixels, else correct width and height"
+        )
+    return text + "; correct the record, or restore the image that was annotated"
+
+
+def _upright_size(path: Path) -> tuple[int, int] | str:
+    try:
+        stored, swapped = stored_size(path)
+    except ImageError as error:
+        return str(error)
+    return stored[::-1] if swapped else stored
+
+
+def _raise_image_errors(problems: list[str], count: int) -> None:
+    if problems:
+        raise ImageError(f"{len(problems)} of {count} images cannot be used:\n{listing(problems)}")
+
+
+def _build(
+    folder: str,
+    categories: tuple[Category, ...],
+    image_ids: np.ndarray,
+    sizes: np.ndarray,
+    names: list[str],
+    columns: BoxColumns,
+) -> CocoIndex:
+    columns = columns.take(np.argsort(columns.image, kind="stable"))
+    name_bytes, name_offsets = _pack_names(names)
+    limits = np.asarray(sizes).reshape(-1, 2)[columns.image][:, ::-1]
+    low, high = columns.xywh[:, :2], columns.xywh[:, :2] + columns.xywh[:, 2:]
+    boxes = np.concatenate([low, np.minimum(high, limits)], axis=1).astype(np.float32)
+    return CocoIndex(
+        folder=folder,
+        categories=categories,
+        image_ids=torch.as_tensor(image_ids, dtype=torch.int64),
+        sizes=torch.as_tensor(sizes, dtype=torch.int64).reshape(-1, 2),
+        name_bytes=name_bytes,
+        name_offsets=name_offsets,
+        offsets=torch.from_numpy(np.searchsorted(columns.image, np.arange(len(names) + 1)).astype(np.int64)),
+        boxes=torch.from_numpy(boxes),
+        boxes_xywh=torch.from_numpy(columns.xywh),
+        labels=torch.from_numpy(columns.labels.astype(np.int64)),
+        crowd=torch.from_numpy(columns.crowd),
+        area=torch.from_numpy(columns.area),
+        annotation_ids=torch.from_numpy(columns.ids),
+    )
+
+
+def _pack_names(names: list[str]) -> tuple[Tensor, Tensor]:
+    encoded = [name.encode() for name in names]
+    lengths = np.array([0] + [len(name) for name in encoded], dtype=np.int64)
+    content = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()  # torch wants writable memory
+    return torch.from_numpy(content), torch.from_numpy(lengths.cumsum())

@@ -1,0 +1,333 @@
+"""Finds the cases of a dataset of scans, or those to predict, and turns ids in files into labels.
+
+Letters in shapes: *S the spatial axes of a scan (2 or 3), K classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ....constants import IGNORE_INDEX
+from ...shared.common import number_of
+from ...shared.errors import listing
+from ...shared.io import IMAGE_SUFFIXES
+from ...shared.label_classes import SegmentationClass
+from ...shared.locate import DataNotFoundError
+from ..formats.files import SCAN_SUFFIXES, ScanError, is_scan, read_grid, scan_stem
+from .classes import choose_classes, labels_of_regions
+from .layouts import find_layout
+from .names import by_number, folders_in, scans_in, unique_names
+from .splits import check_patients, choose_fold, folds_of_column, make_folds, read_folds, write_folds
+from .table import read_rows
+from .types import Case, CasesError, Layout, ScanDataset
+
+__all__ = ["Case", "CasesError", "ScanDataset", "find_cases", "find_dataset", "to_labels"]
+
+logger = logging.getLogger("trunkline")
+
+SPLITS_FILE = "splits.json"
+_LARGEST_TABLE = 2**20  # ids between the smallest and the largest for which a table is made
+_CHUNK = 2**20  # voxels at a time: numpy looks up by 64-bit numbers
+_UNKNOWN = -1
+
+
+def find_dataset(
+    root: str | Path,
+    *,
+    images: str | None = None,
+    labels: str | None = None,
+    table: str | None = None,
+    classes: Mapping[int, str] | Sequence[str] | None = None,
+    ignore_id: int | None = None,
+    splits: str | None = None,
+    fold: int | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    patients: str | None = None,
+) -> ScanDataset:
+    """Find cases, classes and splits of a dataset, in the first of these layouts that is there.
+
+    - a CSV, if ``table`` names one: see ``read_case_table``
+    - ``dataset.json`` of the Medical Segmentation Decathlon, or of nnU-Net beside imagesTr and labelsTr
+    - ``images/train``, ``images/val``, ``images/test`` and ``labels/...`` (or ``masks``); or ``images`` and
+      ``labels`` without folders inside. A label has the name of its case. A case is a scan, a DICOM folder, a
+      folder of scans that are its channels, or several files ``CASE_0000``, ``CASE_0001`` and so on.
+
+    Cases that no folder, column or file splits are split into folds by patient, and the folds written to
+    ``splits``. Folders or columns that tell train from val are taken as they are, unless ``fold`` or
+    ``splits`` is given: then both are pooled. Cases of ``test`` stay where they are.
+
+    Args:
+        root: folder that other paths are relative to.
+        images: folder of the scans, may contain ``{split}``.
+        labels: folder of the labels, likewise.
+        table: a CSV of the cases; its paths are relative to its own folder.
+        classes: names by id, or in the order of the ids 0, 1, 2 and so on. None takes them from
+            ``dataset.json``, or from ``classes.csv`` or ``classes.txt`` (see ``seg_table.read_class_rows``).
+        ignore_id: value in the files of labels of voxels to leave out. None takes that of ``dataset.json``,
+            else 255.
+        splits: a JSON of folds in nnU-Net's format, written if it is not there; ``splits.json`` if None.
+        fold: number of the fold, from 0; None for 0, or for the split that folders or columns tell.
+        folds: how many to make if the file is not there, 2 or more.
+        seed: of the folds.
+        patients: a CSV with the columns ``case`` and ``patient``. None takes the column of ``table``, or each
+            case as a patient of its own.
+
+    Returns:
+        The dataset; splits without cases are absent.
+
+    Raises:
+        DataNotFoundError: if ``root`` or a named file is missing, or there are no scans.
+        CasesError: if files, classes, folds or patients are missing or do not fit together.
+    """
+    base = Path(root).expanduser()
+    layout = find_layout(base, images, labels, table)
+    _require_distinct(layout)
+    if patients is not None:
+        _set_patients(layout, base / Path(patients).expanduser())
+    others = [base / name for name in (table, patients) if name is not None]
+    known, ignored = choose_classes(layout, base, classes, ignore_id, others)
+    regions = labels_of_regions(layout, known)
+    cases = _split(layout, base, splits, fold, folds, seed)
+    found = {split: tuple(each) for split, each in cases.items() if each}
+    return ScanDataset(found, known, layout.declared.channels or _channel_names(found), regions, ignored)
+
+
+def find_cases(given: Sequence[str | Path], channels: int | None = None) -> tuple[Case, ...]:
+    """Find the scans to predict.
+
+    In a folder with a folder per case, the scans of a case are its channels. Files that end in ``_0000``,
+    ``_0001`` and so on are the channels of the cases named in front if at least one of these has all.
+
+    Args:
+        given: files, DICOM folders, and folders of either.
+        channels: how many a case has; None if this is not known.
+
+    Returns:
+        The cases, each scan once, without labels. Names are those of the files without suffix; if a name
+        repeats, that of the folder is put in front, or a number behind.
+
+    Raises:
+        DataNotFoundError: listing what does not exist, or if there is no scan.
+    """
+    paths = list(dict.fromkeys(Path(path).expanduser() for path in given))
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise DataNotFoundError(f"data.predict: no such file or folder: {', '.join(missing[:20])}")
+    groups: dict[tuple[Path, bool], list[Path]] = {}
+    for path in paths:
+        key = (path, True) if path.is_dir() and not is_scan(path) else (path.parent, False)
+        groups.setdefault(key, []).append(path)
+    found: dict[tuple[Path, ...], str] = {}
+    for (folder, whole), files in groups.items():
+        cases = _cases_inside(folder, channels) if whole else _by_channels(files, channels)
+        for name, members in cases:
+            found.setdefault(members, name)
+    if not found:
+        known = ", ".join((*SCAN_SUFFIXES, *IMAGE_SUFFIXES))
+        raise DataNotFoundError(
+            f"data.predict: no scan in {', '.join(map(str, paths[:20]))} (looked for {known}, and folders of "
+            "DICOM files)"
+        )
+    names = unique_names([files[0] for files in found], list(found.values()))
+    return tuple(
+        Case(name, tuple(map(str, files)), None, name) for name, files in zip(names, found, strict=True)
+    )
+
+
+def to_labels(
+    ids: np.ndarray, classes: Sequence[SegmentationClass], ignore_id: int, source: str
+) -> np.ndarray:
+    """Turn the ids of a file into labels.
+
+    Args:
+        ids: ``[*S]`` integers.
+        classes: K of them, at most 255.
+        ignore_id: this id becomes 255, unless a class has it.
+        source: the file, for errors.
+
+    Returns:
+        ``[*S]`` uint8: 0..K-1, and 255 where ignored.
+
+    Raises:
+        CasesError: naming the ids that are no class, and how many voxels have them.
+    """
+    if ids.dtype.kind not in "biu":
+        raise CasesError(f"{source}: labels are {ids.dtype}, not integers; save them as integers")
+    label_of = {ignore_id: IGNORE_INDEX} | {entry.id: label for label, entry in enumerate(classes)}
+    declared = np.array(sorted(label_of), dtype=np.int64)
+    labels_of = np.array([label_of[value] for value in declared.tolist()], dtype=np.int16)
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    table = np.full(high - low + 1 if high - low < _LARGEST_TABLE else 0, _UNKNOWN, dtype=np.int16)
+    inside = (low <= declared) & (declared <= high)
+    if len(table):
+        table[declared[inside] - low] = labels_of[inside]
+    flat, labels = ids.reshape(-1), np.empty(ids.size, dtype=np.uint8)
+    unknown = []
+    for start in range(0, ids.size, _CHUNK):
+        values = flat[start : start + _CHUNK].astype(np.int64)
+        if len(table):
+            found = table.take(values - low)
+        else:
+            place = declared.searchsorted(values).clip(max=len(declared) - 1)
+            found = np.where(declared[place] == values, labels_of[place], _UNKNOWN)
+        if found.min() == _UNKNOWN:
+            unknown.append(np.unique(values[found == _UNKNOWN], return_counts=True))
+        labels[start : start + _CHUNK] = found
+    if unknown:
+        raise CasesError(_undeclared(source, unknown, classes, ignore_id))
+    return labels.reshape(ids.shape)
+
+
+def _undeclared(
+    source: str,
+    unknown: list[tuple[np.ndarray, np.ndarray]],
+    classes: Sequence[SegmentationClass],
+    ignore_id: int,
+) -> str:
+    """Name the ids that are no class, those of most voxels first."""
+    found, part = np.unique(np.concatenate([values for values, _ in unknown]), return_inverse=True)
+    counts = np.bincount(part, np.concatenate([numbers for _, numbers in unknown]))
+    order = np.argsort(-counts, kind="stable")[:10]
+    texts = [f"{found[n]} ({number_of(int(counts[n]), 'voxel')})" for n in order]
+    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+    declared = ", ".join(str(entry.id) for entry in classes[:20])
+    return (
+        f"{source}: ids that are no class: {', '.join(texts)}{more}; declared are {declared} and {ignore_id} "
+        "to ignore. Add them to the classes, or correct the file"
+    )
+
+
+def _require_distinct(layout: Layout) -> None:
+    """Raise CasesError for names that are there twice."""
+    seen: dict[str, str] = {}
+    problems = []
+    for split, cases in layout.cases.items():
+        for case in cases:
+            before = seen.setdefault(case.name, split)
+            if before != split:
+                problems.append(f"{case.name}: in {before} and in {split}")
+    if problems:
+        raise CasesError(
+            f"{layout.source}: {number_of(len(problems), 'name')} in two splits:\n{listing(problems)}\n"
+            "names tell cases and patients apart; rename one, or remove it if it is the same scan"
+        )
+
+
+def _set_patients(layout: Layout, source: Path) -> None:
+    """Write into all cases whose they are."""
+    header, rows = read_rows(source, "patients")
+    for column in ("case", "patient"):
+        if column not in header:
+            raise CasesError(f"{source}, line 1: no column {column} (there are {', '.join(header)})")
+    patient_of: dict[str, str] = {}
+    for line, row in rows:
+        for column in ("case", "patient"):
+            if not row[column]:
+                raise CasesError(f"{source}, line {line}: column {column} is empty")
+        if patient_of.setdefault(row["case"], row["patient"]) != row["patient"]:
+            raise CasesError(f"{source}, line {line}: case {row['case']} has another patient above")
+    missing = [case.name for cases in layout.cases.values() for case in cases if case.name not in patient_of]
+    if missing:
+        raise CasesError(
+            f"{source}: {number_of(len(missing), 'case')} without a patient:\n{listing(missing)}\nadd a row "
+            "for each (cases are named like their files, without suffix)"
+        )
+    for split, cases in layout.cases.items():
+        layout.cases[split] = [replace(case, patient=patient_of[case.name]) for case in cases]
+
+
+def _split(
+    layout: Layout, root: Path, splits: str | None, fold: int | None, folds: int, seed: int
+) -> dict[str, list[Case]]:
+    """Split the cases as the arguments, the layout or the file of folds say."""
+    cases = layout.cases
+    asked = fold is not None or splits is not None
+    if not asked and ("val" in cases or "train" not in cases) and not layout.folds:
+        check_patients(cases, layout.source)
+        return cases
+    number = 0 if fold is None else fold
+    path = root / (SPLITS_FILE if splits is None else Path(splits).expanduser())
+    pool = [case for split in ("train", "val") for case in cases.get(split, [])]
+    if not pool:
+        raise CasesError(
+            f"{layout.source}: has no cases to split into folds; leave out data.fold and data.splits"
+        )
+    if "val" in cases:
+        logger.warning(
+            "%s: its own train and val are set aside: data.fold or data.splits splits all %d cases anew",
+            layout.source,
+            len(pool),
+        )
+    if layout.folds and splits is None:
+        source = f"{layout.source}, column fold"
+        made = folds_of_column(layout.folds, source)
+    else:
+        source = str(path)
+        if not path.exists():
+            if not 0 <= number < folds:
+                raise CasesError(f"data.fold is {number}; of data.folds {folds} it must be 0 to {folds - 1}")
+            write_folds(path, make_folds(pool, folds, seed))
+            logger.info("%s: wrote %d folds of %d cases by patient (seed %d)", path, folds, len(pool), seed)
+        made = read_folds(path)
+    chosen = choose_fold(cases, made, number, source)
+    check_patients(chosen, f"{source}, fold {number}")
+    counts = ", ".join(f"{len(each)} {split}" for split, each in chosen.items())
+    logger.info("%s: fold %d of %d (%s)", source, number, len(made), counts)
+    return chosen
+
+
+def _channel_names(cases: dict[str, tuple[Case, ...]]) -> tuple[str, ...]:
+    """Name the channels of a dataset that does not: by the number that the first readable case has."""
+    for case in [case for each in cases.values() for case in each][:3]:
+        try:
+            _, count = read_grid(case.images[0])
+        except ScanError:
+            continue  # check_cases reports it with all others
+        if count == 3 and case.images[0].lower().endswith(IMAGE_SUFFIXES):
+            return ("red", "green", "blue")
+        return ("image",) if count == 1 else tuple(f"channel_{number}" for number in range(count))
+    return ("image",)
+
+
+def _by_channels(files: Sequence[Path], channels: int | None) -> list[tuple[str, tuple[Path, ...]]]:
+    """Join files whose names end in the number of a channel; else each is a case."""
+    numbered = by_number(files)
+    sets = [set(members) for members in numbered.values()]
+    whole = [found == set(range(len(found) if channels is None else channels)) for found in sets]
+    if numbered and (
+        all(found == {0} for found in sets)
+        or (channels is None and all(whole) and len({len(found) for found in sets}) == 1)
+        or (channels is not None and channels > 1 and any(whole))
+    ):
+        return [(name, tuple(members[n] for n in sorted(members))) for name, members in numbered.items()]
+    return [(scan_stem(path), (path,)) for path in files]
+
+
+def _cases_inside(folder: Path, channels: int | None) -> list[tuple[str, tuple[Path, ...]]]:
+    """Return the names and files of the cases in a folder."""
+    files = scans_in(folder)
+    if files:
+        found = _by_channels(files, channels)
+        one = channels is not None and channels > 1 and len(files) == channels == len(found)
+        return [(folder.absolute().name, tuple(files))] if one and _single(files[0]) else found
+    inner = {case: scans_in(case) for case in folders_in(folder)}
+    alike = len({tuple(scan_stem(path) for path in found) for found in inner.values()}) == 1
+    cases: list[tuple[str, tuple[Path, ...]]] = []
+    for case, found in inner.items():
+        joined = len(found) == 1 or alike if channels is None else channels > 1 or len(found) == 1
+        cases += [(case.name, tuple(found))] if joined else _by_channels(found, channels)
+    return cases
+
+
+def _single(path: Path) -> bool:
+    """Whether a file holds one channel; what cannot be read is left to whoever reads it."""
+    try:
+        return read_grid(path)[1] == 1
+    except ScanError:
+        return False

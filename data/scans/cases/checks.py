@@ -1,0 +1,164 @@
+"""Checks all files of a dataset of scans before training."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...shared.common import capped_workers, in_threads_singly, number_of
+from ...shared.errors import listing
+from ..formats.files import read_grid, read_labels
+from ..formats.grid import Grid, difference
+from .cases import to_labels
+from .types import Case, CasesError, ScanDataset
+
+logger = logging.getLogger("trunkline")
+
+_THREADS = 4  # each holds one file of labels
+_SHOW_PROGRESS_FROM = 20  # files
+_ENOUGH = 20  # problems
+
+
+class Header(NamedTuple):
+    """What the headers of a case tell: numbers of channels and spatial axes, and what is wrong."""
+
+    channels: int
+    axes: int
+    problems: list[str]
+
+
+def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
+    """Read the headers of all scans, and then all labels, of some splits.
+
+    Every case of ``train`` and ``val`` needs labels. Channels and labels of a case lie on one grid, to
+    0.01 mm at the corners; all cases have as many channels, and as many axes; labels hold declared ids alone.
+    Classes that no label of ``train`` holds are logged. Whether voxels are finite shows when scans are
+    prepared.
+
+    Args:
+        dataset: the cases.
+        splits: which of ``train``, ``val`` and ``test`` to read.
+
+    Raises:
+        CasesError: with all problems, of which 20 are listed: the file, what is wrong with it, what to do.
+    """
+    problems = [
+        f"there are no {split} cases (there are {', '.join(dataset.cases)})"
+        for split in splits
+        if not dataset.cases.get(split)
+    ]
+    cases = [(split, case) for split in splits for case in dataset.cases.get(split, ())]
+    headers = _mapped(lambda item: _header(*item), cases, "Reading headers")
+    problems += [problem for header in headers for problem in header.problems]
+    problems += _unlike(dataset, [case for _, case in cases], headers)
+    if len(problems) < _ENOUGH:
+        labelled = [
+            (split, case)
+            for (split, case), header in zip(cases, headers, strict=True)
+            if case.label is not None and not header.problems
+        ]
+        found = _mapped(lambda item: _label(dataset, item[1]), labelled, "Checking labels")
+        problems += [problem for _, problem in found if problem is not None]
+        if "train" in splits and not problems:
+            pairs = zip(labelled, found, strict=True)
+            trained = [held for (split, _), (held, _) in pairs if split == "train"]
+            _warn_of_absent(dataset, np.any(trained, axis=0))
+    if problems:
+        raise CasesError(
+            f"{number_of(len(problems), 'problem')} in {number_of(len(cases), 'case')}:\n{listing(problems)}"
+        )
+
+
+def _header(split: str, case: Case) -> Header:
+    """Read the headers of a case, and compare the grids of its files."""
+    problems: list[str] = []
+    grids: list[tuple[str, Grid]] = []
+    channels = 0
+    for path in case.images:
+        try:
+            grid, count = read_grid(path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        grids.append((path, grid))
+        channels += count
+    if case.label is None:
+        if split != "test":
+            problems.append(f"case {case.name}: has no labels; add them, or remove the case from {split}")
+    elif grids:
+        try:
+            grids.append((case.label, read_grid(case.label)[0]))
+        except ValueError as error:
+            problems.append(str(error))
+    problems += [
+        f"{path}: does not lie on the grid of {grids[0][0]} ({text}); {_remedy(grid, grids[0][1])}"
+        for path, grid in grids[1:]
+        if (text := difference(grids[0][1], grid)) is not None
+    ]
+    return Header(channels, len(grids[0][1].shape) if grids else 0, problems)
+
+
+def _remedy(grid: Grid, wanted: Grid) -> str:
+    if grid.shape == wanted.shape:
+        return "resample it, or copy the affine of the other's header if the voxels belong together"
+    return "resample it to that grid"
+
+
+def _unlike(dataset: ScanDataset, cases: Sequence[Case], headers: Sequence[Header]) -> list[str]:
+    """Describe cases with other channels or axes than most."""
+    whole = [(case, header) for case, header in zip(cases, headers, strict=True) if not header.problems]
+    if not whole:
+        return []
+    problems: list[str] = []
+    counts = Counter(header.channels for _, header in whole)
+    usual, wanted = counts.most_common(1)[0][0], len(dataset.channels)
+    if len(counts) == 1 and usual != wanted:
+        problems.append(
+            f"all cases have {number_of(usual, 'channel')}, but the dataset names {wanted} "
+            f"({', '.join(dataset.channels)}); correct the names of the channels"
+        )
+    elif len(counts) > 1:
+        usual = wanted if wanted in counts else usual
+        problems += [
+            f"{case.images[0]}: case {case.name} has {number_of(header.channels, 'channel')} where others "
+            f"have {usual}; add or remove channels, or the case"
+            for case, header in whole
+            if header.channels != usual
+        ]
+    axes = Counter(header.axes for _, header in whole).most_common(1)[0][0]
+    problems += [
+        f"{case.images[0]}: has {header.axes} spatial axes where others have {axes}; keep pictures and "
+        "volumes in datasets of their own"
+        for case, header in whole
+        if header.axes != axes
+    ]
+    return problems
+
+
+def _label(dataset: ScanDataset, case: Case) -> tuple[np.ndarray, str | None]:
+    """Read a case's labels; return which classes they hold, and what is wrong with them."""
+    held = np.zeros(len(dataset.classes), dtype=bool)
+    try:
+        labels = to_labels(read_labels(case.label)[0], dataset.classes, dataset.ignore_id, case.label)
+    except ValueError as error:
+        return held, str(error)
+    for label in range(len(held)):
+        held[label] = (labels == label).any()
+    return held, None
+
+
+def _warn_of_absent(dataset: ScanDataset, held: np.ndarray) -> None:
+    absent = [entry.name for entry, there in zip(dataset.classes, held, strict=True) if not there]
+    if absent:
+        logger.warning(
+            "no training label holds %s; a network cannot learn what it never sees", ", ".join(absent)
+        )
+
+
+def _mapped(function: Callable[[Any], Any], items: Sequence[Any], title: str) -> list[Any]:
+    workers = capped_workers(_THREADS, len(items))
+    return in_threads_singly(function, items, title, workers, _SHOW_PROGRESS_FROM)

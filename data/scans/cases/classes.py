@@ -1,0 +1,134 @@
+"""The classes of a dataset of scans: given, from ``dataset.json``, or from a list of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...shared.colours import voc_colour
+from ...shared.label_classes import MOST_CLASSES, ClassRow, SegmentationClass
+from ...shared.label_table import find_class_file, read_class_rows
+from ..formats.files import ScanError, read_labels
+from .types import DEFAULT_IGNORE, CasesError, Layout
+
+_LOOKED_INTO = 5  # files of labels, to show the ids in the error
+
+
+def choose_classes(
+    layout: Layout,
+    root: Path,
+    given: Mapping[int, str] | Sequence[str] | None,
+    ignore_id: int | None,
+    others: Sequence[Path] = (),
+) -> tuple[tuple[SegmentationClass, ...], int]:
+    """Return the classes, that of id 0 first and then by id, and the id that is ignored.
+
+    Args:
+        layout: the cases, and what ``dataset.json`` says.
+        root: folder that may hold a list of classes; so may those of ``others``.
+        given: names by id or in the order of the ids, or None.
+        ignore_id: given by the user, or None.
+        others: files that are no list of classes whatever their name.
+
+    Raises:
+        CasesError: if there are no classes, showing which ids the labels hold; or they contradict each other.
+        MaskError: if the list of classes is damaged.
+    """
+    rows, source = layout.declared.rows, layout.source
+    if given is not None:
+        rows, source = _given_rows(given), "data.classes"
+    elif rows is None:
+        places = [find_class_file(folder) for folder in (root, *(path.parent for path in others))]
+        path = next((place for place in places if place is not None and place not in others), None)
+        if path is not None:
+            rows, source = read_class_rows(path), str(path)
+    if rows is None:
+        raise CasesError(_no_classes(layout, root))
+    asked = ignore_id if ignore_id is not None else layout.declared.ignore_id
+    ignored = DEFAULT_IGNORE if asked is None else asked
+    _check_rows(rows, source, asked, ignored)
+    ordered = sorted(rows, key=lambda row: (row.id != 0, row.id))
+    colours = [
+        row.colour or voc_colour(row.id if row.id >= 0 else label) for label, row in enumerate(ordered)
+    ]
+    return tuple(
+        SegmentationClass(row.id, row.name, colour) for row, colour in zip(ordered, colours, strict=True)
+    ), ignored
+
+
+def labels_of_regions(layout: Layout, classes: Sequence[SegmentationClass]) -> dict[str, tuple[int, ...]]:
+    """Return the regions of ``dataset.json`` by labels instead of ids.
+
+    Raises:
+        CasesError: if a region has an id that is no class.
+    """
+    label_of = {entry.id: label for label, entry in enumerate(classes)}
+    for name, ids in layout.declared.regions.items():
+        missing = [i for i in ids if i not in label_of]
+        if missing:
+            raise CasesError(
+                f"{layout.source}, labels: region {name} has the id {missing[0]}, which is no class (there "
+                f"are {', '.join(map(str, label_of))}); add it to data.classes"
+            )
+    return {name: tuple(sorted(label_of[i] for i in ids)) for name, ids in layout.declared.regions.items()}
+
+
+def _given_rows(given: Mapping[int, str] | Sequence[str]) -> list[ClassRow]:
+    if not isinstance(given, Mapping):
+        return [ClassRow(number, str(name)) for number, name in enumerate(given)]
+    try:
+        return [ClassRow(int(number), str(name)) for number, name in given.items()]
+    except ValueError:
+        raise CasesError(
+            f"data.classes: {', '.join(map(str, given))}: ids have to be whole numbers, as in "
+            "{0: background, 1: liver}"
+        ) from None
+
+
+def _check_rows(rows: Sequence[ClassRow], source: str, asked: int | None, ignored: int) -> None:
+    for what, found in (("id", [row.id for row in rows]), ("name", [row.name for row in rows])):
+        twice = sorted({str(value) for value in found if found.count(value) > 1})
+        if twice:
+            raise CasesError(
+                f"{source}: {what} {', '.join(twice[:20])} is there twice; each class needs its own"
+            )
+    if not 2 <= len(rows) <= MOST_CLASSES:
+        raise CasesError(
+            f"{source}: there {'is 1 class' if len(rows) == 1 else f'are {len(rows)} classes'}; 2 to "
+            f"{MOST_CLASSES} can be learned, of which one is the background"
+        )
+    same = [row for row in rows if asked is not None and row.id == asked]
+    if same:
+        raise CasesError(
+            f"{source}: class {same[0].name} has the id {asked}, which is to be ignored; remove it from the "
+            "classes or choose another data.ignore_id"
+        )
+    if ignored != 0 and all(row.id != 0 for row in rows):
+        raise CasesError(
+            f"{source}: no class has the id 0, which is the background; declare it (0: background), or set "
+            "data.ignore_id to 0 if these voxels are not labelled"
+        )
+
+
+def _no_classes(layout: Layout, root: Path) -> str:
+    """Say what to write, from the ids in a few files of labels."""
+    found: set[int] = set()
+    files = [case.label for cases in layout.cases.values() for case in cases if case.label is not None]
+    read = 0
+    for path in files[:_LOOKED_INTO]:
+        try:
+            found |= set(np.unique(read_labels(path)[0]).tolist())
+        except ScanError:
+            continue  # damaged files are reported once there are classes
+        read += 1
+    classes = sorted((found | {0}) - {DEFAULT_IGNORE}) if len(found) <= 50 else [0, 1]
+    names = [f"{i}: {'background' if i == 0 else f'class_{i}'}" for i in classes]
+    seen = f"{read} of {len(files)} label files hold the ids {', '.join(map(str, sorted(found)[:50]))}"
+    lines = "\n".join(f"  {name}" for name in names)
+    return (
+        f"{layout.source}: the classes are not known. {seen if read else 'No label file could be read'}. "
+        f"Write\n{lines}\nwith names of your own to {root / 'classes.txt'}, or give data.classes: "
+        f"{{{', '.join(names)}}}"
+    )

@@ -1,0 +1,157 @@
+"""Which files of a folder make up a case: by a number at the end of their names, or by a folder per case."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ...shared.errors import listing
+from ..formats.files import is_scan, scan_stem
+from .types import CasesError
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+class Folder(NamedTuple):
+    """The cases of a folder.
+
+    Attributes:
+        images: the files of each case, in the order of the channels.
+        channels: names of the channels if the files name them, else empty.
+        numbered: whether numbers at the ends of the names tell the channels.
+    """
+
+    images: dict[str, tuple[Path, ...]]
+    channels: tuple[str, ...] = ()
+    numbered: bool = False
+
+
+def scans_in(folder: Path) -> list[Path]:
+    """Return the scans, pictures and DICOM folders directly inside a folder, sorted by name."""
+    if not folder.is_dir():
+        return []
+    return [entry for entry in sorted(folder.iterdir()) if entry.name[:1] != "." and is_scan(entry)]
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Return the folders directly inside that are no DICOM folders but hold scans, sorted by name."""
+    inner = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name[:1] != "."]
+    return [entry for entry in inner if not is_scan(entry) and scans_in(entry)]
+
+
+def group_folder(folder: Path, labels: Collection[str] | None = None, channels: bool | None = None) -> Folder:
+    """Find the cases of a folder: files, DICOM folders, or a folder per case whose files are the channels.
+
+    Files that all end in ``_0000``, ``_0001`` and so on are the channels of the cases named in front, unless
+    their labels have the whole names (as slices that are numbered do).
+
+    Args:
+        folder: where to look.
+        labels: names of the labels there are; None if there are none to tell.
+        channels: whether numbers are those of channels; None to tell it by the names of the labels.
+
+    Raises:
+        CasesError: if cases differ in their channels, or files in the suffix alone.
+    """
+    files, inner = scans_in(folder), folders_in(folder) if folder.is_dir() else []
+    if files and inner:
+        raise CasesError(
+            f"{folder}: holds scans ({files[0].name} ...) and folders of scans ({inner[0].name} ...); keep "
+            "either a file per case or a folder per case, or list the cases in a CSV (data.table)"
+        )
+    if inner:
+        return _case_folders(folder, inner)
+    numbered = by_number(files)
+    if channels is None:
+        channels = labels is None or not {scan_stem(file) for file in files} <= set(labels)
+    if numbered and channels:
+        return _checked_numbers(folder, numbered)
+    return Folder({name: (path,) for name, path in by_stem(files).items()})
+
+
+def by_stem(files: Iterable[Path]) -> dict[str, Path]:
+    """Return scans by their names without suffix.
+
+    Raises:
+        CasesError: if two differ in the suffix alone.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        before = found.setdefault(scan_stem(path), path)
+        if before != path:
+            raise CasesError(f"{path.parent}: {before.name} and {path.name} have the same name; remove one")
+    return found
+
+
+def by_number(files: Sequence[Path]) -> dict[str, dict[int, Path]]:
+    """Return files by case and number of the channel if all their names end in one, else nothing."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in files:
+        match = _CHANNEL.fullmatch(scan_stem(path))
+        if match is None or int(match[2]) in found.get(match[1], {}):
+            return {}
+        found.setdefault(match[1], {})[int(match[2])] = path
+    return found
+
+
+def _checked_numbers(folder: Path, numbered: dict[str, dict[int, Path]]) -> Folder:
+    """Check that all cases have the same channels, from 0 on."""
+    most = max(max(files) for files in numbered.values()) + 1
+    problems = [
+        f"{name}: there is no {name}_{number:04d}"
+        for name, files in sorted(numbered.items())
+        for number in range(most)
+        if number not in files
+    ]
+    if problems:
+        raise CasesError(
+            f"{folder}: the numbers at the ends of the names are channels (0000 to {most - 1:04d}), and "
+            f"every case needs all:\n{listing(problems)}\nadd the files or remove these cases; if the "
+            "numbers are those of cases, name the labels like the scans"
+        )
+    images = {name: tuple(files[n] for n in sorted(files)) for name, files in sorted(numbered.items())}
+    return Folder(images, numbered=True)
+
+
+def _case_folders(folder: Path, inner: Sequence[Path]) -> Folder:
+    """Take each folder as a case whose scans have the same names in all; a single one may have any name."""
+    images = {case.name: tuple(scans_in(case)) for case in inner}
+    if all(len(files) == 1 for files in images.values()):
+        return Folder(images)
+    stems = {name: tuple(by_stem(files)) for name, files in images.items()}
+    usual = Counter(stems.values()).most_common(1)[0][0]
+    problems = [f"{name}: has {', '.join(found)}" for name, found in sorted(stems.items()) if found != usual]
+    if problems:
+        raise CasesError(
+            f"{folder}: the files in the folder of a case are its channels, and most have {', '.join(usual)};"
+            f" others do not:\n{listing(problems)}\nrename, add or remove files, or list the cases in a CSV "
+            "(data.table)"
+        )
+    return Folder(images, usual)
+
+
+def unique_names(paths: Sequence[Path], stems: Sequence[str]) -> list[str]:
+    """Name cases by their stems; those that occur twice get the folder's name in front, or else a number.
+
+    Args:
+        paths: a file or folder of each case.
+        stems: the wanted names.
+    """
+    count = Counter(stems)
+    longer = [
+        stem if count[stem] == 1 else f"{path.absolute().parent.name}_{stem}"
+        for path, stem in zip(paths, stems, strict=True)
+    ]
+    taken, names = set(longer), []
+    seen: set[str] = set()
+    for name in longer:
+        number, free = 1, name
+        while free in seen or (free != name and free in taken):
+            number += 1
+            free = f"{name}_{number}"
+        seen.add(free)
+        names.append(free)
+    return names

@@ -1,0 +1,1 @@
+"""Files of scans: NIfTI, NRRD, MHA, DICOM and pictures, read and written."""

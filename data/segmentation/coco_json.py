@@ -1,0 +1,285 @@
+"""Read COCO instances and panoptic files as masks; errors name the file and the record ids.
+
+Letters in shapes: I images, A annotations.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+
+from ..shared.coco_json import AnnotationError, read_categories, read_images
+from ..shared.common import PackedNames, number_of
+from ..shared.errors import listing
+from ..shared.label_classes import UNKNOWN, Background, ClassRow, ClassTable, row_id
+from ..shared.locate import DataNotFoundError
+from .coco_masks import InstanceMasks, Overlaps, PanopticMasks, Shapes
+
+logger = logging.getLogger("trunkline")
+
+_FEWEST_NUMBERS = 6  # of a polygon: three corners
+_FARTHEST = 1e5  # pixels from the origin; drawing takes memory in proportion
+
+
+class _Outline(NamedTuple):
+    """A segmentation, packed while the file is parsed, so that its numbers never exist all at once."""
+
+    polygons: bool
+    pieces: list[bytes]
+    size: tuple[int, int] | None = None  # of run lengths, height and width
+    problem: str = ""
+    dropped: int = 0
+
+
+_NO_OUTLINE = _Outline(True, [], problem="no segmentation")
+
+
+def read_mask_json(
+    source: Path,
+    ignore: Sequence[str | int] = (),
+    categories: Sequence[str | int] | None = None,
+    background: Background = "class",
+    overlaps: Overlaps = "smaller",
+    missing: str = "error",
+) -> tuple[list[str], InstanceMasks | PanopticMasks]:
+    """Read a COCO instances or panoptic file.
+
+    Args:
+        source: the file.
+        ignore, categories, background: as in ``ClassTable``; the rows are the categories in ascending order
+            of their ids. For instances, all categories that are not ignored if None, and a background.
+        overlaps: see ``InstanceMasks``.
+        missing: ``error``, or ``skip`` (without a warning: ``silent``) for images of which a panoptic file
+            has no segments.
+
+    Returns:
+        The file names of the images, and their masks.
+
+    Raises:
+        AnnotationError: if the file is missing or of another form, or records contradict each other.
+        MaskError: if the classes are wrong.
+    """
+    content = _load(source)
+    known = {record["id"]: record for record in content["categories"]} if content["categories"] else {}
+    rows = [
+        ClassRow(entry.id, entry.name, _category_colour(known[entry.id]))
+        for entry in read_categories(content["categories"], source)
+    ]
+    image_ids, sizes, names = read_images(content["images"], source)
+    annotations = content["annotations"]
+    if annotations and isinstance(annotations[0], dict) and "segments_info" in annotations[0]:
+        table = ClassTable(rows, ignore, categories, background, str(source))
+        return _panoptic(source, table, annotations, image_ids, names, missing)
+    if categories is None:
+        ignored = {row_id(rows, entry, "ignore", str(source)) for entry in ignore}
+        categories = [row.id for row in rows if row.id not in ignored]
+    table = ClassTable(rows, ignore, categories, background, str(source))
+    shapes = _shapes(source, table, annotations, image_ids, sizes)
+    ids = torch.from_numpy(image_ids)
+    return names, InstanceMasks(source, table, ids, torch.from_numpy(sizes), shapes, overlaps)
+
+
+def _load(source: Path) -> dict[str, Any]:
+    if not source.is_file():
+        raise AnnotationError(f"{source}: no such annotation file; check root and the path")
+    if (megabytes := source.stat().st_size / 2**20) > 50:
+        logger.info("reading %s (%.0f MB)", source, megabytes)
+    try:
+        content = json.loads(source.read_bytes(), object_hook=_with_packed_outline)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise AnnotationError(f"{source}: not readable as JSON ({error}); export it again") from error
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
+        raise AnnotationError(f"{source}: has no lists {', '.join(lists)}; is it a COCO file?")
+    return content
+
+
+def _with_packed_outline(record: dict[str, Any]) -> dict[str, Any]:
+    if "segmentation" in record:
+        record["segmentation"] = _packed(record["segmentation"])
+    return record
+
+
+def _packed(outline: Any) -> _Outline:
+    if isinstance(outline, dict):
+        return _packed_run_lengths(outline)
+    if not isinstance(outline, list) or not outline:
+        return _NO_OUTLINE
+    pieces: list[bytes] = []
+    for polygon in outline:
+        try:
+            numbers = np.array(polygon, dtype=np.float64)
+        except (TypeError, ValueError):
+            numbers = np.zeros((0, 0))
+        if numbers.ndim != 1 or len(numbers) % 2 or not (np.abs(numbers) < _FARTHEST).all():
+            return _Outline(True, [], problem="a polygon is no list of x and y in turn, in pixels")
+        if len(numbers) >= _FEWEST_NUMBERS:
+            pieces.append(numbers.tobytes())
+    return _Outline(True, pieces, dropped=len(outline) - len(pieces))
+
+
+def _packed_run_lengths(outline: dict[str, Any]) -> _Outline:
+    counts, size = outline.get("counts"), outline.get("size")
+    fits = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    if fits and isinstance(counts, str):
+        return _Outline(False, [counts.encode()], (size[0], size[1]))
+    runs = counts if isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) else []
+    if fits and sum(runs) == size[0] * size[1]:
+        code = coco_mask.frPyObjects({"counts": runs, "size": size}, *size)
+        return _Outline(False, [code["counts"]], (size[0], size[1]))
+    return _Outline(False, [], problem="run lengths without a size that they fill")
+
+
+def _shapes(
+    source: Path, table: ClassTable, records: list[dict], image_ids: np.ndarray, sizes: np.ndarray
+) -> Shapes:
+    place_of = {int(image_id): place for place, image_id in enumerate(image_ids)}
+    known = {row.id for row in table.rows}
+    kept: list[tuple[int, int, dict]] = []  # place of the image, label, record
+    problems: list[str] = []
+    for number, record in enumerate(records):
+        problem = _annotation_problem(record, place_of, known, sizes)
+        label = UNKNOWN if problem else int(table.labels(np.array(record["category_id"])))
+        drawn = not problem and (label != table.rest or record["category_id"] in table.ignored)
+        if drawn:
+            problem = record.get("segmentation", _NO_OUTLINE).problem
+        if problem:
+            name = record.get("id", f"number {number}") if isinstance(record, dict) else f"number {number}"
+            problems.append(f"annotation id {name}: {problem}")
+        elif drawn:
+            kept.append((place_of[record["image_id"]], label, record))
+    if problems:
+        raise AnnotationError(
+            f"{source}: {len(problems)} of {number_of(len(records), 'annotation')} cannot be drawn; correct "
+            f"or remove them (boxes alone give no mask)\n{listing(problems)}"
+        )
+    if dropped := sum(record["segmentation"].dropped for _, _, record in kept):
+        logger.warning("%s: left out %s of fewer than three corners", source, number_of(dropped, "polygon"))
+    kept = [entry for entry in kept if entry[2]["segmentation"].pieces]
+    return _pack(sorted(kept, key=lambda entry: entry[0]), len(image_ids))
+
+
+def _annotation_problem(record: Any, place_of: dict[int, int], known: set[int], sizes: np.ndarray) -> str:
+    if not isinstance(record, dict):
+        return "is no object"
+    image_id, category_id = record.get("image_id"), record.get("category_id")
+    if type(image_id) is not int or image_id not in place_of:
+        return f"image_id {image_id!r} is not that of an image in the file"
+    if type(category_id) is not int or category_id not in known:
+        return f"category_id {category_id!r} is not that of a category in the file"
+    outline = record.get("segmentation")
+    if isinstance(outline, _Outline) and outline.size is not None:
+        height, width = sizes[place_of[image_id]].tolist()
+        if outline.size != (height, width):
+            return f"run lengths of size {list(outline.size)}, but the image has [{height}, {width}]"
+    return ""
+
+
+def _pack(kept: list[tuple[int, int, dict]], images: int) -> Shapes:
+    outlines: list[_Outline] = [record["segmentation"] for _, _, record in kept]
+    pieces = [piece for outline in outlines for piece in outline.pieces]
+    content = np.frombuffer(b"".join(pieces), dtype=np.uint8).copy()  # torch wants writable memory
+    places = np.array([place for place, _, _ in kept], dtype=np.int64)
+    areas = [record.get("area") for _, _, record in kept]
+    return Shapes(
+        rows=torch.from_numpy(np.searchsorted(places, np.arange(images + 1)).astype(np.int64)),
+        labels=torch.tensor([label for _, label, _ in kept], dtype=torch.uint8),
+        crowd=torch.tensor([bool(record.get("iscrowd", 0)) for _, _, record in kept], dtype=torch.bool),
+        area=torch.tensor([a if isinstance(a, int | float) else 0.0 for a in areas], dtype=torch.float64),
+        polygons=torch.tensor([outline.polygons for outline in outlines], dtype=torch.bool),
+        pieces=_starts([len(outline.pieces) for outline in outlines]),
+        offsets=_starts([len(piece) for piece in pieces]),
+        content=torch.from_numpy(content),
+    )
+
+
+def _starts(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))
+
+
+def _panoptic(
+    source: Path,
+    table: ClassTable,
+    records: list[Any],
+    image_ids: np.ndarray,
+    names: list[str],
+    missing: str,
+) -> tuple[list[str], PanopticMasks]:
+    place_of = {int(image_id): place for place, image_id in enumerate(image_ids)}
+    record_of: dict[int, dict] = {}
+    problems: list[str] = []
+    known = {row.id for row in table.rows}
+    for number, record in enumerate(records):
+        problem = _panoptic_problem(record, place_of, known)
+        if not problem and record_of.setdefault(place_of[record["image_id"]], record) is not record:
+            problem = f"image id {record['image_id']} has two"
+        if problem:
+            problems.append(f"annotation number {number}: {problem}")
+    alone = [
+        f"image id {image_ids[place]} ({name}): no annotation"
+        for place, name in enumerate(names)
+        if place not in record_of
+    ]
+    if missing != "error":
+        if missing == "skip" and alone:
+            logger.warning("%s: left out %s without a mask", source, number_of(len(alone), "picture"))
+        alone = []
+    if problems or alone:
+        raise AnnotationError(
+            f"{source}: {number_of(len(problems) + len(alone), 'problem')}:\n{listing([*problems, *alone])}\n"
+            "correct the file, or set data.missing_masks to skip to leave out images without annotation"
+        )
+    kept = sorted(record_of)
+    segments = [sorted((s["id"], s["category_id"]) for s in record_of[p]["segments_info"]) for p in kept]
+    ids = np.array([pair[0] for some in segments for pair in some], dtype=np.int64)
+    category_ids = np.array([pair[1] for some in segments for pair in some], dtype=np.int64)
+    masks = PanopticMasks(
+        str(_panoptic_folder(source, record_of[kept[0]]["file_name"])),
+        PackedNames.pack(record_of[place]["file_name"] for place in kept),
+        table,
+        _starts([len(some) for some in segments]),
+        torch.from_numpy(ids),
+        torch.from_numpy(table.labels(category_ids).astype(np.uint8)),
+    )
+    return [names[place] for place in kept], masks
+
+
+def _panoptic_problem(record: Any, place_of: dict[int, int], known: set[int]) -> str:
+    if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
+        return "no file_name"
+    if type(record.get("image_id")) is not int or record["image_id"] not in place_of:
+        return f"image_id {record.get('image_id')!r} is not that of an image in the file"
+    segments = record.get("segments_info")
+    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+        return f"image id {record['image_id']}: no segments_info"
+    for segment in segments:
+        if type(segment.get("id")) is not int or segment.get("category_id") not in known:
+            return (
+                f"image id {record['image_id']}: segment id {segment.get('id')!r} has category_id "
+                f"{segment.get('category_id')!r}, which is not that of a category in the file"
+            )
+    return ""
+
+
+def _panoptic_folder(source: Path, first: str) -> Path:
+    """Find the folder of the PNGs by where the first of them is."""
+    folders = [source.with_suffix(""), source.parent / "masks", source.parent]
+    for folder in folders:
+        if (folder / first).exists():
+            return folder
+    looked = "\n".join(f"  {folder}" for folder in folders)
+    raise DataNotFoundError(f"{source}: no panoptic PNGs found, looked for {first} in\n{looked}")
+
+
+def _category_colour(record: dict[str, Any]) -> tuple[int, int, int] | None:
+    colour = record.get("color")
+    if isinstance(colour, list) and len(colour) == 3 and all(type(c) is int and 0 <= c < 256 for c in colour):
+        return colour[0], colour[1], colour[2]
+    return None

@@ -1,0 +1,144 @@
+"""The data set and the sampler behind the loaders of pictures with masks.
+
+Letters in shapes: I images, B images of a batch, W ranks; h w a picture as it enters the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ...constants import IGNORE_INDEX
+from ..shared.augment import AugmentationError, MaskAugmentation
+from ..shared.batches import SegmentationSample
+from ..shared.canvas import scaled_sizes
+from ..shared.io import ImageError, read_image, resize, resize_mask
+from ..shared.label_classes import MaskError
+from ..shared.sampling import ImageBatchSampler, ImageRequest
+from .index import SegmentationIndex
+
+
+class SegmentationDataset(Dataset):
+    """Pictures of an index with their masks.
+
+    Args:
+        index: what there is.
+        augmentation: for training; None for evaluation and prediction.
+        sizes: ``[I, 2]`` height and width that each picture is resized to in evaluation; None for its own.
+    """
+
+    def __init__(
+        self,
+        index: SegmentationIndex,
+        augmentation: MaskAugmentation | None = None,
+        sizes: np.ndarray | None = None,
+    ):
+        self.index = index
+        self.augmentation = augmentation
+        self.sizes = None if sizes is None else torch.from_numpy(sizes)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, request: ImageRequest) -> SegmentationSample:
+        """Load one picture.
+
+        Raises:
+            ImageError: if the picture or its mask cannot be decoded.
+            MaskError: if the mask has another size, or holds an unknown value.
+            AugmentationError: if a transform fails on this picture.
+        """
+        position = request.index
+        path, source = self.index.path(position), self.index.masks
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            raise ImageError(f"{error} (--data.check_images decode finds all such files first)") from error
+        original_size = image.shape[:2]
+        blank = source is None
+        mask = np.full(original_size, IGNORE_INDEX, np.uint8) if blank else source.mask(position)
+        if mask.shape != original_size:
+            raise MaskError(
+                f"{path} has {original_size[1]}x{original_size[0]} pixels (width x height), its mask "
+                f"{source.name(position)} {mask.shape[1]}x{mask.shape[0]}"
+            )
+        truth = None
+        if self.augmentation is not None:
+            try:
+                image, mask = self.augmentation(image, mask, request.seed)
+            except AugmentationError as error:
+                raise AugmentationError(f"{path}: {error}") from error
+        else:
+            truth = None if source is None else torch.from_numpy(mask)
+            if self.sizes is not None:
+                size = tuple(self.sizes[position].tolist())
+                image, mask = resize(image, size), resize_mask(mask, size)
+        return SegmentationSample(
+            image=_tensor(image).permute(2, 0, 1),  # [h, w, 3] -> [3, h, w]
+            mask=_tensor(mask),
+            image_id=position,
+            original_size=original_size,
+            truth=truth,
+        )
+
+
+class SegmentationBatchSampler(ImageBatchSampler):
+    """Yields batches of requests.
+
+    Training (``shuffle``): as ``ImageBatchSampler``.
+
+    Evaluation: every picture once over all ranks, in batches of pictures of one size, so that padding does
+    not depend on the batch. The order is that of the index, or, with ``spread``, a random one that never
+    changes, as far as grouping allows. Batches may be smaller, and ranks may have different numbers of them,
+    but each has one as long as there are enough pictures.
+
+    Args:
+        sizes: ``[I, 2]`` heights and widths as they enter the network; in training only I matters.
+        batch_size, shuffle, seed, rank, world_size, spread: as in ``ImageBatchSampler``.
+    """
+
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        spread: bool = False,
+    ):
+        super().__init__(len(sizes), batch_size, shuffle, seed, rank, world_size, spread=spread)
+        self._fixed = None if shuffle else self._grouped(sizes)[rank::world_size]
+
+    def __len__(self) -> int:
+        return super().__len__() if self._fixed is None else len(self._fixed)
+
+    def _evaluation_batches(self) -> Iterator[list[ImageRequest]]:
+        return (list(map(ImageRequest, batch.tolist())) for batch in self._fixed)
+
+    def _grouped(self, sizes: np.ndarray) -> list[np.ndarray]:
+        """Cut the pictures of each size into batches, in the order of the first picture of each."""
+        order = np.random.default_rng(0).permutation(self.count) if self.spread else np.arange(self.count)
+        _, group_of = np.unique(sizes[order], axis=0, return_inverse=True)
+        groups = [np.flatnonzero(group_of.reshape(-1) == group) for group in range(group_of.max() + 1)]
+        size = self.batch_size
+        # A rank without a batch would leave the others waiting for it at the end of an evaluation.
+        while size > 1 and sum(-(-len(group) // size) for group in groups) < self.num_replicas:
+            size -= 1
+        batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+        return [order[batch] for batch in sorted(batches, key=lambda batch: batch[0])]
+
+
+def evaluation_sizes(sizes: np.ndarray, short_side: int | None, long_side: int | None) -> np.ndarray:
+    """Return ``[I, 2]`` heights and widths after resizing, see ``canvas.scaled_size``; None for no change."""
+    if short_side is None:
+        return sizes
+    return scaled_sizes(sizes, short_side, np.iinfo(np.int64).max if long_side is None else long_side)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """Share the memory, unless it is a flip or turn as a view, which torch does not know."""
+    return torch.from_numpy(array.copy() if min(array.strides) < 0 else array)

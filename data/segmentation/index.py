@@ -1,0 +1,245 @@
+"""Pictures and their masks, and the checks before training.
+
+Letters in shapes: I images, K classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..shared.common import PackedNames, in_threads, number_of
+from ..shared.errors import listing
+from ..shared.io import ImageError, read_image, stored_size
+from ..shared.label_classes import MaskError, SegmentationClass
+from ..shared.locate import CheckImages
+from .masks import MaskSource, Survey, described
+
+logger = logging.getLogger("trunkline")
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationIndex:
+    """The pictures of one split and where their masks come from, without a Python object per picture.
+
+    Attributes:
+        folder: what the names are relative to; empty if they are complete paths.
+        names: of the I pictures.
+        masks: in the same order; None if there are none (prediction).
+    """
+
+    folder: str
+    names: PackedNames
+    masks: MaskSource | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def classes(self) -> tuple[SegmentationClass, ...]:
+        """K classes; none without masks."""
+        return () if self.masks is None else self.masks.classes
+
+    def path(self, position: int) -> str:
+        """Return where one picture lies."""
+        return os.path.join(self.folder, self.names[position])
+
+    def sizes(self) -> np.ndarray:
+        """Read height and width of every upright picture, ``[I, 2]`` int64.
+
+        Raises:
+            ImageError: listing the files that are missing or no images.
+        """
+        places = range(len(self))
+        outcomes = in_threads(lambda p: _image_size(self.path(p), "header"), places, "reading image sizes")
+        _raise_listed(ImageError, [o for o in outcomes if isinstance(o, str)], len(self), "cannot be used")
+        return np.array([outcome.upright for outcome in outcomes], dtype=np.int64).reshape(-1, 2)
+
+    def subset(self, positions: Sequence[int]) -> SegmentationIndex:
+        """Return the index of some pictures alone."""
+        names = PackedNames.pack(self.names[position] for position in positions)
+        return SegmentationIndex(
+            self.folder, names, None if self.masks is None else self.masks.subset(positions)
+        )
+
+    def with_pixels(self, wanted: int) -> SegmentationIndex:
+        """Return the index of those pictures alone that have enough pixels beside the background.
+
+        Raises:
+            ImageError: if a mask has to be decoded for it and cannot.
+        """
+        labelled = in_threads(self.masks.labelled, range(len(self)), "counting pixels")
+        return self.subset([position for position, pixels in enumerate(labelled) if pixels >= wanted])
+
+
+class _ImageSize(NamedTuple):
+    upright: tuple[int, int]
+    stored: tuple[int, int]
+
+
+class _Outcome(NamedTuple):
+    """What the check of one picture and its mask found."""
+
+    damaged: str = ""
+    misfit: str = ""
+    survey: Survey | None = None
+
+
+def check_indices(
+    indices: Mapping[str, SegmentationIndex], images: CheckImages, masks: bool
+) -> dict[str, Tensor]:
+    """Check pictures and masks before training.
+
+    Args:
+        indices: by split.
+        images: ``header`` reads the beginning of each picture, ``decode`` decodes it, ``off`` leaves it out.
+        masks: whether to look through all masks, as far as that is not known already.
+
+    Returns:
+        By split, ``[I, K + 1]`` int64: the pixels of each label, last of what is ignored; only for splits
+        whose masks were looked through.
+
+    Raises:
+        ImageError: listing the first 20 files that are missing or damaged.
+        MaskError: listing the first 20 masks of another size than their picture, or with values that are
+            no class.
+    """
+    places = [(split, index, position) for split, index in indices.items() for position in range(len(index))]
+    if images == "off" and not masks:
+        return {}
+    outcomes = in_threads(
+        lambda place: _check(place[1], place[2], images, masks), places, "checking pictures and masks"
+    )
+    count = len(places)
+    _raise_listed(ImageError, [o.damaged for o in outcomes if o.damaged], count, "cannot be used")
+    _raise_listed(MaskError, [o.misfit for o in outcomes if o.misfit], count, "do not fit their masks")
+    _raise_unknown(places, outcomes)
+    found: dict[str, Tensor] = {}
+    for split in indices:
+        surveys = [o.survey for place, o in zip(places, outcomes, strict=True) if place[0] == split]
+        counted = [survey.counts for survey in surveys if survey is not None]
+        if counted and len(counted) == len(surveys):
+            found[split] = torch.from_numpy(np.stack(counted))
+    return found
+
+
+def count_pixels(index: SegmentationIndex) -> Tensor:
+    """Look through all masks and return ``[I, K + 1]`` int64 as ``check_indices`` does.
+
+    Unknown values are left out.
+
+    Raises:
+        ImageError: if a mask cannot be decoded.
+    """
+    surveys = in_threads(index.masks.survey, range(len(index)), "counting pixels")
+    return torch.from_numpy(np.stack([survey.counts for survey in surveys]))
+
+
+def check_classes(split: str, index: SegmentationIndex, counts: Tensor | None) -> None:
+    """Warn of classes that a split lacks; training needs at least two.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        index: its pictures.
+        counts: of its masks, from ``check_indices``; None if unknown.
+
+    Raises:
+        MaskError: if all training pixels are ignored or of one class.
+    """
+    present = index.masks.present() if counts is None else (counts[:, :-1].sum(dim=0) > 0).numpy()
+    if present is None:
+        return
+    names = [entry.name for entry in index.classes]
+    shown = [name for name, there in zip(names, present, strict=True) if there]
+    ignored = 0 if counts is None else int(counts[:, -1].sum())
+    if split == "train" and len(shown) < 2:
+        first = f"{index.masks.name(0)} and {len(index) - 1} more"
+        what = f"of one class ({shown[0]})" if shown else "ignored"
+        hint = "give masks with two classes or more"
+        if ignored and len(shown) == 1:
+            hint = (
+                f"{ignored} pixels are ignored. If the value 255 is a class in these masks, name it so: "
+                "data.classes [background, object] with data.mask_values [0, 255], or a CSV with the columns "
+                "id and name"
+            )
+        raise MaskError(f"all{'' if not shown else ' labelled'} training pixels are {what} ({first}); {hint}")
+    if lacking := [name for name in names if name not in shown]:
+        logger.warning(
+            "the %s masks have no pixel of %d of %d classes: %s",
+            split, len(lacking), len(names), ", ".join(lacking[:20]),
+        )  # fmt: skip
+
+
+def _check(index: SegmentationIndex, position: int, images: CheckImages, masks: bool) -> _Outcome:
+    path, source = index.path(position), index.masks
+    size = _image_size(path, "header" if images == "off" else images)
+    if isinstance(size, str):
+        return _Outcome(damaged=size)
+    if source is None:
+        return _Outcome()
+    try:
+        survey = source.survey(position) if masks and not source.verified else None
+        of_mask = source.size(position) if survey is None else survey.size
+    except ValueError as error:
+        return _Outcome(damaged=str(error))
+    return _Outcome(misfit=_misfit(path, size, source.name(position), of_mask), survey=survey)
+
+
+def _image_size(path: str, mode: CheckImages) -> _ImageSize | str:
+    try:
+        stored, swapped = stored_size(path)
+        if mode == "decode":
+            read_image(path)
+    except ImageError as error:
+        return str(error)
+    return _ImageSize(stored[::-1] if swapped else stored, stored)
+
+
+def _misfit(path: str, size: _ImageSize, name: str, of_mask: tuple[int, int]) -> str:
+    if size.upright == tuple(of_mask):
+        return ""
+    text = (
+        f"{path} has {size.upright[1]}x{size.upright[0]} pixels (width x height), "
+        f"its mask {name} {of_mask[1]}x{of_mask[0]}"
+    )
+    if size.stored == tuple(of_mask):
+        return text + (
+            ": the picture's EXIF orientation turns it by a quarter, and the mask was made without regard to "
+            "that; remove the tag, or turn the mask"
+        )
+    return text
+
+
+def _raise_unknown(
+    places: Sequence[tuple[str, SegmentationIndex, int]], outcomes: Sequence[_Outcome]
+) -> None:
+    bad = [
+        (f"{index.masks.name(position)}: {described(outcome.survey.unknown)}", outcome.survey.unknown, index)
+        for (_, index, position), outcome in zip(places, outcomes, strict=True)
+        if outcome.survey is not None and outcome.survey.unknown
+    ]
+    if not bad:
+        return
+    total: Counter[str] = Counter()
+    for _, unknown, _ in bad:
+        total.update(unknown)
+    sums = ", ".join(f"{value} ({pixels} pixels)" for value, pixels in total.most_common(20))
+    known = ", ".join(f"{entry.id} {entry.name}" for entry in bad[0][2].classes[:20])
+    raise MaskError(
+        f"{len(bad)} of {number_of(len(places), 'mask')} hold what is no class:\n"
+        f"{listing([text for text, _, _ in bad])}\nin all: {sums}\nthe classes are {known}; add what is "
+        "missing to data.classes, or to data.ignore what is not to be learned"
+    )
+
+
+def _raise_listed(kind: type[ValueError], problems: Sequence[str], count: int, what: str) -> None:
+    if problems:
+        raise kind(f"{len(problems)} of {number_of(count, 'picture')} {what}:\n{listing(problems)}")

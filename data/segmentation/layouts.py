@@ -1,0 +1,309 @@
+"""Finds the pictures and masks of a split: folders, lists of names, Pascal VOC, Cityscapes, COCO.
+
+Letters in shapes: I images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ...constants import IGNORE_INDEX
+from ..shared.common import PackedNames, in_threads
+from ..shared.label_classes import Background, ClassRow, ClassTable, MaskError, rows_of_names
+from ..shared.label_table import (
+    CITYSCAPES_IGNORED,
+    CITYSCAPES_ROWS,
+    VOC_BORDER,
+    VOC_ROWS,
+    cityscapes_train_rows,
+    find_class_file,
+    read_class_rows,
+)
+from ..shared.locate import (
+    ANNOTATION_PLACES,
+    IMAGE_FOLDERS,
+    IMAGE_PLACES,
+    MASK_FOLDERS,
+    SPLIT_NAMES,
+    DataNotFoundError,
+    find,
+    list_images,
+)
+from .coco_json import read_mask_json
+from .coco_masks import Overlaps
+from .index import SegmentationIndex
+from .masks import MaskFiles, occurring, values_of
+from .pairs import (
+    CITYSCAPES_MASKS,
+    Pairs,
+    Unpaired,
+    listed_keys,
+    pair_folders,
+    pair_list,
+    pictures_below,
+)
+
+logger = logging.getLogger("trunkline")
+
+VOC_FOLDERS = ("", "VOC2012", "VOCdevkit/VOC2012", "VOC2007", "VOCdevkit/VOC2007")
+_LOOKED_FOR = (
+    "images/{split} with masks/{split} (or labels or annotations; or {split}/images with {split}/masks)",
+    "ImageSets/Segmentation/{split}.txt with JPEGImages and SegmentationClass",
+    "leftImg8bit/{split} with gtFine/{split}",
+    "annotations/instances_{split}.json with images/{split}",
+)
+VOC_PARTS = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation/{split}.txt")
+
+
+class Place(NamedTuple):
+    """Where a split is.
+
+    Attributes:
+        images: folder of the pictures.
+        masks: folder of the masks, or COCO's JSON.
+        listed: a text file with the names of the pictures, or None for all in the folder.
+    """
+
+    images: Path
+    masks: Path
+    listed: Path | None = None
+
+    def __str__(self) -> str:
+        return str(self.listed or self.images)
+
+
+class Choices(NamedTuple):
+    """What the user says about classes and masks, see ``ImageSegmentation``."""
+
+    classes: str | list[str] | None = None
+    mask_values: list[int] | None = None
+    ignore: Sequence[str | int] = ()
+    categories: Sequence[str | int] | None = None
+    background: Background = "class"
+    overlaps: Overlaps = "smaller"
+    missing_masks: Unpaired = "error"
+
+
+class SegmentationSources:
+    """Finds and reads splits.
+
+    Args:
+        root: folder that holds the splits; None if every split is given.
+        given: the paths that the user names, ``{split}_images`` and ``{split}_masks``, or None.
+        choices: about classes and masks.
+    """
+
+    def __init__(self, root: str | None, given: dict[str, str | None], choices: Choices):
+        self.root = root
+        self.given = given
+        self.choices = choices
+        self._table: ClassTable | None = None
+
+    def find(self, split: str) -> Place:
+        """Return where a split is.
+
+        Raises:
+            DataNotFoundError: naming the places looked at.
+        """
+        if self.root is not None and not self._base.is_dir():
+            raise DataNotFoundError(f"data.root: {self._base} is no folder")
+        if self.given[f"{split}_images"] is not None or self.given[f"{split}_masks"] is not None:
+            return self._given_place(split)
+        if self.root is None:
+            raise DataNotFoundError(f"no {split} data: give data.root, or data.{split}_images and _masks")
+        half_there: list[str] = []
+        for place in self._usual_places(split):
+            parts = [part for part in place if part is not None]
+            missing = [str(part) for part in parts if not part.exists()]
+            if not missing:
+                return place
+            if place.images.exists() and split in str(place):
+                half_there.append(f"  {place} is there, but not {' and '.join(missing)}")
+        looked = [f"  {self._base / line.format(split=split)}" for line in _LOOKED_FOR]
+        raise DataNotFoundError(
+            f"no {split} pictures with masks found, looked for\n"
+            + "\n".join([*looked, *half_there[:5]])
+            + f"\ngive data.root, or data.{split}_images and data.{split}_masks"
+        )
+
+    def index(self, place: Place) -> SegmentationIndex:
+        """Read a split.
+
+        Raises:
+            DataNotFoundError: if there is no picture.
+            MaskError: if pictures and masks do not pair, or the classes are wrong.
+            AnnotationError: if a COCO file is wrong.
+        """
+        if _is_json(place.masks):
+            return self._coco_index(place)
+        pairs = self._pairs(place)
+        if self._table is None:
+            self._table = self._table_of(place, pairs)
+        names = PackedNames.pack(pairs.mask_names)
+        return SegmentationIndex(
+            pairs.folder, PackedNames.pack(pairs.names), MaskFiles(pairs.mask_folder, names, self._table)
+        )
+
+    def index_for_prediction(self, given: Sequence[str]) -> SegmentationIndex:
+        """Index pictures without masks.
+
+        Args:
+            given: pictures and folders of pictures (not the folders inside them), relative to the working
+                directory; or one text file that lists pictures of the data under root, as in Pascal VOC.
+
+        Raises:
+            DataNotFoundError: if something does not exist, or there is no picture.
+        """
+        if len(given) == 1 and given[0].lower().endswith(".txt"):
+            source = Path(given[0]).expanduser()
+            if not source.is_file():
+                raise DataNotFoundError(f"data.predict: no such file: {source}")
+            folder = self._listed_folder("predict", None, source)
+            pictures = pictures_below(folder)
+            names = [pictures[key] for key in listed_keys(source, folder, pictures)]
+            return SegmentationIndex(str(folder), PackedNames.pack(names), None)
+        names = PackedNames.pack(str(path) for path in list_images(given))
+        return SegmentationIndex("", names, None)
+
+    def _pairs(self, place: Place) -> Pairs:
+        missing = self.choices.missing_masks
+        if place.listed is None:
+            return pair_folders(place.images, place.masks, missing)
+        return pair_list(place.listed, place.images, place.masks, missing)
+
+    @property
+    def _base(self) -> Path:
+        return Path() if self.root is None else Path(self.root).expanduser()
+
+    def _usual_places(self, split: str) -> Iterator[Place]:
+        for folder in VOC_FOLDERS:
+            images, masks, listed = (self._base / folder / part.format(split=split) for part in VOC_PARTS)
+            if split != "test":  # its masks are not public
+                yield Place(images, masks, listed)
+        if split != "test":  # likewise: there are files, but empty ones
+            yield Place(self._base / "leftImg8bit" / split, self._base / "gtFine" / split)
+        for name in SPLIT_NAMES[split]:
+            for images in IMAGE_FOLDERS:
+                for masks in MASK_FOLDERS:
+                    yield Place(self._base / images / name, self._base / masks / name)
+                    yield Place(self._base / name / images, self._base / name / masks)
+            for ending in ("annot", "_masks", "_labels"):
+                yield Place(self._base / name, self._base / f"{name}{ending}")
+        for masks in () if any(self.given.values()) else ANNOTATION_PLACES:
+            for images in IMAGE_PLACES:
+                yield Place(self._base / images.format(split=split), self._base / masks.format(split=split))
+
+    def _given_place(self, split: str) -> Place:
+        images, masks = self.given[f"{split}_images"], self.given[f"{split}_masks"]
+        if masks is not None and _is_json(masks):
+            return Place(
+                find(self.root, images, IMAGE_PLACES, split, "images"),
+                find(self.root, masks, (), split, "masks"),
+            )
+        names = SPLIT_NAMES[split]
+        mask_places = [f"{m}/{n}" for n in names for m in MASK_FOLDERS]
+        mask_places += [f"{n}/{m}" for n in names for m in MASK_FOLDERS]
+        if images is not None and images.lower().endswith(".txt"):
+            listed = find(self.root, images, (), split, "images")
+            folder = self._listed_folder(split, masks, listed)
+            near = [str(folder.parent / "SegmentationClass"), *(str(folder.parent / m) for m in MASK_FOLDERS)]
+            return Place(folder, find(self.root, masks, near, split, "masks"), listed)
+        image_places = [f"{i}/{n}" for n in names for i in IMAGE_FOLDERS]
+        image_places += [f"{n}/{i}" for n in names for i in IMAGE_FOLDERS]
+        return Place(
+            find(self.root, images, [*image_places, *IMAGE_FOLDERS], split, "images"),
+            find(self.root, masks, [*mask_places, *MASK_FOLDERS], split, "masks"),
+        )
+
+    def _listed_folder(self, split: str, masks: str | None, listed: Path) -> Path:
+        """Find the folder that the names in a list are relative to."""
+        bases = [*(self._base / folder for folder in VOC_FOLDERS), *listed.absolute().parents[:3]]
+        names = ("JPEGImages", *IMAGE_FOLDERS)
+        folders = [base / name for base in bases for name in names]
+        for folder in folders:
+            if folder.is_dir():
+                return folder
+        looked = "\n".join(f"  {folder}" for folder in folders)
+        raise DataNotFoundError(f"{listed}: no folder of the listed pictures found, looked for\n{looked}")
+
+    def _table_of(self, place: Place, pairs: Pairs) -> ClassTable:
+        """Make the table of classes that all splits share."""
+        given = self.choices
+        ignore = list(given.ignore)
+        if given.mask_values is not None and not isinstance(given.classes, list):
+            raise MaskError("data.mask_values goes with a list of names in data.classes")
+        if isinstance(given.classes, list):
+            rows: Sequence[ClassRow] = rows_of_names(given.classes, given.mask_values)
+            source = "data.classes"
+        elif (path := self._class_file(place)) is not None:
+            rows, source = read_class_rows(path), str(path)
+        else:
+            rows, source, ignored = self._known_rows(place, pairs)
+            ignore += ignored
+        return ClassTable(rows, ignore, given.categories, given.background, source)
+
+    def _class_file(self, place: Place) -> Path | None:
+        if isinstance(self.choices.classes, str):
+            path = self._base / Path(self.choices.classes).expanduser()
+            if not path.is_file():
+                raise DataNotFoundError(f"data.classes: {path} does not exist; it is relative to data.root")
+            return path
+        near = [place.masks, *place.masks.parents[:2]] if self.root is None else [self._base, place.masks]
+        return next((path for folder in near if (path := find_class_file(folder)) is not None), None)
+
+    def _known_rows(self, place: Place, pairs: Pairs) -> tuple[Sequence[ClassRow], str, Sequence[int]]:
+        """Know the classes by the names of the files, or number the values that occur in training masks."""
+        first = Path(pairs.mask_names[0]).stem
+        if first.endswith(CITYSCAPES_MASKS[0]):
+            return CITYSCAPES_ROWS, "Cityscapes", CITYSCAPES_IGNORED
+        if first.endswith(CITYSCAPES_MASKS[1]):
+            return cityscapes_train_rows(), "Cityscapes", ()
+        if place.images.name == "JPEGImages":
+            return (*VOC_ROWS, VOC_BORDER), "Pascal VOC", (IGNORE_INDEX,)
+        pairs = self._training_pairs() or pairs
+        paths = [str(Path(pairs.mask_folder) / name) for name in pairs.mask_names]
+        found = in_threads(lambda path: occurring(values_of(path))[0], paths, "looking for classes in masks")
+        values = sorted({int(value) for some in found for value in some} - {IGNORE_INDEX})
+        if not values or values[-1] >= IGNORE_INDEX:
+            raise MaskError(
+                f"{pairs.mask_folder}: masks hold the values "
+                f"{', '.join(map(str, values[-20:])) or IGNORE_INDEX}; "
+                "name their classes in data.classes: a CSV with the columns id and name"
+            )
+        logger.warning(
+            "no list of classes (such as classes.txt) in %s: the values 0 to %d become class 0 to %d",
+            self.root or pairs.mask_folder, values[-1], values[-1],
+        )  # fmt: skip
+        return [ClassRow(value, f"class {value}") for value in range(values[-1] + 1)], "the masks", ()
+
+    def _training_pairs(self) -> Pairs | None:
+        """Pair the training data, so that classes are the same whichever split is read first."""
+        try:
+            place = self.find("train")
+        except DataNotFoundError:
+            return None
+        return None if _is_json(place.masks) else self._pairs(place)
+
+    def _coco_index(self, place: Place) -> SegmentationIndex:
+        given = self.choices
+        if given.classes is not None:
+            raise MaskError(
+                f"data.classes cannot be used: {place.masks} names its classes; data.categories chooses some"
+            )
+        names, masks = read_mask_json(
+            place.masks, given.ignore, given.categories, given.background, given.overlaps, given.missing_masks
+        )
+        if self._table is None:
+            self._table = masks.table
+        if masks.classes != self._table.classes:
+            raise MaskError(
+                f"{place.masks}: the classes differ from those of {self._table.source}; use the same in both"
+            )
+        return SegmentationIndex(str(place.images), PackedNames.pack(names), masks)
+
+
+def _is_json(path: str | Path) -> bool:
+    return str(path).lower().endswith(".json")

@@ -1,0 +1,197 @@
+"""Where the masks of a split come from: files of values or colours; and the survey of what they hold.
+
+COCO's masks are in ``seg_coco``. Letters in shapes: I masks, h w height and width of a mask in pixels, K
+classes, V different values of a mask.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ...constants import IGNORE_INDEX
+from ..shared.common import PackedNames
+from ..shared.io import ImageError, image_size, read_mask
+from ..shared.label_classes import UNKNOWN, ClassTable, MaskError, SegmentationClass
+
+_MOST_VALUES = 4096  # different ones of a mask that are remembered: a photograph has very many
+
+
+class Survey(NamedTuple):
+    """What one mask holds.
+
+    Attributes:
+        size: height and width in pixels.
+        counts: ``[K + 1]`` int64, pixels of each label; last those that are ignored.
+        unknown: value or colour, as text, to its pixels, of what is no class.
+    """
+
+    size: tuple[int, int]
+    counts: np.ndarray
+    unknown: dict[str, int]
+
+
+class MaskSource(Protocol):
+    """The masks of a split by position, as labels.
+
+    Attributes:
+        classes: K of them; label k stands for ``classes[k]``.
+        background: the label of the background, or None.
+        verified: whether reading the annotations has already told that all masks hold known classes, so that
+            they need not be looked through once more.
+    """
+
+    classes: tuple[SegmentationClass, ...]
+    background: int | None
+    verified: bool
+
+    def __len__(self) -> int: ...
+
+    def name(self, position: int) -> str:
+        """Say where a mask comes from, for errors."""
+
+    def size(self, position: int) -> tuple[int, int]:
+        """Return height and width of a mask in pixels, without decoding it where that is possible."""
+
+    def mask(self, position: int) -> np.ndarray:
+        """Return ``[h, w]`` uint8 labels, 255 where ignored; a new array."""
+
+    def survey(self, position: int) -> Survey:
+        """Count what a mask holds; unlike ``mask`` this does not stop at unknown values."""
+
+    def labelled(self, position: int) -> float:
+        """Return the pixels of a mask that are of a class other than the background."""
+
+    def present(self) -> np.ndarray | None:
+        """Return ``[K]`` bool, the classes that occur, if that is known without decoding; else None."""
+
+    def subset(self, positions: Sequence[int]) -> MaskSource:
+        """Return the masks at some positions."""
+
+
+class MaskFiles:
+    """Masks as image files: values (grey, 16-bit, palette) or colours.
+
+    Args:
+        folder: what the names are relative to.
+        names: of the I files.
+        table: what values and colours stand for.
+    """
+
+    verified = False
+
+    def __init__(self, folder: str, names: PackedNames, table: ClassTable):
+        self.folder = folder
+        self.names = names
+        self.table = table
+        self.classes = table.classes
+        self.background = table.background
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, position: int) -> str:
+        """Return the path of a mask."""
+        return os.path.join(self.folder, self.names[position])
+
+    def size(self, position: int) -> tuple[int, int]:
+        """Return height and width from the file's header.
+
+        Raises:
+            ImageError: if it is missing or no image.
+        """
+        return image_size(self.name(position))
+
+    def mask(self, position: int) -> np.ndarray:
+        """Return ``[h, w]`` uint8 labels.
+
+        Raises:
+            ImageError: if the file cannot be decoded.
+            MaskError: naming the values that are neither a class nor ignored.
+        """
+        labels = self.table.labels(values_of(self.name(position), self.table))
+        if labels.min(initial=0) == UNKNOWN:
+            found = self.survey(position).unknown
+            raise MaskError(
+                f"{self.name(position)}: {described(found)}; data.check_masks finds all such files"
+            )
+        return labels.astype(np.uint8)
+
+    def survey(self, position: int) -> Survey:
+        """Count what a mask holds."""
+        codes = values_of(self.name(position), self.table)
+        values, counts = occurring(codes)
+        labels = self.table.labels(values)
+        strange = labels == UNKNOWN
+        order = np.argsort(-counts[strange], kind="stable")[:_MOST_VALUES]
+        unknown = {
+            _written(values.dtype, int(value)): int(count)
+            for value, count in zip(values[strange][order], counts[strange][order], strict=True)
+        }
+        known = np.where(labels == IGNORE_INDEX, len(self.classes), labels)[~strange]
+        pixels = np.bincount(known, weights=counts[~strange], minlength=len(self.classes) + 1)
+        return Survey(codes.shape, pixels.astype(np.int64), unknown)
+
+    def labelled(self, position: int) -> float:
+        """Return the pixels of a class other than the background; this decodes the mask."""
+        counts = self.survey(position).counts[:-1].copy()
+        if self.background is not None:
+            counts[self.background] = 0
+        return float(counts.sum())
+
+    def present(self) -> None:
+        """Only decoding the files can tell."""
+
+    def subset(self, positions: Sequence[int]) -> MaskFiles:
+        """Return the masks at some positions."""
+        return MaskFiles(self.folder, PackedNames.pack(self.names[p] for p in positions), self.table)
+
+
+def values_of(path: str, table: ClassTable | None = None) -> np.ndarray:
+    """Decode a mask to one number per pixel.
+
+    Colours become codes (uint32) if the table's classes have colours of their own; without them a mask in
+    red, green and blue has to be grey, and its values are those of a channel.
+
+    Returns:
+        ``[h, w]`` uint8 or uint16 values, or uint32 codes.
+
+    Raises:
+        ImageError: if the file cannot be decoded, or holds colours of which nothing is known.
+    """
+    decoded = read_mask(path)
+    if decoded.ndim == 2:
+        return decoded
+    if table is not None and table.coloured:
+        red, green, blue = (decoded[..., channel].astype(np.uint32) for channel in range(3))
+        return red << 16 | green << 8 | blue
+    if not (decoded == decoded[..., :1]).all():
+        raise ImageError(
+            f"{path}: is in colours, but the classes have none; give data.classes a CSV with the columns "
+            "name, r, g and b, or save masks as values"
+        )
+    return np.ascontiguousarray(decoded[..., 0])
+
+
+def occurring(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ``[V]`` different values, in their own type, and how often each occurs."""
+    if values.dtype == np.uint32:
+        return np.unique(values, return_counts=True)
+    counts = np.bincount(values.reshape(-1))
+    found = np.flatnonzero(counts)
+    return found.astype(values.dtype), counts[found]
+
+
+def described(unknown: dict[str, int]) -> str:
+    """Name values that are no class, with their pixels."""
+    shown = [f"{value} ({count} pixels)" for value, count in list(unknown.items())[:8]]
+    more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+    noun = "value" if next(iter(unknown)).isdecimal() else "colour"
+    return f"{noun}{'s' if len(unknown) > 1 else ''} {', '.join(shown)}{more}, which no class has"
+
+
+def _written(kind: np.dtype, value: int) -> str:
+    return f"({value >> 16},{value >> 8 & 255},{value & 255})" if kind == np.uint32 else str(value)

@@ -1,0 +1,1 @@
+"""What data modules of several kinds use: images, batches, augmentation, checks, loaders."""

@@ -1,0 +1,5 @@
+"""Metrics of boxes."""
+
+from .evaluator import CocoEvaluator
+
+__all__ = ["CocoEvaluator"]

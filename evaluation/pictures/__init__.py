@@ -1,0 +1,5 @@
+"""Predictions drawn onto pictures."""
+
+from .boxes import class_colour, contact_sheet, draw_boxes, save_picture
+
+__all__ = ["class_colour", "contact_sheet", "draw_boxes", "save_picture"]

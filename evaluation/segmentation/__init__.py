@@ -1,0 +1,5 @@
+"""Metrics of masks."""
+
+from .evaluator import SegmentationEvaluator, SegmentationResult
+
+__all__ = ["SegmentationEvaluator", "SegmentationResult"]

@@ -1,0 +1,222 @@
+"""The figures of a set of segmented pictures or volumes.
+
+Letters in shapes: S spatial axes of one image (h, w or d, h, w), N pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..tables import text_table
+
+TITLES = {
+    "mIoU": "mean intersection over union",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_class_accuracy": "mean of the classes' accuracies",
+    "mean_Dice": "mean Dice",
+    "frequency_weighted_IoU": "IoU weighted by frequency",
+}
+
+
+class ClassFigures(NamedTuple):
+    """The figures of one class.
+
+    Attributes:
+        name: of the class.
+        pixels: number of evaluated pixels that belong to it.
+        figures: in 0..1: ``IoU`` and ``Dice`` (NaN for a class that is neither in the truth nor predicted, 0
+            for one that is predicted alone), ``accuracy`` (share of its pixels that were recognised, NaN
+            without any) and ``precision`` (share of the pixels taken for it that are, NaN without any).
+    """
+
+    name: str
+    pixels: int
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SegmentationResult:
+    """What an evaluation found. All pixels of all images count alike, as in VOC and Cityscapes.
+
+    Attributes:
+        figures: in 0..1, NaN without pixels: ``mIoU``, ``pixel_accuracy``, ``mean_class_accuracy``,
+            ``mean_Dice`` and ``frequency_weighted_IoU`` (each class by its share of the pixels). Means over
+            classes leave out those whose figure is NaN.
+        per_class: one entry per class.
+        confusion: ``[K, K]`` int64, pixels of the class (row) that were taken for a class (column).
+        images: number of images evaluated.
+    """
+
+    figures: dict[str, float]
+    per_class: tuple[ClassFigures, ...]
+    confusion: np.ndarray
+    images: int
+
+    def summary(self) -> str:
+        """Return the figures, one line each."""
+        lines = [f" {TITLES[name]:<33} = {value:.4f}" for name, value in self.figures.items()]
+        return "\n".join([*lines, f" of {self.images} images, {int(self.confusion.sum())} labelled pixels"])
+
+    def class_table(self, most: int = 50) -> str:
+        """Return the entries of ``per_class`` as aligned text with a header.
+
+        With more than ``most`` classes these are the ones with the lowest IoU, lowest first, without those
+        that are neither in the truth nor predicted.
+        """
+        shown = list(self.per_class)
+        if len(shown) > most:
+            found = [row for row in shown if not np.isnan(row.figures["IoU"])]
+            shown = sorted(found, key=lambda row: row.figures["IoU"])[:most]
+        cells = [("class", "pixels", *self.per_class[0].figures)]
+        for row in shown:
+            cells.append((row.name, str(row.pixels), *(f"{value:.3f}" for value in row.figures.values())))
+        lines = text_table(cells)
+        if len(shown) < len(self.per_class):
+            lines.append(f"… the {len(shown)} lowest of {len(self.per_class)} classes")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values for a JSON file."""
+        classes = [{"name": row.name, "pixels": row.pixels, **row.figures} for row in self.per_class]
+        return {
+            "images": self.images,
+            "figures": self.figures,
+            "classes": classes,
+            "confusion": self.confusion,
+        }
+
+
+class SegmentationEvaluator:
+    """Counts pixels image by image, on their device, and computes figures from the counts.
+
+    Args:
+        class_names: K names.
+        ignore_index: the value of pixels in the truth that are not evaluated.
+
+    Raises:
+        ValueError: without a class.
+    """
+
+    def __init__(self, class_names: Sequence[str], ignore_index: int = 255) -> None:
+        if not class_names:
+            raise ValueError("class_names is empty; an evaluation needs at least one class")
+        self.class_names = list(class_names)
+        self.ignore_index = ignore_index
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.images = 0
+        # Row by row the confusion matrix, then pixels ignored, of no class in the truth, of none predicted.
+        self._table = torch.zeros(len(self.class_names) ** 2 + 3, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        """Number of images added."""
+        return self.images
+
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        """Add an image. The host does not wait for the device.
+
+        Args:
+            predicted: ``[*S]`` integers; what they are where the truth is ignored plays no part.
+            truth: ``[*S]`` integers, 0..K-1 or ``ignore_index``. Other values are found by :meth:`counts`.
+
+        Raises:
+            ValueError: if shapes differ, or a tensor does not hold integers.
+        """
+        if predicted.shape != truth.shape:
+            raise ValueError(
+                f"prediction and truth differ in shape: {list(predicted.shape)} and {list(truth.shape)}"
+            )
+        for name, labels in (("prediction", predicted), ("truth", truth)):
+            if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+                raise ValueError(f"the {name} must hold integers, got {labels.dtype}")
+        classes = len(self.class_names)
+        rows, columns = truth.flatten().long(), predicted.flatten().long()  # [N]
+        place = rows * classes + columns
+        place = torch.where((columns < 0) | (columns >= classes), classes**2 + 2, place)
+        place = torch.where((rows < 0) | (rows >= classes), classes**2 + 1, place)
+        place = torch.where(rows == self.ignore_index, classes**2, place)
+        # Not bincount, which makes the host wait for the largest number.
+        one = torch.ones(1, dtype=torch.int64, device=place.device)
+        self._table = self._table.to(place.device).scatter_add_(0, place, one.expand_as(place))
+        self.images += 1
+
+    def counts(self) -> Tensor:
+        """Return the confusion matrix ``[K, K]`` int64 (rows truth, columns prediction) on the CPU.
+
+        Raises:
+            ValueError: if a pixel held neither a class nor ``ignore_index``.
+        """
+        classes = len(self.class_names)
+        table = self._table.cpu()
+        for position, name in ((1, "truth"), (2, "prediction")):
+            if pixels := int(table[classes**2 + position]):
+                raise ValueError(
+                    f"{pixels} pixels of the {name} of {self.images} images hold a number outside "
+                    f"0..{classes - 1}"
+                    + (f" that is not {self.ignore_index} either" if position == 1 else "")
+                )
+        return table[: classes**2].reshape(classes, classes).clone()
+
+    def rows(self) -> tuple[Tensor, int]:
+        """Return :meth:`counts` and the number of images, to be exchanged between processes."""
+        return self.counts(), self.images
+
+    def merge(self, parts: Sequence[tuple[Tensor, int]]) -> None:
+        """Go on with the sum of what :meth:`rows` returned in all processes instead."""
+        self.reset()
+        for counts, images in parts:
+            self._table[: len(self.class_names) ** 2] += counts.flatten()
+            self.images += images
+
+    def compute(self) -> SegmentationResult:
+        """Compute the figures of the images added so far.
+
+        Raises:
+            ValueError: if a pixel held neither a class nor ``ignore_index``.
+        """
+        confusion = self.counts().numpy()
+        right = confusion.diagonal().astype(np.float64)
+        pixels, found = confusion.sum(1), confusion.sum(0)
+        columns = {
+            "IoU": _shares(right, pixels + found - right),
+            "Dice": _shares(2 * right, pixels + found),
+            "accuracy": _shares(right, pixels),
+            "precision": _shares(right, found),
+        }
+        frequency = _shares(pixels, np.full_like(pixels, pixels.sum()))
+        figures = {
+            "mIoU": _mean(columns["IoU"]),
+            "pixel_accuracy": float(_shares(right.sum(), pixels.sum())),
+            "mean_class_accuracy": _mean(columns["accuracy"]),
+            "mean_Dice": _mean(columns["Dice"]),
+            "frequency_weighted_IoU": float(np.nansum(frequency * columns["IoU"]))
+            if pixels.any()
+            else float("nan"),
+        }
+        per_class = tuple(
+            ClassFigures(
+                name, int(pixels[k]), {figure: float(column[k]) for figure, column in columns.items()}
+            )
+            for k, name in enumerate(self.class_names)
+        )
+        return SegmentationResult(figures, per_class, confusion, self.images)
+
+
+def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Divide; NaN for a share of nothing."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the values that are defined, NaN if there are none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")

@@ -1,0 +1,212 @@
+"""The figures of segmented scans: per case and class, in mm and ml.
+
+Letters in shapes: S spatial axes of one scan (2 or 3), n their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ...constants import IGNORE_INDEX
+from .result import CaseFigures, VolumeResult, volume_result
+from .surfaces import surface_distances
+
+
+def case_figures(
+    predicted: ArrayLike | Tensor,
+    truth: ArrayLike | Tensor,
+    regions: Mapping[str, Sequence[int]],
+    spacing: Sequence[float],
+    tolerance: float = 1.0,
+    surfaces: bool = True,
+    voxel: float | None = None,
+) -> dict[str, dict[str, float]]:
+    """Compare the prediction of one scan with the truth.
+
+    Voxels that the truth ignores are taken out of both, as if nothing were there. The figures are those of
+    MONAI's ``compute_dice``, ``compute_hausdorff_distance`` (95th percentile) and ``compute_surface_dice``
+    (voxels of the surfaces, without sub-voxels), see :func:`.surfaces.surface_distances`.
+
+    A class that is absent from truth and prediction has no figure: NaN, left out of every mean. One that is
+    absent from only one of the two has Dice 0, surface Dice 0 and, as HD95, the diagonal of the scan, which
+    is the worst that the scan allows: a missed organ costs, and a mean stays finite.
+
+    Args:
+        predicted: ``[*S]`` uint8 labels.
+        truth: ``[*S]`` uint8 labels, 255 where a voxel is ignored.
+        regions: the labels of each class by its name; they may overlap. An ordinary class is a region of one
+            label. Labels in 0..254.
+        spacing: n voxel sizes in mm.
+        tolerance: distance in mm up to which a surface counts as met.
+        surfaces: whether to measure distances between surfaces; they take most of the time.
+        voxel: mm^3 (mm^2 of two axes) of a voxel; None for the product of the voxel sizes, which is too much
+            where axes are oblique to each other.
+
+    Returns:
+        For each region ``Dice``, ``HD95_mm`` and ``surface_Dice`` (these two with ``surfaces``), and
+        ``volume_ml`` and ``true_volume_ml`` of the prediction and the truth; for two axes ``area_mm2`` and
+        ``true_area_mm2``.
+
+    Raises:
+        ValueError: if shapes, types, sizes or regions are not as above.
+    """
+    _check_regions(regions, tolerance)
+    found, wanted, sizes = _checked(predicted, truth, spacing)
+    kept = None if (wanted != IGNORE_INDEX).all() else wanted != IGNORE_INDEX
+    diagonal = math.hypot(*(size * width for size, width in zip(found.shape, sizes, strict=True)))
+    flat = found.ndim == 2
+    unit, names = math.prod(sizes) if voxel is None else voxel, ("area_mm2", "true_area_mm2")
+    if not flat:
+        unit, names = unit / 1000, ("volume_ml", "true_volume_ml")
+    result = {}
+    for name, labels in regions.items():
+        table = np.zeros(256, dtype=bool)
+        table[list(labels)] = True
+        mine, true = table[found], table[wanted]
+        if kept is not None:
+            mine &= kept
+        counts = int(np.count_nonzero(mine)), int(np.count_nonzero(true))
+        figures = {"Dice": _dice(mine, true, sum(counts))}
+        if surfaces:
+            figures |= _surface_figures(mine, true, counts, sizes, tolerance, diagonal)
+        volumes = {key: count * unit for key, count in zip(names, counts, strict=True)}
+        result[name] = {**figures, **volumes}
+    return result
+
+
+class VolumeEvaluator:
+    """Collects the figures of cases and their means.
+
+    Args:
+        regions: the labels of each class by its name, see :func:`case_figures`.
+        tolerance: distance in mm up to which a surface counts as met, for the surface Dice.
+        surfaces: whether to measure distances between surfaces (HD95 and surface Dice).
+
+    Raises:
+        ValueError: without a region, or with one that is not as above.
+    """
+
+    def __init__(
+        self, regions: Mapping[str, Sequence[int]], tolerance: float = 1.0, surfaces: bool = True
+    ) -> None:
+        _check_regions(regions, tolerance)
+        self.regions = {name: tuple(labels) for name, labels in regions.items()}
+        self.tolerance = tolerance
+        self.surfaces = surfaces
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        self._cases: dict[str, dict[str, dict[str, float]]] = {}
+
+    def __len__(self) -> int:
+        """Number of cases added."""
+        return len(self._cases)
+
+    def add(
+        self,
+        case: str,
+        predicted: ArrayLike | Tensor,
+        truth: ArrayLike | Tensor,
+        spacing: Sequence[float],
+        voxel: float | None = None,
+    ) -> None:
+        """Add a case; one of that name that was added before stays, and this one is left out.
+
+        Args:
+            case: its name.
+            predicted: ``[*S]`` uint8 labels.
+            truth: ``[*S]`` uint8 labels, 255 where a voxel is ignored.
+            spacing: n voxel sizes in mm.
+            voxel: see :func:`case_figures`.
+
+        Raises:
+            ValueError: if shapes or types do not fit; names the case.
+        """
+        if case in self._cases:
+            return
+        try:
+            found = case_figures(
+                predicted, truth, self.regions, spacing, self.tolerance, self.surfaces, voxel
+            )
+        except ValueError as error:
+            raise ValueError(f"{case}: {error}") from error
+        self._cases[case] = found
+
+    def rows(self) -> list[CaseFigures]:
+        """Return the figures of the cases as plain values, to be exchanged between processes."""
+        return list(self._cases.items())
+
+    def merge(self, parts: Sequence[Sequence[CaseFigures]]) -> None:
+        """Go on with what :meth:`rows` returned in all processes instead; a case in several counts once."""
+        self.reset()
+        for part in parts:
+            for case, figures in part:
+                self._cases.setdefault(case, figures)
+
+    def compute(self) -> VolumeResult:
+        """Compute the means over the cases added so far; all figures are NaN without any."""
+        return volume_result(list(self.regions), self.rows(), self.tolerance, self.surfaces)
+
+
+def _check_regions(regions: Mapping[str, Sequence[int]], tolerance: float) -> None:
+    """Raise a ValueError unless regions have labels in 0..254 and the tolerance is a length."""
+    if not regions:
+        raise ValueError("regions is empty; an evaluation needs at least one class")
+    for name, labels in regions.items():
+        if not len(labels) or not all(0 <= label < IGNORE_INDEX for label in labels):
+            raise ValueError(
+                f"region {name!r} has the labels {list(labels)}; it needs at least one, all within 0..254"
+            )
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance must be a length of 0 mm or more, got {tolerance}")
+
+
+def _checked(
+    predicted: ArrayLike | Tensor, truth: ArrayLike | Tensor, spacing: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Return arrays and voxel sizes as :func:`case_figures` needs them."""
+    arrays = []
+    for name, labels in (("prediction", predicted), ("truth", truth)):
+        array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3):
+            raise ValueError(
+                f"the {name} must hold uint8 labels along 2 or 3 axes, got {list(array.shape)} {array.dtype}"
+            )
+        arrays.append(array)
+    found, wanted = arrays
+    if found.shape != wanted.shape:
+        raise ValueError(
+            f"prediction and truth differ in shape: {list(found.shape)} and {list(wanted.shape)}"
+        )
+    sizes = [float(size) for size in spacing]
+    if len(sizes) != found.ndim or not all(math.isfinite(size) and size > 0 for size in sizes):
+        raise ValueError(f"spacing must be {found.ndim} voxel sizes above 0 mm, got {sizes}")
+    return found, wanted, sizes
+
+
+def _dice(mine: np.ndarray, true: np.ndarray, total: int) -> float:
+    """Twice the common voxels by all; NaN without any."""
+    return 2 * int(np.count_nonzero(mine & true)) / total if total else math.nan
+
+
+def _surface_figures(
+    mine: np.ndarray,
+    true: np.ndarray,
+    counts: tuple[int, int],
+    sizes: Sequence[float],
+    tolerance: float,
+    diagonal: float,
+) -> dict[str, float]:
+    """HD95 and surface Dice of two masks with so many voxels, by the rule for absent classes."""
+    if not any(counts):
+        return {"HD95_mm": math.nan, "surface_Dice": math.nan}
+    if not all(counts):
+        return {"HD95_mm": diagonal, "surface_Dice": 0.0}
+    distances = surface_distances(mine, true, sizes)
+    return {"HD95_mm": distances.hausdorff(), "surface_Dice": distances.dice(tolerance)}

@@ -1,0 +1,1 @@
+"""Configs for datasets of scans, by the heuristics of nnU-Net."""

@@ -1,0 +1,5 @@
+"""Boxes and classes from images."""
+
+from .task import Detection
+
+__all__ = ["Detection"]

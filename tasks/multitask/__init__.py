@@ -1,0 +1,5 @@
+"""Several heads on one trunk."""
+
+from .task import MultiTask
+
+__all__ = ["MultiTask"]

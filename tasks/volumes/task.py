@@ -1,0 +1,304 @@
+"""Segmentation of medical scans: a label for every voxel, on the grid of the file.
+
+Letters in shapes: B patches, C channels, K classes, S spatial axes (H, W or D, H, W).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from ...data.scans.batches import EvaluationCase
+from ...data.scans.prepare.restore import Restorer
+from ...data.shared.common import number_of
+from ...evaluation.volumes.evaluator import VolumeResult
+from ..base.branch import Branch, Found
+from ..base.checkpoints import read_checkpoint
+from ..base.task import BranchedTask
+from .branch import VolumeBranch
+from .inference import VolumeInference, best_axis, keep_largest, mirrored, sliced, sweep
+from .kernels import on_host
+from .writer import VolumeWriter
+
+
+class VolumeSegmentation(BranchedTask):
+    """Trains a segmenter on patches of scans, and applies it to whole scans by a sliding window.
+
+    Scans are read, prepared and put back onto their own grids by ``ScanSegmentation``. The network may be
+    for volumes, or for pictures: then it goes through volumes slice by slice. Without an ``optimizer`` it
+    trains by SGD with rate 0.01, Nesterov momentum 0.99 and weight decay 3e-5 (nnU-Net, Isensee et al.
+    2021).
+
+    Whole scans have no loss: validation gives the Dice of every class, and ``validate`` and ``test`` surface
+    distances in mm too.
+
+    Args:
+        inference: sliding window, mirroring and post-processing of validation, test and prediction.
+        surface_tolerance: of the surface Dice, in mm.
+        ensemble: further checkpoints, such as those of the other folds, whose probabilities are averaged
+            with this model's in validate, test and predict.
+        **task: what every ``BranchedTask`` takes; the head is a segmentation head, ``UNet`` above all.
+    """
+
+    def __init__(
+        self,
+        inference: VolumeInference = VolumeInference(),
+        surface_tolerance: float = 1.0,
+        ensemble: list[str] | None = None,
+        **task: Any,
+    ) -> None:
+        if not surface_tolerance > 0:
+            raise ValueError(f"model.surface_tolerance is a distance in mm above 0, got {surface_tolerance}")
+        self.surface_tolerance = surface_tolerance
+        self.inference = inference
+        super().__init__(**task)
+        self._check_inference()
+        self.ensemble = [str(path) for path in ensemble or ()]
+        self._members: list[VolumeSegmentation] = []  # no sub-modules: they are no part of what is trained
+
+    @staticmethod
+    def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
+        """SGD with rate 0.01, Nesterov momentum 0.99 and weight decay 3e-5."""
+        return torch.optim.SGD(parameters, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
+
+    def make_branches(self) -> dict[str, Branch]:
+        return {"": VolumeBranch(self.head, self.surface_tolerance)}
+
+    @property
+    def branch(self) -> VolumeBranch:
+        """The only branch."""
+        return self.branches[""]
+
+    @property
+    def classes(self) -> list[dict[str, Any]]:
+        """Class k is ``classes[k]``: id in the data's label volumes, name and colour."""
+        return self.branch.classes
+
+    @property
+    def result(self) -> VolumeResult | None:
+        """The figures of the last validation or test."""
+        return self.branch.result
+
+    # -- one scan
+
+    def probabilities(self, windows: Tensor) -> Tensor:
+        """Return ``[b, K, *W]`` float32 of normalised windows ``[b, C, *W]``, averaged over the ensemble."""
+        total: Tensor | None = None
+        for task in (self, *self._members):
+            raw = task.head(task.backbone(windows), tuple(windows.shape[2:]))
+            found = task.head.probabilities(raw.logits.float())
+            total = found if total is None else total + found
+        return total / (1 + len(self._members))
+
+    def segment(self, image: np.ndarray, placement: Any) -> np.ndarray:
+        """Label a whole scan, in bounded memory.
+
+        Args:
+            image: ``[C, *S]`` float32, prepared; may be a memory map.
+            placement: where it lies in the file's grid.
+
+        Returns:
+            ``[*S0]`` uint8 labels on the file's own grid.
+
+        Raises:
+            ValueError: if there is no window, or network, scan and window have other numbers of axes.
+        """
+        window, axis = self._window(image.ndim - 1)
+        run = mirrored(on_host(self.probabilities), self.inference.mirror)
+        if axis is None:
+            axis = best_axis(image.shape[1:], window)
+        else:
+            run = sliced(run, axis)
+        restorer = Restorer(placement, axis, lambda scores: self.head.decide(scores[None])[0])
+        for planes in sweep(run, image, window, self.inference, self.device, axis):
+            restorer.add(planes)
+        del planes  # they hold the buffer of all scores
+        return keep_largest(restorer.labels(), self._kept())
+
+    def _window(self, axes: int) -> tuple[list[int], int | None]:
+        """Return the window, and the axis to slice along if a network for pictures meets a volume."""
+        window = list(self.inference.window or self.branch.patch)
+        ndim = len(self.backbone.levels[0].stride)
+        if len(window) != ndim:
+            raise ValueError(
+                f"inference.window is {window or None}; give {ndim} numbers, one per axis of the network"
+            )
+        if axes == ndim:
+            return window, None
+        if axes < ndim:
+            raise ValueError("the scan is a picture, the network is for volumes; set --model.backbone.ndim 2")
+        axis = 2 if self.branch.slice_axis is None else self.branch.slice_axis
+        window.insert(axis, 1)
+        return window, axis
+
+    def _check_inference(self) -> None:
+        """Raise a ValueError if options of the inference have other axes than the network."""
+        ndim, options = len(self.backbone.levels[0].stride), self.inference
+        if options.window is not None and len(options.window) != ndim:
+            raise ValueError(
+                f"inference.window is {options.window}; give {ndim} numbers, one per axis of the network"
+            )
+        if any(axis >= ndim for axis in options.mirror):
+            raise ValueError(f"inference.mirror is {list(options.mirror)}; the network has {ndim} axes")
+
+    def require_fitting_trunk(self, channels: int, axes: int) -> None:
+        if not self._predicting:  # one scan that does not fit is no reason to leave out the others
+            super().require_fitting_trunk(channels, axes)
+
+    def _misfit(self, batch: EvaluationCase) -> str | None:
+        """Say why a scan is no input of the network; None if it is."""
+        files, ndim = ", ".join(batch.case.images), len(self.backbone.levels[0].stride)
+        if batch.image.ndim - 1 < ndim:
+            return f"{files}: is a picture, but the network is for volumes"
+        kernel = next((p for p in self.trunk.parameters() if p.ndim == ndim + 2), None)
+        channels, wanted = len(batch.image), len(batch.image) if kernel is None else kernel.shape[1]
+        if channels != wanted:
+            return (
+                f"{files}: has {number_of(channels, 'channel')}, but the network takes {wanted}; channels in "
+                "files of their own are one scan in a folder that holds no other, or as CASE_0000, CASE_0001"
+            )
+        return None
+
+    def _require_room(self, option: str, size: Sequence[int]) -> None:
+        deepest = self.backbone.levels[-1].stride
+        normed = any(isinstance(part, nn.modules.instancenorm._InstanceNorm) for part in self.trunk.modules())
+        if size and normed and all(length <= step for length, step in zip(size, deepest, strict=False)):
+            raise ValueError(
+                f"{option} is {list(size)}, of which the trunk's deepest level, with strides "
+                f"{list(deepest)}, keeps a single voxel, too few for instance norms; enlarge it, or take "
+                "smaller strides or fewer stages"
+            )
+
+    def _kept(self) -> list[int]:
+        names = self.branch.class_names()
+        unknown = [name for name in self.inference.keep_largest if name not in names[1:]]
+        if unknown:
+            raise ValueError(f"inference.keep_largest names {unknown}; the classes are {names[1:]}")
+        return [names.index(name) for name in self.inference.keep_largest]
+
+    # -- ensembles
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        fitting = stage == "fit"
+        self.branch.surfaces = self.trainer.state.fn != TrainerFn.FITTING
+        if fitting and self.ensemble:
+            raise ValueError("model.ensemble is for validate, test and predict; train each fold without it")
+        if not fitting:
+            data = getattr(self.trainer, "datamodule", None)
+            self._members = [self._member(path, data) for path in self.ensemble]
+
+    def _member(self, path: str, data: Any) -> VolumeSegmentation:
+        """Load a checkpoint that was trained on scans prepared in the same way.
+
+        Raises:
+            ValueError: if it was not, or there is no such file.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"model.ensemble: {path}: no such file; give checkpoints that fit has written")
+        stored = read_checkpoint(path, "model.ensemble:")
+        theirs = stored.get("datamodule_hyper_parameters", {}).get("preparation")
+        ours = getattr(data, "hparams", {}).get("preparation")
+        if theirs is not None and ours is not None and _plain(theirs) != _plain(ours):
+            raise ValueError(
+                f"model.ensemble: {path} was trained on scans prepared in another way ({_plain(theirs)} "
+                f"against {_plain(ours)}); models that are averaged need the same data.preparation"
+            )
+        task = type(self).load_from_checkpoint(path, map_location="cpu", ensemble=None)
+        return task.eval().requires_grad_(False)
+
+    def _begin(self) -> None:
+        """Look before the work at what only a checkpoint that has been loaded tells.
+
+        Raises:
+            ValueError: if a member of the ensemble has other classes or axes, no class has a name in
+                ``keep_largest``, or of patch or window a single voxel reaches an instance norm.
+        """
+        self._kept()
+        self._require_room("data.patch", self.branch.patch)
+        self._require_room("inference.window", self.inference.window or [])
+        mine = self._kind()
+        for path, task in zip(self.ensemble, self._members, strict=False):
+            if task._kind() != mine:
+                raise ValueError(
+                    f"model.ensemble: {path} segments {task._kind()}, this model {mine}; models that are "
+                    "averaged need the same classes, regions and axes"
+                )
+            task.to(self.device)
+
+    def _kind(self) -> str:
+        """Return what the scores mean, as text."""
+        names, regions, axis = self.branch.class_names(), self.head.regions, self.branch.slice_axis
+        text = f"{', '.join(names)} in {len(self.backbone.levels[0].stride)} dimensions"
+        text += "" if axis is None else f" along axis {axis}"
+        return text if regions is None else f"{text} as regions {[list(labels) for labels in regions]}"
+
+    def on_fit_start(self) -> None:
+        self._begin()
+
+    def on_validation_start(self) -> None:
+        self._begin()
+
+    def on_test_start(self) -> None:
+        self._begin()
+
+    def on_predict_start(self) -> None:
+        self._begin()
+
+    # -- validation and test
+
+    def on_validation_epoch_start(self) -> None:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        folder = self.trainer.log_dir if self.trainer.loggers and not fitting else None
+        stage = "test" if self.trainer.testing else "val"
+        self.branch.folder = (
+            Path(folder) / f"{stage}_slices" if folder and not self.trainer.fast_dev_run else None
+        )
+        super().on_validation_epoch_start()
+
+    def validation_step(self, batch: EvaluationCase, batch_idx: int) -> None:
+        found = self._found(batch)
+        self.branch.evaluate(found, batch)
+        self.branch.save_pictures(found, batch)
+        self._log_pictures(batch, {"": found})
+
+    def predict_step(self, batch: EvaluationCase, batch_idx: int) -> list[Found]:
+        """Return the label volume of a scan; nothing if it could not be read, or does not fit the network."""
+        batch.error = batch.error or self._misfit(batch)
+        return [] if batch.error is not None else self._found(batch)
+
+    def _found(self, batch: EvaluationCase) -> list[Found]:
+        mask = self.segment(batch.image, batch.placement)
+        return [{"image_id": int(batch.ids[0]), "size": mask.shape, "mask": mask}]
+
+    def _log_pictures(self, batch: Any, found: dict[str, list[Found]]) -> None:
+        board = getattr(self.logger, "experiment", None)
+        if self._drawn >= self.pictures or not self.trainer.is_global_zero or not hasattr(board, "add_image"):
+            return
+        self._drawn += 1
+        picture = self.branch.picture(found[""][0], batch)
+        board.add_image(f"val/{batch.case.name}", picture, self.global_step, dataformats="HWC")
+
+    def prediction_writer(self, folder: Path, pictures: bool, min_score: float) -> Callback:
+        return VolumeWriter(folder, self.branch, pictures)
+
+
+def _plain(value: Any) -> Any:
+    """Turn dataclasses and namespaces into dictionaries, also inside lists, so that they can be compared."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    if hasattr(value, "as_dict"):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

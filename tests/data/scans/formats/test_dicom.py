@@ -1,0 +1,399 @@
+"""DICOM series: equal to the same scan in other formats and to SimpleITK, and checked slice by slice."""
+
+import io
+import shutil
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    MRImageStorage,
+    RLELossless,
+    generate_uid,
+)
+
+from trunkline.data.scans.formats.files import (
+    ScanError,
+    is_scan,
+    prediction_suffix,
+    read_grid,
+    read_labels,
+    read_scan,
+    scan_stem,
+    write_labels,
+    write_scan,
+)
+from trunkline.data.scans.formats.grid import Grid, difference
+
+SHAPE = (6, 5, 4)  # columns, rows, slices
+TILT = np.deg2rad(20)
+AXIAL = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1.0]])  # columns: along a row, along a column, the step (LPS)
+SAGITTAL = np.array([[0, 0, -1], [1, 0, 0], [0, -1, 0.0]])
+TILTED = np.array([[1, 0, 0], [0, np.cos(TILT), 0], [0, np.sin(TILT), 1]])  # rows turn, the table does not
+c, s = np.cos(0.3), np.sin(0.3)
+OBLIQUE = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]) @ np.array([[1, 0, 0], [0, c, s], [0, -s, c]])
+STEPS = (0.8, 1.25, 3.0)  # mm; PixelSpacing has that between rows first
+
+
+def lps_affine(directions, steps=STEPS, origin=(-12.5, 30.25, -200)):
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = directions * steps, origin
+    return affine
+
+
+def ras(affine):
+    return np.diag((-1, -1, 1, 1)) @ affine
+
+
+def write_slice(
+    path, pixels, affine, k, slope=1.0, intercept=0.0, series="1.2.3", kind=CTImageStorage, **more
+):
+    """Write rows x columns as slice k of a stack with this affine (LPS)."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = kind, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = kind, meta.MediaStorageSOPInstanceUID
+    data.Modality, data.SeriesInstanceUID, data.StudyInstanceUID = "CT", series, "1.2"
+    data.Rows, data.Columns = pixels.shape
+    axes, steps = affine[:3, :3], np.linalg.norm(affine[:3, :3], axis=0)
+    data.ImageOrientationPatient = [round(float(x), 10) for x in (axes / steps).T[:2].ravel()]
+    data.ImagePositionPatient = [round(float(x), 8) for x in affine[:3, 3] + k * axes[:, 2]]
+    data.PixelSpacing = [float(steps[1]), float(steps[0])]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 8 * pixels.dtype.itemsize
+    data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(pixels.dtype.kind == "i")
+    if slope is not None:
+        data.RescaleSlope, data.RescaleIntercept = str(slope), str(intercept)
+    data.PixelData = np.ascontiguousarray(pixels).tobytes()
+    for name, value in more.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return data
+
+
+def write_series(folder, stored, affine, shuffle=7, **more):
+    """Write ``[i, j, k]`` values; neither names nor instance numbers follow the order of the slices."""
+    folder.mkdir(exist_ok=True)
+    order = np.random.default_rng(shuffle).permutation(stored.shape[2])
+    for number, k in enumerate(order):
+        each = {name: value[k] if isinstance(value, list) else value for name, value in more.items()}
+        write_slice(
+            folder / f"IM{number:04d}", stored[:, :, k].T, affine, k, InstanceNumber=number + 1, **each
+        )
+    return folder
+
+
+@pytest.fixture
+def stored():
+    return np.random.default_rng(0).integers(-500, 500, SHAPE).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    "directions", [AXIAL, SAGITTAL, OBLIQUE, TILTED], ids=["axial", "sagittal", "oblique", "tilted"]
+)
+def test_the_same_scan_as_dicom_nifti_nrrd_and_mha(tmp_path, stored, directions):
+    """Slices scaled each by its own slope and intercept; all formats give one array on one grid."""
+    affine = lps_affine(directions)
+    slopes, intercepts = [1.0, 0.5, 2.0, 0.25], [-1024.0, 0.5, 10.0, -3.25]
+    folder = write_series(tmp_path / "series", stored, affine, slope=slopes, intercept=intercepts)
+    expected = (stored * slopes + intercepts).astype(np.float32)
+    scan = read_scan(folder)
+    np.testing.assert_array_equal(scan.voxels[0], expected)
+    np.testing.assert_allclose(scan.grid.affine, ras(affine), atol=1e-6)
+    assert scan.dtype == np.int16 and scan.voxels.flags.c_contiguous
+    for suffix in (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd"):
+        write_scan(tmp_path / f"a{suffix}", expected, Grid(SHAPE, ras(affine)))
+        other = read_scan(tmp_path / f"a{suffix}")
+        np.testing.assert_array_equal(other.voxels, scan.voxels)
+        np.testing.assert_allclose(other.grid.affine, scan.grid.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("directions", [AXIAL, SAGITTAL, OBLIQUE], ids=["axial", "sagittal", "oblique"])
+def test_pixels_and_places_are_those_of_simpleitk(tmp_path, stored, directions):
+    folder = write_series(tmp_path / "series", stored, lps_affine(directions), slope=0.5, intercept=-100)
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    image = sitk.ReadImage(names, sitk.sitkFloat32)
+    scan = read_scan(folder)
+    np.testing.assert_array_equal(scan.voxels[0], sitk.GetArrayFromImage(image).transpose(2, 1, 0))
+    for index in np.random.default_rng(1).integers(0, SHAPE, (10, 3)):
+        x, y, z = image.TransformIndexToPhysicalPoint(index.tolist())
+        np.testing.assert_allclose(scan.grid.world([index])[0], (-x, -y, z), atol=1e-6)
+
+
+def test_each_pixel_lies_where_the_standard_says(tmp_path, stored):
+    """Equation C.7.6.2.1-1 of DICOM PS3.3, of each file alone, with a tilted gantry."""
+    folder = write_series(tmp_path / "series", stored, lps_affine(TILTED))
+    scan = read_scan(folder)
+    assert abs(scan.grid.affine[:3, 1] @ scan.grid.affine[:3, 2]) > 0.5  # sheared
+    seen = 0
+    for file in folder.iterdir():
+        one = pydicom.dcmread(file)
+        row, column = np.array(one.ImageOrientationPatient).reshape(2, 3)
+        for j, i in ((0, 0), (4, 2), (1, 5)):
+            place = (
+                np.array(one.ImagePositionPatient)
+                + row * one.PixelSpacing[1] * i
+                + column * one.PixelSpacing[0] * j
+            )
+            index = np.linalg.solve(scan.grid.affine, [-place[0], -place[1], place[2], 1])[:3]
+            np.testing.assert_allclose(index, np.rint(index), atol=1e-5)
+            assert scan.voxels[0][tuple(np.rint(index).astype(int))] == one.pixel_array[j, i]
+            seen += 1
+    assert seen == 12
+
+
+def test_slices_in_falling_order_are_the_same_scan(tmp_path, stored):
+    """The order goes along the normal of the slices, whichever end was scanned first."""
+    affine = lps_affine(AXIAL)
+    falling = affine.copy()
+    falling[:3, 3] += 3 * affine[:3, 2]
+    falling[:3, 2] *= -1
+    one = read_scan(write_series(tmp_path / "up", stored, affine))
+    other = read_scan(write_series(tmp_path / "down", stored[:, :, ::-1], falling))
+    np.testing.assert_array_equal(one.voxels, other.voxels)
+    assert difference(one.grid, other.grid, 1e-6) is None
+
+
+@pytest.mark.parametrize("kind", [CTImageStorage, MRImageStorage])
+@pytest.mark.parametrize("codec", ["rle", "jpeg"])
+def test_compressed_slices_are_scaled_alike(tmp_path, stored, kind, codec):
+    """GDCM scales CT but not MR by itself; here both are."""
+    plain = write_series(tmp_path / "plain", stored, lps_affine(AXIAL), slope=2.0, intercept=-3.0, kind=kind)
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for file in plain.iterdir():
+        if codec == "rle":
+            one = pydicom.dcmread(file)
+            one.compress(RLELossless)
+            one.save_as(packed / file.name)
+        else:
+            _to_lossless_jpeg(file, packed / file.name)
+    assert pydicom.dcmread(packed / "IM0000").file_meta.TransferSyntaxUID.is_compressed
+    np.testing.assert_array_equal(read_scan(packed).voxels[0], stored * 2.0 - 3)
+    np.testing.assert_array_equal(read_scan(plain).voxels[0], stored * 2.0 - 3)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint8"])
+def test_jpeg_2000(tmp_path, dtype):
+    """Coded by Pillow (OpenJPEG), decoded by GDCM."""
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (40, 32, 3)).astype(dtype)
+    folder = write_series(tmp_path / "series", values, lps_affine(AXIAL), slope=0.5, intercept=-20)
+    for file in folder.iterdir():
+        one, stream = pydicom.dcmread(file), io.BytesIO()
+        Image.fromarray(one.pixel_array).save(stream, "JPEG2000", no_jp2=True, irreversible=False)
+        one.PixelData = pydicom.encaps.encapsulate([stream.getvalue()])
+        one["PixelData"].VR, one["PixelData"].is_undefined_length = "OB", True
+        one.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        one.save_as(file)
+    np.testing.assert_array_equal(read_scan(folder).voxels[0], values * 0.5 - 20)
+    one.PixelData = pydicom.encaps.encapsulate([stream.getvalue()[:40]])
+    one["PixelData"].VR, one["PixelData"].is_undefined_length = "OB", True
+    one.save_as(file)
+    with pytest.raises(ScanError, match=r"IM\d+: the pixels \(JPEG 2000 .* are damaged"):
+        read_scan(folder)
+
+
+def _to_lossless_jpeg(source, target):
+    """Compress by GDCM, then put back what its writer does not keep."""
+    image = sitk.GetImageFromArray(pydicom.dcmread(source).pixel_array[None])
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(target.with_suffix(".dcm")))
+    writer.UseCompressionOn()
+    writer.SetCompressor("JPEG")
+    writer.Execute(image)
+    packed, one = pydicom.dcmread(target.with_suffix(".dcm")), pydicom.dcmread(source)
+    target.with_suffix(".dcm").unlink()
+    one.PixelData = packed.PixelData
+    one["PixelData"].VR = "OB"
+    one.file_meta.TransferSyntaxUID = packed.file_meta.TransferSyntaxUID
+    one.save_as(target)
+
+
+def test_a_slice_without_rescaling_has_its_stored_values(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, SHAPE).astype(np.uint16)
+    folder = write_series(tmp_path / "series", values, lps_affine(AXIAL), slope=None)
+    scan = read_scan(folder)
+    np.testing.assert_array_equal(scan.voxels[0], values)
+    assert scan.dtype == np.uint16
+    ids, _ = read_labels(folder)
+    assert ids.dtype == np.uint16
+    np.testing.assert_array_equal(ids, values)
+
+
+def test_labels_for_a_series(tmp_path, stored):
+    folder = write_series(tmp_path / "series.1", stored, lps_affine(TILTED))
+    assert is_scan(folder) and scan_stem(folder) == "series.1" and prediction_suffix(folder) == ".nii.gz"
+    grid, channels = read_grid(folder)
+    assert grid.shape == SHAPE and channels == 1
+    for suffix in (".nii.gz", ".nrrd"):
+        write_labels(tmp_path / f"l{suffix}", stored > 0, folder)
+        ids, written = read_labels(tmp_path / f"l{suffix}")
+        np.testing.assert_array_equal(ids, stored > 0)
+        assert difference(written, grid, 1e-4) is None
+        assert read_scan(tmp_path / f"l{suffix}").dtype == np.int16
+
+
+def test_what_is_no_slice_is_skipped(tmp_path, stored):
+    folder = write_series(tmp_path / "series", stored, lps_affine(AXIAL))
+    expected = read_scan(folder).voxels
+    (folder / "notes.txt").write_text("nothing")
+    (folder / "empty").write_text("")
+    (folder / "deeper").mkdir()
+    shutil.copy(folder / "IM0000", folder / "DICOMDIR")
+    report = pydicom.dcmread(folder / "IM0000")
+    for name in ("Rows", "Columns", "PixelData"):
+        delattr(report, name)
+    report.SeriesInstanceUID = "9.9"
+    report.save_as(folder / "report.dcm")
+    np.testing.assert_array_equal(read_scan(folder).voxels, expected)
+
+
+@pytest.mark.parametrize("name", ["SliceThickness", "SpacingBetweenSlices"])
+def test_a_single_slice_is_as_thick_as_it_says(tmp_path, stored, name):
+    folder = write_series(tmp_path / "series", stored[:, :, :1], lps_affine(SAGITTAL), **{name: 4.5})
+    scan = read_scan(folder)
+    assert scan.voxels.shape == (1, 6, 5, 1) and scan.grid.spacing == pytest.approx((0.8, 1.25, 4.5))
+    np.testing.assert_allclose(scan.grid.affine, ras(lps_affine(SAGITTAL, (0.8, 1.25, 4.5))), atol=1e-9)
+
+
+def test_a_single_slice_of_unknown_thickness(tmp_path, stored):
+    folder = write_series(tmp_path / "series", stored[:, :, :1], lps_affine(AXIAL))
+    with pytest.raises(ScanError, match="only slice .*SliceThickness"):
+        read_scan(folder)
+
+
+def edit(folder, number, **changes):
+    file = folder / f"IM{number:04d}"
+    one = pydicom.dcmread(file)
+    for name, value in changes.items():
+        if value is None:
+            delattr(one, name)
+        else:
+            setattr(one, name, value)
+    one.save_as(file)
+    return one
+
+
+@pytest.fixture
+def eight(tmp_path):
+    """Eight slices, 3 mm apart, whose names do follow their order."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for k in range(8):
+        write_slice(folder / f"IM{k:04d}", np.full((5, 6), k, np.int16), lps_affine(AXIAL), k)
+    return folder
+
+
+def test_a_missing_slice_is_named_by_its_neighbours(eight):
+    (eight / "IM0003").unlink()
+    for read in (read_scan, read_grid, read_labels):
+        with pytest.raises(ScanError, match=r"3 mm apart but IM0002 .*IM0004 .*are 6 mm \(1 missing\)"):
+            read(eight)
+    (eight / "IM0004").unlink()
+    with pytest.raises(ScanError, match=r"IM0002 .*IM0005 .*9 mm \(2 missing\)"):
+        read_scan(eight)
+
+
+def test_a_missing_slice_of_four(eight):
+    for k in (2, 4, 5, 6, 7):
+        (eight / f"IM{k:04d}").unlink()
+    with pytest.raises(ScanError, match=r"IM0001 .*IM0003 .*\(1 missing\)"):
+        read_scan(eight)
+
+
+def test_slices_at_uneven_places(eight):
+    edit(eight, 3, ImagePositionPatient=[-12.5, 30.25, -200 + 9.4])
+    with pytest.raises(ScanError, match=r"IM0002 .*IM0003 .*3\.4 mm \(uneven\)"):
+        read_scan(eight)
+
+
+def test_rounded_positions_are_even(eight):
+    for k in range(8):
+        edit(eight, k, ImagePositionPatient=[-12.5, 30.25, round(-200 + 2.996 * k, 2)])
+    assert read_grid(eight)[0].spacing[2] == pytest.approx(2.996, abs=2e-3)
+
+
+def test_slices_beside_the_line(eight):
+    edit(eight, 3, ImagePositionPatient=[-10.5, 30.25, -200 + 9])
+    with pytest.raises(ScanError, match="IM0003 lies 2 mm off the line"):
+        read_scan(eight)
+
+
+def test_two_slices_in_one_place(eight):
+    edit(eight, 3, ImagePositionPatient=[-12.5, 30.25, -200 + 6.0])
+    with pytest.raises(ScanError, match=r"IM0002 and IM0003 lie in the same place .*copies.*echo"):
+        read_scan(eight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "orientation"),
+        ({"ImageOrientationPatient": [-1, 0, 0, 0, 1, 0]}, "orientation"),
+        ({"PixelSpacing": [1.25, 0.9]}, r"pixel spacing \(1.25 0.8 and 1.25 0.9 mm\)"),
+        ({"Rows": 6, "Columns": 5}, "size"),
+    ],
+)
+def test_mixed_slices(eight, changes, said):
+    edit(eight, 5, **changes)
+    with pytest.raises(ScanError, match=f"IM0000 and IM0005 differ in {said}.*remove localisers"):
+        read_scan(eight)
+
+
+def test_several_series_are_counted(eight):
+    for k in (1, 2, 3):
+        edit(eight, k, SeriesInstanceUID="7.8.9")
+    with pytest.raises(
+        ScanError, match=r"holds 2 series: 1\.2\.3 \(5 files\), 7\.8\.9 \(3 files\); move each"
+    ):
+        read_scan(eight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ImagePositionPatient": None}, "has no ImagePositionPatient"),
+        ({"PixelSpacing": None, "ImageOrientationPatient": None}, "PixelSpacing, ImageOrientationPatient"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 1]}, "2, 6 and 3 finite numbers"),
+        ({"NumberOfFrames": 3}, "several frames .*dcm2niix"),
+        ({"SamplesPerPixel": 3}, "is in colours"),
+        ({"ModalityLUTSequence": [pydicom.Dataset()]}, "Modality LUT"),
+        ({"PixelData": None}, "has no pixels"),
+        ({"PixelData": b"\0" * 10}, "damaged"),
+        ({"BitsAllocated": 1}, "1 bits"),
+    ],
+)
+def test_slices_that_cannot_be_used_are_named(eight, changes, said):
+    edit(eight, 2, **changes)
+    with pytest.raises(ScanError, match=f"IM0002: .*{said}"):
+        read_scan(eight)
+
+
+def test_singular_directions(eight):
+    for k in range(8):
+        edit(eight, k, PixelSpacing=[1.25, 0.0])
+    with pytest.raises(ScanError, match="series: the affine, .*voxels measure 0 x 1.25 x 3 mm"):
+        read_scan(eight)
+
+
+def test_a_cut_file(eight):
+    content = (eight / "IM0004").read_bytes()
+    (eight / "IM0004").write_bytes(content[:-20])
+    with pytest.raises(ScanError, match="IM0004: damaged"):
+        read_scan(eight)
+    (eight / "IM0004").write_bytes(content[:140])
+    with pytest.raises(ScanError):
+        read_scan(eight)
+
+
+def test_a_folder_of_folders(eight):
+    assert not is_scan(eight.parent)
+    with pytest.raises(ScanError, match="without DICOM slices; .*sub-folders are not searched"):
+        read_scan(eight.parent)

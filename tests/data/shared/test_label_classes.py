@@ -1,0 +1,196 @@
+"""Lists of classes: reading them in the forms they come in, and the labels of values and colours."""
+
+import numpy as np
+import pytest
+
+from trunkline.data.shared.colours import voc_colour
+from trunkline.data.shared.label_classes import ClassRow, ClassTable, MaskError, rows_of_names
+from trunkline.data.shared.label_table import (
+    CITYSCAPES_IGNORED,
+    CITYSCAPES_ROWS,
+    VOC_ROWS,
+    cityscapes_train_rows,
+    find_class_file,
+    read_class_rows,
+)
+
+ROWS = [ClassRow(0, "sky"), ClassRow(4, "road"), ClassRow(9, "car"), ClassRow(300, "void")]
+
+
+def test_colours_of_voc_are_those_of_its_development_kit():
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 5: (128, 0, 128)}
+    known |= {8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128), 21: (128, 64, 128), 255: (224, 224, 192)}
+    for number, colour in known.items():
+        assert voc_colour(number) == colour
+    assert len({voc_colour(number) for number in range(3000)}) == 3000
+    assert [row.name for row in VOC_ROWS[::5]] == ["background", "bottle", "cow", "person", "tvmonitor"]
+
+
+def test_cityscapes_numbers_every_id_once():
+    ids = [row.id for row in CITYSCAPES_ROWS]
+    assert len(ids) == 19 and sorted([*ids, *CITYSCAPES_IGNORED]) == list(range(34))
+    assert [(r.id, r.name) for r in cityscapes_train_rows()][::6] == [
+        (0, "road"),
+        (6, "traffic light"),
+        (12, "rider"),
+        (18, "bicycle"),
+    ]
+
+
+def test_labels_follow_the_order_of_the_table_without_what_is_ignored():
+    table = ClassTable(ROWS, ignore=["void", 7])
+    assert [(c.id, c.name, c.colour) for c in table.classes] == [
+        (0, "sky", (0, 0, 0)),
+        (4, "road", (0, 0, 128)),
+        (9, "car", (192, 0, 0)),
+    ]
+    values = np.array([[9, 0, 4], [7, 300, 255], [1, 256, 65535]], dtype=np.uint16)
+    assert table.labels(values).tolist() == [[2, 0, 1], [255, 255, 255], [-1, -1, -1]]
+    assert ClassTable(ROWS[::-1]).labels(np.array([300, 9, 4, 0])).tolist() == [0, 1, 2, 3]
+
+
+def test_255_can_be_a_class():
+    table = ClassTable(rows_of_names(["nothing", "cell"], [0, 255]))
+    assert table.labels(np.array([0, 255, 1], dtype=np.uint8)).tolist() == [0, 1, -1]
+    assert table.classes[1].id == 255
+
+
+def test_categories_pick_and_order_and_the_rest_becomes_background():
+    table = ClassTable(ROWS, categories=["car", 4])
+    assert [(c.id, c.name) for c in table.classes] == [(0, "background"), (9, "car"), (4, "road")]
+    assert table.labels(np.array([0, 4, 9, 300, 255])).tolist() == [0, 2, 1, 0, 255]
+    assert (table.background, table.rest) == (0, 0)
+    table = ClassTable(ROWS, categories=["car", "sky"], ignore=["void"])  # the id 0 is taken
+    assert [(c.id, c.name) for c in table.classes] == [(1, "background"), (9, "car"), (0, "sky")]
+    assert table.labels(np.array([0, 4, 9, 300])).tolist() == [2, 0, 1, 255]
+    table = ClassTable(ROWS, categories=["car", "sky"], background="ignore")
+    assert [c.name for c in table.classes] == ["car", "sky"] and table.background is None
+    assert table.labels(np.array([0, 4, 9, 300])).tolist() == [1, 255, 0, 255]
+
+
+def test_a_background_of_the_table_serves_as_such_wherever_it_stands():
+    rows = [ClassRow(3, "Background"), ClassRow(1, "cat"), ClassRow(2, "dog")]
+    table = ClassTable(rows, categories=["dog"])
+    assert [c.id for c in table.classes] == [3, 2]
+    assert table.labels(np.array([1, 2, 3])).tolist() == [0, 1, 0]
+    table = ClassTable(rows, categories=["dog", "Background"])
+    assert [c.id for c in table.classes] == [2, 3] and table.background == 1
+    assert table.labels(np.array([1, 2, 3])).tolist() == [1, 0, 1]
+
+
+def test_colours_become_labels_and_unknown_ones_are_told():
+    rows = [ClassRow(0, "a", (255, 0, 0)), ClassRow(1, "b", (0, 0, 1)), ClassRow(2, "void", (0, 0, 0))]
+    table = ClassTable(rows, ignore=["void"])
+    codes = np.array([255 << 16, 1, 0, 256, 255 << 16 | 1], dtype=np.uint32)
+    assert table.labels(codes).tolist() == [0, 1, 255, -1, -1] and table.coloured
+    plain = ClassTable(ROWS)
+    assert not plain.coloured and plain.labels(codes).tolist() == [-1] * 5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ignore": ["viod"]}, r"data.ignore: list.txt has no class 'viod'; did you mean 'void'"),
+        ({"categories": ["plane"]}, "data.categories: .* 'plane' .*sky, road, car, void"),
+        ({"categories": [4, 5]}, "have to be different classes"),
+        ({"categories": [4, "road"]}, "have to be different classes"),
+        ({"categories": [4], "ignore": ["road"]}, "not ignored"),
+        ({"ignore": [0, 4, 9, 300]}, "0 classes are left"),
+    ],
+)
+def test_wrong_choices_are_errors(options, words):
+    with pytest.raises(MaskError, match=words):
+        ClassTable(ROWS, source="list.txt", **options)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([ClassRow(0, "a"), ClassRow(0, "b")], "id 0 is there twice"),
+        ([ClassRow(0, "a"), ClassRow(1, "a")], "name a is there twice"),
+        ([ClassRow(65536, "a")], "ids are 0 to 65535"),
+        ([ClassRow(n, f"n{n}") for n in range(256)], "256 classes are left to learn; there can be 1 to 255"),
+        ([ClassRow(0, "a", (1, 2, 3)), ClassRow(1, "b", (1, 2, 3))], r"b and another .* \(1, 2, 3\)"),
+        ([], "0 classes"),
+    ],
+)
+def test_wrong_tables_are_errors(rows, words):
+    with pytest.raises(MaskError, match=words):
+        ClassTable(rows)
+
+
+def test_two_ignored_classes_may_share_a_colour_and_255_classes_fit():
+    rows = [ClassRow(0, "a", (1, 2, 3)), ClassRow(1, "b", (0, 0, 0)), ClassRow(2, "c", (0, 0, 0))]
+    assert len(ClassTable(rows, ignore=[1, 2])) == 1
+    table = ClassTable([ClassRow(n, f"n{n}") for n in range(255)])
+    assert table.labels(np.array([254, 255])).tolist() == [254, 255]
+
+
+def test_names_with_values_of_their_own():
+    assert rows_of_names(["a", "b"]) == [ClassRow(0, "a"), ClassRow(1, "b")]
+    with pytest.raises(MaskError, match="3 values, but there are 2 classes"):
+        rows_of_names(["a", "b"], [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("classes.txt", "sky\n big road \n\n", [(0, "sky", None), (1, "big road", None)]),
+        ("labels.txt", "0: other\n12: big road\n", [(0, "other", None), (12, "big road", None)]),
+        (
+            "labelmap.txt",
+            "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,64::\n",
+            [(0, "background", (0, 0, 0)), (1, "cat", (128, 0, 64))],
+        ),
+        (
+            "class_dict.csv",
+            "name,r,g,b,class_11\nCar,64,0,128,1\nVoid,0,0,0,0\n",
+            [(0, "Car", (64, 0, 128)), (1, "Void", (0, 0, 0))],
+        ),
+        (
+            "classes.csv",
+            "\ufeffId;Name;Colour\n255;road;#0a0Bff\n7;car;1,2,3\n",
+            [(255, "road", (10, 11, 255)), (7, "car", (1, 2, 3))],
+        ),
+        ("classes.csv", 'name,rgb\na,"(1, 2, 3)"\nb,\n', [(0, "a", (1, 2, 3)), (1, "b", None)]),
+        ("objects.csv", "Idx,Ratio,Name\n1,0.15,wall\n2,0.1,sky\n", [(1, "wall", None), (2, "sky", None)]),
+        (
+            "semantic_classes.tsv",
+            "id\tname\tisthing\n0\tunlabeled\t0\n90\ttree, leafy\t1\n\n",
+            [(0, "unlabeled", None), (90, "tree, leafy", None)],
+        ),
+    ],
+)  # fmt: skip
+def test_lists_of_classes_in_usual_forms(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_class_rows(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("c.txt", "a\n\nb\n", "line 2: is empty"),
+        ("c.txt", "", "lists no classes"),
+        ("c.csv", "title,id\nx,1\n", "line 1: no column name"),
+        ("c.csv", "id,name\nx,a\n", "line 2: id is 'x'"),
+        ("c.csv", "id,name\n1,a\n2\n", "line 3: '2' does not fit"),
+        ("c.csv", "id,name\n1,\n", "line 2: .* does not fit"),
+        ("c.csv", "name,colour\na,red\n", "line 2: colour 'red'"),
+        ("c.csv", "name,r,g,b\na,1,2,256\n", "line 2: colour '1,2,256'"),
+        ("c.csv", "name,r,g,b\na,0.5,0.1,1\n", "line 2: colour"),
+        ("none.csv", None, "no readable list"),
+    ],
+)
+def test_wrong_lists_name_the_line(tmp_path, name, text, words):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(MaskError, match=words):
+        read_class_rows(tmp_path / name)
+
+
+def test_a_list_is_found_by_its_usual_names(tmp_path):
+    assert find_class_file(tmp_path) is None
+    (tmp_path / "labelmap.txt").write_text("a\n")
+    assert find_class_file(tmp_path) == tmp_path / "labelmap.txt"
+    (tmp_path / "classes.csv").write_text("name\na\n")
+    assert find_class_file(tmp_path) == tmp_path / "classes.csv"

@@ -1,0 +1,189 @@
+"""Figures of classifications against slow loops and counts by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from trunkline.evaluation.classification.evaluator import ClassificationEvaluator
+from trunkline.evaluation.files import write_json
+
+NAMES = ["ant", "bee", "cat"]
+
+
+def one_hots(guesses, classes=3):
+    return torch.eye(classes)[torch.tensor(guesses)]
+
+
+def evaluated(guesses, labels, names=NAMES):
+    evaluator = ClassificationEvaluator(names)
+    evaluator.add(torch.arange(len(labels)), one_hots(guesses, len(names)), torch.tensor(labels))
+    return evaluator.compute()
+
+
+def test_figures_of_five_images_by_hand():
+    """Two ants (one right), three bees (two right), no cat, but one thing taken for a cat."""
+    result = evaluated([0, 2, 1, 1, 0], [0, 0, 1, 1, 1])
+    assert result.confusion.tolist() == [[1, 0, 1], [1, 2, 0], [0, 0, 0]]
+    assert result.figures == pytest.approx({"accuracy": 3 / 5, "mean_class_accuracy": (1 / 2 + 2 / 3) / 2})
+    assert [(row.name, row.images) for row in result.per_class] == [("ant", 2), ("bee", 3), ("cat", 0)]
+    shares = [row.figures["accuracy"] for row in result.per_class]
+    assert shares[:2] == pytest.approx([1 / 2, 2 / 3]) and math.isnan(shares[2])
+    assert result.images == 5
+
+
+def test_figures_equal_a_slow_loop():
+    generator = torch.Generator().manual_seed(0)
+    classes = 8
+    labels = torch.randint(classes, (60,), generator=generator)
+    scores = torch.rand(60, classes, generator=generator)
+    scores[range(60), labels] += 0.4
+    evaluator = ClassificationEvaluator([f"c{k}" for k in range(classes)])
+    for start in range(0, 60, 7):  # the last batch is smaller
+        part = slice(start, start + 7)
+        evaluator.add(torch.arange(60)[part], scores[part], labels[part])
+    assert len(evaluator) == 60
+    found = evaluator.compute()
+    right, within, per_class = 0, 0, {k: [] for k in range(classes)}
+    for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
+        order = sorted(range(classes), key=lambda k: -row[k])
+        right += order[0] == label
+        within += label in order[:5]
+        per_class[label].append(order[0] == label)
+    assert found.figures["accuracy"] == pytest.approx(right / 60)
+    assert found.figures["accuracy_top5"] == pytest.approx(within / 60)
+    assert right < within < 60
+    means = [sum(hits) / len(hits) for hits in per_class.values()]
+    assert found.figures["mean_class_accuracy"] == pytest.approx(sum(means) / classes)
+    assert [row.figures["accuracy"] for row in found.per_class] == pytest.approx(means)
+
+
+def test_top5_is_left_out_where_it_says_nothing():
+    assert "accuracy_top5" not in evaluated([0], [0], ["a", "b", "c", "d", "e"]).figures
+
+
+def average_precision(scores, truth):
+    """Sum of precision times the step in recall, one image after the other (scores all differ)."""
+    found, total = 0, 0.0
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    for rank, index in enumerate(order, start=1):
+        if truth[index]:
+            found += 1
+            total += found / rank
+    return total / sum(truth)
+
+
+def test_figures_of_several_labels_equal_a_slow_loop():
+    """Class 2 has no image and is left out of the means."""
+    generator = torch.Generator().manual_seed(1)
+    labels = (torch.rand(40, 3, generator=generator) < 0.4).float()
+    labels[:, 2] = 0
+    scores = (torch.rand(40, 3, generator=generator) + 0.4 * labels).clamp(max=0.999) * torch.linspace(
+        0.9, 1, 120
+    ).view(40, 3)
+    evaluator = ClassificationEvaluator(NAMES, multi_label=True)
+    for part in (slice(0, 25), slice(25, 40)):
+        evaluator.add(torch.arange(40)[part], scores[part], labels[part])
+    found = evaluator.compute()
+    precisions, f1s = [], []
+    for k in range(2):
+        truth, column = labels[:, k].int().tolist(), scores[:, k].tolist()
+        precisions.append(average_precision(column, truth))
+        chosen = [p >= 0.5 for p in column]
+        both = sum(t and c for t, c in zip(truth, chosen, strict=True))
+        f1s.append(2 * both / (sum(truth) + sum(chosen)))
+    rows = zip(scores.tolist(), labels.tolist(), strict=True)
+    right = sum(all((p >= 0.5) == bool(t) for p, t in zip(*row, strict=True)) for row in rows)
+    assert 0 < right < 40
+    assert [row.figures["AP"] for row in found.per_class[:2]] == pytest.approx(precisions, rel=1e-5)
+    assert [row.figures["F1"] for row in found.per_class[:2]] == pytest.approx(f1s, rel=1e-5)
+    assert all(math.isnan(value) for value in found.per_class[2].figures.values())
+    expected = {"mAP": sum(precisions) / 2, "F1": sum(f1s) / 2, "subset_accuracy": right / 40}
+    assert found.figures == pytest.approx(expected, rel=1e-5)
+    assert [row.images for row in found.per_class] == labels.sum(0).int().tolist()
+    assert found.confusion is None and found.images == 40
+
+
+def test_images_without_label_are_left_out():
+    evaluator = ClassificationEvaluator(NAMES)
+    evaluator.add(torch.arange(3), one_hots([0, 1, 2]), torch.tensor([0, -1, 1]))
+    assert len(evaluator) == 2 and evaluator.compute().figures["accuracy"] == 0.5
+    several = ClassificationEvaluator(NAMES, multi_label=True)
+    several.add(torch.arange(2), one_hots([0, 1]), torch.tensor([[1.0, 0, 0], [-1, -1, -1]]))
+    assert several.compute().figures["subset_accuracy"] == 1.0 and len(several) == 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_without_images_the_figures_are_not_defined(several):
+    evaluator = ClassificationEvaluator(["a", "b", "c", "d", "e", "f"], several)
+    result = evaluator.compute()
+    assert result.images == 0 and all(math.isnan(value) for value in result.figures.values())
+    assert "nan" in result.summary() and result.class_table()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_parts_of_two_processes_give_the_figures_of_one(several):
+    """The second process saw two images of the first again; a third saw none."""
+    generator = torch.Generator().manual_seed(2)
+    ids, scores = torch.arange(10) * 3, torch.rand(10, 3, generator=generator)
+    labels = torch.randint(3, (10,), generator=generator)
+    labels = torch.eye(3)[labels] if several else labels
+
+    def of(rows, shift=0.0):
+        evaluator = ClassificationEvaluator(NAMES, several)
+        if len(rows):
+            evaluator.add(ids[rows], (scores[rows] + shift) / (1 + shift), labels[rows])
+        return evaluator
+
+    alone = of(range(10)).compute()
+    parts = [of([7, 0, 3, 5]), of([1, 2, 4, 6, 8, 9]), of([])]
+    parts[1].add(ids[[3, 0]], 1 - scores[[3, 0]], labels[[3, 0]])
+    merged = of([])
+    merged.merge([part.rows() for part in parts])
+    assert len(merged) == 10
+    assert merged.compute().figures == pytest.approx(alone.figures)
+    merged.merge([merged.rows()])
+    assert len(merged) == 10
+    merged.reset()
+    assert len(merged) == 0
+
+
+def test_summary_and_tables_are_aligned_and_show_the_lowest_classes_when_there_are_many():
+    names = [f"class number {k}" for k in range(60)]
+    guesses = list(range(60))
+    guesses[17] = 3  # class 17 at zero
+    result = evaluated(guesses, list(range(60)), names)
+    lines = result.class_table(most=4).splitlines()
+    assert len(lines) == 6 and lines[1].startswith("class number 17") and "0.000" in lines[1]
+    assert lines[-1] == "… the 4 lowest of 60 classes" and len({len(line) for line in lines[:-1]}) == 1
+    spare = evaluated([0, 1, 1], [0, 0, 1], [*NAMES, "dog"])  # neither cat nor dog has an image
+    assert [line.split()[0] for line in spare.class_table(most=3).splitlines()] == ["class", *NAMES[:2], "…"]
+    assert spare.class_table(most=3).splitlines()[-1] == "… the 2 lowest of 4 classes"
+    assert len(spare.class_table(most=4).splitlines()) == 5
+    full = result.class_table(most=60).splitlines()
+    assert len(full) == 61 and full[18].startswith("class number 17")
+    assert "accuracy" in result.summary() and "0.9833" in result.summary() and "60 images" in result.summary()
+
+
+def test_as_dict_is_strict_json(tmp_path):
+    path = write_json(tmp_path / "figures.json", evaluated([0, 2, 1], [0, 0, 1]).as_dict())
+    found = json.loads(path.read_text())
+    assert found["images"] == 3 and found["figures"]["accuracy"] == pytest.approx(2 / 3)
+    assert found["classes"][2] == {"name": "cat", "images": 0, "accuracy": None}
+    assert np.array(found["confusion"]).tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "message"),
+    [
+        (torch.rand(2, 4), torch.tensor([0, 1]), r"must be \[2, 3\] .*got \[2, 4\]"),
+        (torch.rand(2, 3), torch.zeros(2, 3), r"labels \[2\]"),
+        (torch.rand(2, 3), torch.tensor([0, 3]), r"label 3 does not lie in 0\.\.2"),
+        (torch.full((2, 3), math.nan), torch.tensor([0, 1]), r"ids \[0, 1\] is not finite"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(probabilities, labels, message):
+    with pytest.raises(ValueError, match=message):
+        ClassificationEvaluator(NAMES).add(torch.arange(2), probabilities, labels)
