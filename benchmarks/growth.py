@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from common import write_result
 from pairs import RESULTS, Pair, bench_parser, compare, device_name
 from trunkline.backbones.weights.load import load_weights
-from trunkline.data.shared.batches import DetectionBatch
+from trunkline.data.detection.batches import DetectionBatch
 
 CHANNELS = 64
 USUAL = {"batch": 2, "side": 256, "objects": 10, "classes": 80}

@@ -27,7 +27,7 @@ from torchvision.ops import FrozenBatchNorm2d, box_iou
 
 from pairs import Pair, bench_parser, run_pairs
 from trunkline.backbones import FPN, ResNet, load_weights
-from trunkline.data.shared.batches import DetectionBatch
+from trunkline.data.detection.batches import DetectionBatch
 from trunkline.heads import FasterRCNN
 from trunkline.heads.detection import RoIOptions, RPNOptions
 from trunkline.tasks.detection.task import Detection

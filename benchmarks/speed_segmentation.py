@@ -31,7 +31,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from pairs import Pair, bench_parser, run_pairs
 from trunkline.backbones import ResNet, load_weights
-from trunkline.data.shared.batches import SegmentationBatch
+from trunkline.data.segmentation.batches import SegmentationBatch
 from trunkline.heads import FCN, UNet
 from trunkline.tasks.segmentation.task import SemanticSegmentation
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch.utils.data import Dataset
 
 from ..shared.augment import AugmentationError
-from ..shared.batches import ClassificationSample
 from ..shared.io import ImageError, read_image
 from ..shared.sampling import ImageRequest
+from .batches import ClassificationSample
 from .index import ClassIndex
 from .scans import read_scan
 from .transforms import PictureTransform, ScanTransform

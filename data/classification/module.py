@@ -8,12 +8,12 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from ..shared.batches import collate_classification
 from ..shared.common import PlainErrorLoader, global_seed, require_positive, without_paths
 from ..shared.io import ImageError, Interpolation
 from ..shared.loading import batch_loader, ranks_of
 from ..shared.locate import CheckImages, DataNotFoundError
 from ..shared.sampling import ImageBatchSampler
+from .batches import collate_classification
 from .dataset import ClassificationDataset
 from .index import ClassIndex, LabelError, check_class_images, check_training_classes
 from .layouts import ClassSources, Place

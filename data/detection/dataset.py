@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import Dataset
 
 from ..shared.augment import Augmentation, AugmentationError
-from ..shared.batches import DetectionSample
 from ..shared.canvas import Request, scaled_size
 from ..shared.io import ImageError, image_size, read_image, resize
+from .batches import DetectionSample
 from .index import CocoIndex
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..shared.coco_json import (
     BoxColumns,
-    Category,
     OnBadBox,
     check_boxes,
     load_instances,
@@ -29,6 +28,7 @@ from ..shared.coco_json import (
 from ..shared.common import in_threads
 from ..shared.errors import listing
 from ..shared.io import ImageError, read_image, stored_size
+from ..shared.labels import LabelClass
 from ..shared.locate import CheckImages
 
 
@@ -56,7 +56,7 @@ class CocoIndex:
     """
 
     folder: str
-    categories: tuple[Category, ...]
+    categories: tuple[LabelClass, ...]
     image_ids: Tensor
     sizes: Tensor
     name_bytes: Tensor
@@ -248,7 +248,7 @@ def _raise_image_errors(problems: list[str], count: int) -> None:
 
 def _build(
     folder: str,
-    categories: tuple[Category, ...],
+    categories: tuple[LabelClass, ...],
     image_ids: np.ndarray,
     sizes: np.ndarray,
     names: list[str],

@@ -10,12 +10,13 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from ..shared.augment import Augmentation
-from ..shared.batches import collate_detection
 from ..shared.canvas import CanvasBatchSampler, default_canvases
-from ..shared.coco_json import AnnotationError, Category, OnBadBox, load_instances, read_categories
+from ..shared.coco_json import AnnotationError, OnBadBox, load_instances, read_categories
 from ..shared.common import global_seed, require_positive, without_paths
+from ..shared.labels import LabelClass
 from ..shared.loading import batch_loader, ranks_of
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
+from .batches import collate_detection
 from .dataset import CocoDetectionDataset
 from .index import CocoIndex, check_images, index_of_files, read_coco
 
@@ -116,7 +117,7 @@ class CocoDetection(pl.LightningDataModule):
         self.batch_size = batch_size
         self.short_sides = short_sides
         self.canvases = default_canvases(short_sides, long_side) if canvases is None else canvases
-        self.categories: tuple[Category, ...] = ()
+        self.categories: tuple[LabelClass, ...] = ()
         self.train_index: CocoIndex | None = None
         self.val_index: CocoIndex | None = None
         self.test_index: CocoIndex | None = None
@@ -272,7 +273,7 @@ class CocoDetection(pl.LightningDataModule):
             )
         self.categories = index.categories
 
-    def _categories_for_prediction(self, index: CocoIndex) -> tuple[Category, ...]:
+    def _categories_for_prediction(self, index: CocoIndex) -> tuple[LabelClass, ...]:
         """Take the classes of the predict JSON, else of the data under root, if there is any."""
         if index.categories or self.categories:
             return index.categories or self.categories

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...constants import IGNORE_INDEX
+from ..detection.batches import DetectionBatch, DetectionSample, collate_detection
 from ..detection.dataset import CocoDetectionDataset
 from ..detection.index import CocoIndex
 from ..detection.module import CocoDetection
@@ -24,11 +25,12 @@ from ..segmentation.index import SegmentationIndex, check_classes, check_indices
 from ..segmentation.layouts import Choices, Place, SegmentationSources
 from ..segmentation.masks import MaskSource
 from ..shared.augment import Augmentation, AugmentationError
-from ..shared.batches import DetectionBatch, DetectionSample, collate_detection, padded
+from ..shared.batches import padded
 from ..shared.canvas import Request
 from ..shared.errors import listing
 from ..shared.io import resize_mask
-from ..shared.label_classes import Background, MaskError, SegmentationClass
+from ..shared.label_classes import Background, MaskError
+from ..shared.labels import LabelClass
 from ..shared.locate import IMAGE_PLACES, find
 
 logger = logging.getLogger("trunkline")
@@ -56,7 +58,7 @@ class MultiTaskSample(DetectionSample):
     truth: Tensor | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MultiTaskBatch(DetectionBatch):
     """A padded batch of images with boxes and masks.
 
@@ -67,11 +69,6 @@ class MultiTaskBatch(DetectionBatch):
 
     mask: Tensor
     truth: tuple[Tensor, ...] = ()
-
-    def pin_memory(self) -> MultiTaskBatch:
-        """Copy every tensor to page-locked memory; the DataLoader calls this."""
-        pinned = {name: value.pin_memory() for name, value in vars(self).items() if name != "truth"}
-        return MultiTaskBatch(**pinned, truth=tuple(mask.pin_memory() for mask in self.truth))
 
 
 def collate_multi(samples: list[MultiTaskSample]) -> MultiTaskBatch:
@@ -198,7 +195,7 @@ class CocoDetectionAndMasks(CocoDetection):
         **detection: Any,
     ) -> None:
         super().__init__(**detection)
-        self.classes: tuple[SegmentationClass, ...] = ()
+        self.classes: tuple[LabelClass, ...] = ()
         self._sources: SegmentationSources | None = None
         self._masks: dict[str, SegmentationIndex] = {}
         self._counts: Tensor | None = None

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..shared.batches import Batch
 from .cases.cases import Case
 from .prepare.prepare import Placement
 
@@ -32,28 +33,18 @@ class PatchSample(NamedTuple):
     id: int
 
 
-@dataclass
-class ScanBatch:
-    """Training patches. Lightning moves its tensors to the device by itself.
+@dataclass(kw_only=True)
+class ScanBatch(Batch):
+    """Training patches.
 
     Attributes:
         image: ``[B, C, *P]`` float32, prepared intensities; 0 outside the scan.
-        mask: ``[B, *P]`` uint8 labels 0..K-1; 255 for voxels to ignore, and outside the scan.
         image_sizes: ``[B, n]`` int64, the sizes P of each patch; nothing is padded beyond them.
-        ids: ``[B]`` int64, positions among the training cases.
+        image_ids: ``[B]`` int64, positions among the training cases.
+        mask: ``[B, *P]`` uint8 labels 0..K-1; 255 for voxels to ignore, and outside the scan.
     """
 
-    image: Tensor
     mask: Tensor
-    image_sizes: Tensor
-    ids: Tensor
-
-    def __len__(self) -> int:
-        return self.image.shape[0]
-
-    def pin_memory(self) -> ScanBatch:
-        """Copy every tensor to page-locked memory; the DataLoader calls this."""
-        return ScanBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
 
 
 def collate_patches(samples: Sequence[PatchSample]) -> ScanBatch:
@@ -74,7 +65,7 @@ def collate_patches(samples: Sequence[PatchSample]) -> ScanBatch:
         image=torch.stack([sample.image for sample in samples]),
         mask=torch.stack([sample.mask for sample in samples]),
         image_sizes=sizes.repeat(len(samples), 1),
-        ids=torch.tensor([sample.id for sample in samples], dtype=torch.int64),
+        image_ids=torch.tensor([sample.id for sample in samples], dtype=torch.int64),
     )
 
 
@@ -87,7 +78,7 @@ class EvaluationCase:
         placement: where the prepared scan lies on the file's grid; None with ``image``.
         case: the files.
         truth: ``[*S0]`` uint8 labels 0..K-1, 255 where ignored, on the grid of the file; None for prediction.
-        ids: ``[1]`` int64, the position of the case in its split.
+        image_ids: ``[1]`` int64, the position of the case in its split.
         error: why the case cannot be read; None if it can.
     """
 
@@ -95,7 +86,7 @@ class EvaluationCase:
     placement: Placement | None
     case: Case
     truth: np.ndarray | None
-    ids: np.ndarray
+    image_ids: np.ndarray
     error: str | None = None
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..shared.common import PlainErrorLoader, capped_workers, global_seed, require_positive, without_paths
-from ..shared.label_classes import SegmentationClass
+from ..shared.labels import LabelClass
 from ..shared.loading import batch_loader, ranks_of
 from .augment import ScanAugmentation
 from .batches import collate_patches
@@ -129,7 +129,7 @@ class ScanSegmentation(pl.LightningDataModule):
         self.patch = None if patch is None else tuple(patch)
         self.slice_axis = slice_axis
         self.batch_size = batch_size
-        self.classes: tuple[SegmentationClass, ...] = ()
+        self.classes: tuple[LabelClass, ...] = ()
         self.channels: tuple[str, ...] = ()
         self.regions: dict[str, tuple[int, ...]] = {}
         self.predict_cases: tuple[Case, ...] = ()

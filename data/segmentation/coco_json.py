@@ -18,7 +18,8 @@ from pycocotools import mask as coco_mask
 from ..shared.coco_json import AnnotationError, read_categories, read_images
 from ..shared.common import PackedNames, number_of
 from ..shared.errors import listing
-from ..shared.label_classes import UNKNOWN, Background, ClassRow, ClassTable, row_id
+from ..shared.label_classes import UNKNOWN, Background, ClassTable, row_id
+from ..shared.labels import LabelClass
 from ..shared.locate import DataNotFoundError
 from .coco_masks import InstanceMasks, Overlaps, PanopticMasks, Shapes
 
@@ -69,7 +70,7 @@ def read_mask_json(
     content = _load(source)
     known = {record["id"]: record for record in content["categories"]} if content["categories"] else {}
     rows = [
-        ClassRow(entry.id, entry.name, _category_colour(known[entry.id]))
+        LabelClass(entry.id, entry.name, _category_colour(known[entry.id]))
         for entry in read_categories(content["categories"], source)
     ]
     image_ids, sizes, names = read_images(content["images"], source)

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from ...constants import IGNORE_INDEX
 from ..shared.augment import AugmentationError, MaskAugmentation
-from ..shared.batches import SegmentationSample
 from ..shared.canvas import scaled_sizes
 from ..shared.io import ImageError, read_image, resize, resize_mask
 from ..shared.label_classes import MaskError
 from ..shared.sampling import ImageBatchSampler, ImageRequest
+from .batches import SegmentationSample
 from .index import SegmentationIndex
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from ..shared.common import PackedNames, in_threads, number_of
 from ..shared.errors import listing
 from ..shared.io import ImageError, read_image, stored_size
-from ..shared.label_classes import MaskError, SegmentationClass
+from ..shared.label_classes import MaskError
+from ..shared.labels import LabelClass
 from ..shared.locate import CheckImages
 from .masks import MaskSource, Survey, described
 
@@ -44,7 +45,7 @@ class SegmentationIndex:
         return len(self.names)
 
     @property
-    def classes(self) -> tuple[SegmentationClass, ...]:
+    def classes(self) -> tuple[LabelClass, ...]:
         """K classes; none without masks."""
         return () if self.masks is None else self.masks.classes
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ...constants import IGNORE_INDEX
 from ..shared.common import PackedNames, in_threads
-from ..shared.label_classes import Background, ClassRow, ClassTable, MaskError, rows_of_names
+from ..shared.label_classes import Background, ClassTable, MaskError, rows_of_names
 from ..shared.label_table import (
     CITYSCAPES_IGNORED,
     CITYSCAPES_ROWS,
@@ -22,6 +22,7 @@ from ..shared.label_table import (
     find_class_file,
     read_class_rows,
 )
+from ..shared.labels import LabelClass
 from ..shared.locate import (
     ANNOTATION_PLACES,
     IMAGE_FOLDERS,
@@ -51,11 +52,11 @@ logger = logging.getLogger("trunkline")
 VOC_FOLDERS = ("", "VOC2012", "VOCdevkit/VOC2012", "VOC2007", "VOCdevkit/VOC2007")
 _LOOKED_FOR = (
     "images/{split} with masks/{split} (or labels or annotations; or {split}/images with {split}/masks)",
-    "ImageSets/Segmentation/{split}.txt with JPEGImages and SegmentationClass",
+    "ImageSets/Segmentation/{split}.txt with JPEGImages and LabelClass",
     "leftImg8bit/{split} with gtFine/{split}",
     "annotations/instances_{split}.json with images/{split}",
 )
-VOC_PARTS = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation/{split}.txt")
+VOC_PARTS = ("JPEGImages", "LabelClass", "ImageSets/Segmentation/{split}.txt")
 
 
 class Place(NamedTuple):
@@ -209,7 +210,7 @@ class SegmentationSources:
         if images is not None and images.lower().endswith(".txt"):
             listed = find(self.root, images, (), split, "images")
             folder = self._listed_folder(split, masks, listed)
-            near = [str(folder.parent / "SegmentationClass"), *(str(folder.parent / m) for m in MASK_FOLDERS)]
+            near = [str(folder.parent / "LabelClass"), *(str(folder.parent / m) for m in MASK_FOLDERS)]
             return Place(folder, find(self.root, masks, near, split, "masks"), listed)
         image_places = [f"{i}/{n}" for n in names for i in IMAGE_FOLDERS]
         image_places += [f"{n}/{i}" for n in names for i in IMAGE_FOLDERS]
@@ -236,7 +237,7 @@ class SegmentationSources:
         if given.mask_values is not None and not isinstance(given.classes, list):
             raise MaskError("data.mask_values goes with a list of names in data.classes")
         if isinstance(given.classes, list):
-            rows: Sequence[ClassRow] = rows_of_names(given.classes, given.mask_values)
+            rows: Sequence[LabelClass] = rows_of_names(given.classes, given.mask_values)
             source = "data.classes"
         elif (path := self._class_file(place)) is not None:
             rows, source = read_class_rows(path), str(path)
@@ -254,7 +255,7 @@ class SegmentationSources:
         near = [place.masks, *place.masks.parents[:2]] if self.root is None else [self._base, place.masks]
         return next((path for folder in near if (path := find_class_file(folder)) is not None), None)
 
-    def _known_rows(self, place: Place, pairs: Pairs) -> tuple[Sequence[ClassRow], str, Sequence[int]]:
+    def _known_rows(self, place: Place, pairs: Pairs) -> tuple[Sequence[LabelClass], str, Sequence[int]]:
         """Know the classes by the names of the files, or number the values that occur in training masks."""
         first = Path(pairs.mask_names[0]).stem
         if first.endswith(CITYSCAPES_MASKS[0]):
@@ -277,7 +278,7 @@ class SegmentationSources:
             "no list of classes (such as classes.txt) in %s: the values 0 to %d become class 0 to %d",
             self.root or pairs.mask_folder, values[-1], values[-1],
         )  # fmt: skip
-        return [ClassRow(value, f"class {value}") for value in range(values[-1] + 1)], "the masks", ()
+        return [LabelClass(value, f"class {value}") for value in range(values[-1] + 1)], "the masks", ()
 
     def _training_pairs(self) -> Pairs | None:
         """Pair the training data, so that classes are the same whichever split is read first."""

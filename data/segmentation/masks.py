@@ -15,7 +15,8 @@ import numpy as np
 from ...constants import IGNORE_INDEX
 from ..shared.common import PackedNames
 from ..shared.io import ImageError, image_size, read_mask
-from ..shared.label_classes import UNKNOWN, ClassTable, MaskError, SegmentationClass
+from ..shared.label_classes import UNKNOWN, ClassTable, MaskError
+from ..shared.labels import LabelClass
 
 _MOST_VALUES = 4096  # different ones of a mask that are remembered: a photograph has very many
 
@@ -44,7 +45,7 @@ class MaskSource(Protocol):
             they need not be looked through once more.
     """
 
-    classes: tuple[SegmentationClass, ...]
+    classes: tuple[LabelClass, ...]
     background: int | None
     verified: bool
 

@@ -11,11 +11,12 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from ..shared.augment import MaskAugmentation
-from ..shared.batches import collate_segmentation
 from ..shared.common import PlainErrorLoader, global_seed, require_positive, without_paths
-from ..shared.label_classes import Background, MaskError, SegmentationClass
+from ..shared.label_classes import Background, MaskError
+from ..shared.labels import LabelClass
 from ..shared.loading import batch_loader, ranks_of
 from ..shared.locate import CheckImages, DataNotFoundError
+from .batches import collate_segmentation
 from .coco_masks import Overlaps
 from .dataset import SegmentationBatchSampler, SegmentationDataset, evaluation_sizes
 from .index import SegmentationIndex, check_classes, check_indices, count_pixels
@@ -34,7 +35,7 @@ class ImageSegmentation(pl.LightningDataModule):
 
     What is not given is looked for under ``root``, in this order:
 
-    - Pascal VOC (also below ``VOCdevkit/VOC2012``): ``JPEGImages``, ``SegmentationClass`` and
+    - Pascal VOC (also below ``VOCdevkit/VOC2012``): ``JPEGImages``, ``LabelClass`` and
       ``ImageSets/Segmentation/{split}.txt``;
     - Cityscapes: ``leftImg8bit/{split}/*/*_leftImg8bit.png`` with ``gtFine/{split}/*/*_gtFine_labelIds.png``,
       else ``*_labelTrainIds.png``; its 19 classes are known;
@@ -145,7 +146,7 @@ class ImageSegmentation(pl.LightningDataModule):
         for name, value in self.hparams.items():
             self.hparams[name] = without_paths(value)
         self.batch_size = batch_size
-        self.classes: tuple[SegmentationClass, ...] = ()
+        self.classes: tuple[LabelClass, ...] = ()
         self.train_index: SegmentationIndex | None = None
         self.val_index: SegmentationIndex | None = None
         self.test_index: SegmentationIndex | None = None
@@ -302,7 +303,7 @@ class ImageSegmentation(pl.LightningDataModule):
             raise DataNotFoundError("nothing to predict on: set data.predict to a picture or a folder")
         return self._sources.index_for_prediction([given] if isinstance(given, str) else given)
 
-    def _classes_for_prediction(self) -> tuple[SegmentationClass, ...]:
+    def _classes_for_prediction(self) -> tuple[LabelClass, ...]:
         """Take the classes of the data under root, if there is any."""
         for split in ("val", "train"):
             if self._has(split):

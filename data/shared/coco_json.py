@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from .errors import LISTED, listing
+from .labels import LabelClass
 
 logger = logging.getLogger("trunkline")
 
@@ -24,13 +25,6 @@ ROUNDING_OVERSHOOT = 1.0  # pixels that a box may leave its image by; annotation
 
 class AnnotationError(ValueError):
     """An annotation file is missing, unreadable, or contradicts itself."""
-
-
-class Category(NamedTuple):
-    """A class of objects: its id in the annotation file and its name."""
-
-    id: int
-    name: str
 
 
 def load_instances(source: Path, annotations: bool = True) -> dict[str, Any]:
@@ -68,13 +62,13 @@ def _without_segmentation(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def read_categories(records: list[dict], source: Path) -> tuple[Category, ...]:
+def read_categories(records: list[dict], source: Path) -> tuple[LabelClass, ...]:
     """Return the categories in ascending id order."""
     _require(records, {"id": int, "name": str}, "category", source)
     if not records:
         raise AnnotationError(f"{source}: the dataset is empty, it lists no categories; add them")
     _require_distinct(np.array([record["id"] for record in records], dtype=np.int64), "category", source)
-    return tuple(sorted(Category(record["id"], record["name"]) for record in records))
+    return tuple(sorted(LabelClass(record["id"], record["name"]) for record in records))
 
 
 def read_images(records: list[dict], source: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -115,7 +109,7 @@ def no_boxes() -> BoxColumns:
 
 
 def read_annotations(
-    records: list[dict], image_ids: np.ndarray, categories: tuple[Category, ...], source: Path
+    records: list[dict], image_ids: np.ndarray, categories: tuple[LabelClass, ...], source: Path
 ) -> BoxColumns:
     """Return the annotations by column, with positions and labels in place of image and category ids."""
     if not records:

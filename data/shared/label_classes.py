@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from ...constants import IGNORE_INDEX
-from .colours import Colour, voc_colour
+from .labels import LabelClass, voc_colour
 
 Background = Literal["class", "ignore"]
 
@@ -23,22 +23,6 @@ UNKNOWN = -1
 
 class MaskError(ValueError):
     """Masks are missing, do not fit their images, or hold something that is no class."""
-
-
-class SegmentationClass(NamedTuple):
-    """A class: the value that stands for it in the data's own masks, its name, and its colour (r, g, b)."""
-
-    id: int
-    name: str
-    colour: Colour
-
-
-class ClassRow(NamedTuple):
-    """A row of a list of classes; the colour is None where the list has none."""
-
-    id: int
-    name: str
-    colour: Colour | None = None
 
 
 class ClassTable:
@@ -68,7 +52,7 @@ class ClassTable:
 
     def __init__(
         self,
-        rows: Sequence[ClassRow],
+        rows: Sequence[LabelClass],
         ignore: Sequence[str | int] = (),
         categories: Sequence[str | int] | None = None,
         background: Background = "class",
@@ -86,7 +70,7 @@ class ClassTable:
                 f"{source}: {len(learned)} classes are left to learn; there can be 1 to {MOST_CLASSES}"
             )
         self.classes = tuple(
-            SegmentationClass(row.id, row.name, row.colour or voc_colour(row.id)) for row in learned
+            LabelClass(row.id, row.name, row.colour or voc_colour(row.id)) for row in learned
         )
         label_of = {row.id: label for label, row in enumerate(learned)}
         labels = [IGNORE_INDEX if row.id in ignored else label_of.get(row.id, self.rest) for row in self.rows]
@@ -123,7 +107,7 @@ class ClassTable:
 
     def _chosen(
         self, ignored: set[int], categories: Sequence[str | int] | None, background: Background
-    ) -> tuple[list[ClassRow], int]:
+    ) -> tuple[list[LabelClass], int]:
         """Return the rows to learn, and the label of those that are neither learned nor ignored."""
         if categories is None:
             return [row for row in self.rows if row.id not in ignored], IGNORE_INDEX
@@ -142,7 +126,7 @@ class ClassTable:
             if row.name.lower() == "background":
                 return (learned, ids.index(row.id)) if row in learned else ([row, *learned], 0)
         free = next(i for i in range(len(ids) + 1) if i not in ids)
-        return [ClassRow(free, "background", voc_colour(0)), *learned], 0
+        return [LabelClass(free, "background", voc_colour(0)), *learned], 0
 
     def _colour_codes(self, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return the colours as ascending codes, and the label of each."""
@@ -162,7 +146,7 @@ def colour_code(colour: Sequence[int]) -> int:
     return colour[0] << 16 | colour[1] << 8 | colour[2]
 
 
-def rows_of_names(names: Sequence[str], values: Sequence[int] | None = None) -> list[ClassRow]:
+def rows_of_names(names: Sequence[str], values: Sequence[int] | None = None) -> list[LabelClass]:
     """Number names by the given values, else 0, 1, 2 and so on.
 
     Raises:
@@ -171,10 +155,10 @@ def rows_of_names(names: Sequence[str], values: Sequence[int] | None = None) -> 
     if values is not None and len(values) != len(names):
         raise MaskError(f"mask_values has {len(values)} values, but there are {len(names)} classes")
     ids = range(len(names)) if values is None else values
-    return [ClassRow(value, name) for value, name in zip(ids, names, strict=True)]
+    return [LabelClass(value, name) for value, name in zip(ids, names, strict=True)]
 
 
-def _check_rows(rows: Sequence[ClassRow], source: str) -> None:
+def _check_rows(rows: Sequence[LabelClass], source: str) -> None:
     for what, found in (("id", [row.id for row in rows]), ("name", [row.name for row in rows])):
         twice = sorted({str(value) for value in found if found.count(value) > 1})
         if twice:
@@ -186,7 +170,7 @@ def _check_rows(rows: Sequence[ClassRow], source: str) -> None:
         raise MaskError(f"{source}: {wrong[0].name} has id {wrong[0].id}; ids are 0 to {LARGEST_VALUE}")
 
 
-def row_id(rows: Sequence[ClassRow], entry: str | int, argument: str, source: str) -> int:
+def row_id(rows: Sequence[LabelClass], entry: str | int, argument: str, source: str) -> int:
     """Return the id that a name or id means.
 
     Args:

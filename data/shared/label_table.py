@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .colours import Colour, voc_colour
-from .label_classes import ClassRow, MaskError
+from .label_classes import MaskError
+from .labels import Colour, LabelClass, voc_colour
 
 CLASS_FILES = ("classes", "class_names", "labelmap", "class_dict", "labels", "semantic_classes")
 CLASS_SUFFIXES = (".csv", ".tsv", ".txt")
@@ -17,29 +17,29 @@ _VOC_NAMES = (
     "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, "
     "motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"
 )
-VOC_ROWS = tuple(ClassRow(id, name, voc_colour(id)) for id, name in enumerate(_VOC_NAMES.split(", ")))
-VOC_BORDER = ClassRow(255, "border", (224, 224, 192))
+VOC_ROWS = tuple(LabelClass(id, name, voc_colour(id)) for id, name in enumerate(_VOC_NAMES.split(", ")))
+VOC_BORDER = LabelClass(255, "border", (224, 224, 192))
 
 CITYSCAPES_ROWS = (
-    ClassRow(7, "road", (128, 64, 128)),
-    ClassRow(8, "sidewalk", (244, 35, 232)),
-    ClassRow(11, "building", (70, 70, 70)),
-    ClassRow(12, "wall", (102, 102, 156)),
-    ClassRow(13, "fence", (190, 153, 153)),
-    ClassRow(17, "pole", (153, 153, 153)),
-    ClassRow(19, "traffic light", (250, 170, 30)),
-    ClassRow(20, "traffic sign", (220, 220, 0)),
-    ClassRow(21, "vegetation", (107, 142, 35)),
-    ClassRow(22, "terrain", (152, 251, 152)),
-    ClassRow(23, "sky", (70, 130, 180)),
-    ClassRow(24, "person", (220, 20, 60)),
-    ClassRow(25, "rider", (255, 0, 0)),
-    ClassRow(26, "car", (0, 0, 142)),
-    ClassRow(27, "truck", (0, 0, 70)),
-    ClassRow(28, "bus", (0, 60, 100)),
-    ClassRow(31, "train", (0, 80, 100)),
-    ClassRow(32, "motorcycle", (0, 0, 230)),
-    ClassRow(33, "bicycle", (119, 11, 32)),
+    LabelClass(7, "road", (128, 64, 128)),
+    LabelClass(8, "sidewalk", (244, 35, 232)),
+    LabelClass(11, "building", (70, 70, 70)),
+    LabelClass(12, "wall", (102, 102, 156)),
+    LabelClass(13, "fence", (190, 153, 153)),
+    LabelClass(17, "pole", (153, 153, 153)),
+    LabelClass(19, "traffic light", (250, 170, 30)),
+    LabelClass(20, "traffic sign", (220, 220, 0)),
+    LabelClass(21, "vegetation", (107, 142, 35)),
+    LabelClass(22, "terrain", (152, 251, 152)),
+    LabelClass(23, "sky", (70, 130, 180)),
+    LabelClass(24, "person", (220, 20, 60)),
+    LabelClass(25, "rider", (255, 0, 0)),
+    LabelClass(26, "car", (0, 0, 142)),
+    LabelClass(27, "truck", (0, 0, 70)),
+    LabelClass(28, "bus", (0, 60, 100)),
+    LabelClass(31, "train", (0, 80, 100)),
+    LabelClass(32, "motorcycle", (0, 0, 230)),
+    LabelClass(33, "bicycle", (119, 11, 32)),
 )
 # Ids in Cityscapes' masks that are not evaluated: void, parking, rail track, guard rail, bridge, tunnel,
 # polegroup, caravan, trailer.
@@ -52,7 +52,7 @@ _CHANNEL_COLUMNS = (("r", "g", "b"), ("red", "green", "blue"))
 _NUMBERED = re.compile(r"(\d+)\s*:\s*(\S.*)")
 
 
-def cityscapes_train_rows() -> tuple[ClassRow, ...]:
+def cityscapes_train_rows() -> tuple[LabelClass, ...]:
     """Return the 19 classes by the values in ``labelTrainIds`` masks, 0..18."""
     return tuple(row._replace(id=number) for number, row in enumerate(CITYSCAPES_ROWS))
 
@@ -66,7 +66,7 @@ def find_class_file(folder: Path) -> Path | None:
     return None
 
 
-def read_class_rows(source: Path) -> list[ClassRow]:
+def read_class_rows(source: Path) -> list[LabelClass]:
     """Read a list of classes.
 
     - ``.txt``: one name a line, of the ids 0, 1, 2 and so on; or ``id: name`` in every line; or CVAT's and
@@ -90,12 +90,12 @@ def read_class_rows(source: Path) -> list[ClassRow]:
     return rows
 
 
-def _rows_of_lines(source: Path, lines: Sequence[str]) -> list[ClassRow]:
+def _rows_of_lines(source: Path, lines: Sequence[str]) -> list[LabelClass]:
     lines = [line.strip() for line in lines]
     if lines and lines[0].startswith("#") and ":" in lines[0]:
         fields = [(number, line.split(":")) for number, line in enumerate(lines, start=1) if line[:1] != "#"]
         return [
-            ClassRow(position, parts[0], _colour(source, number, parts[1] if len(parts) > 1 else ""))
+            LabelClass(position, parts[0], _colour(source, number, parts[1] if len(parts) > 1 else ""))
             for position, (number, parts) in enumerate(fields)
         ]
     if "" in lines:
@@ -105,11 +105,11 @@ def _rows_of_lines(source: Path, lines: Sequence[str]) -> list[ClassRow]:
         )
     numbered = [_NUMBERED.fullmatch(line) for line in lines]
     if lines and all(numbered):
-        return [ClassRow(int(match[1]), match[2]) for match in numbered if match]
-    return [ClassRow(number, name) for number, name in enumerate(lines)]
+        return [LabelClass(int(match[1]), match[2]) for match in numbered if match]
+    return [LabelClass(number, name) for number, name in enumerate(lines)]
 
 
-def _rows_with_header(source: Path, text: str) -> list[ClassRow]:
+def _rows_with_header(source: Path, text: str) -> list[LabelClass]:
     first = text.partition("\n")[0]
     delimiter = "\t" if source.suffix.lower() == ".tsv" or "\t" in first else ";" if ";" in first else ","
     reader = csv.reader(text.splitlines(), delimiter=delimiter)
@@ -120,7 +120,7 @@ def _rows_with_header(source: Path, text: str) -> list[ClassRow]:
     channels = [header.index(name) for name in next(whole, ())]
     if name_column is None:
         raise MaskError(f"{source}, line 1: no column name (there are {', '.join(header)})")
-    rows: list[ClassRow] = []
+    rows: list[LabelClass] = []
     for record in reader:
         line, fields = reader.line_num, [field.strip() for field in record]
         if not any(fields):
@@ -133,7 +133,7 @@ def _rows_with_header(source: Path, text: str) -> list[ClassRow]:
         written = ",".join(fields[channel] for channel in channels)
         if not written and colour_column is not None:
             written = fields[colour_column]
-        rows.append(ClassRow(int(value), fields[name_column], _colour(source, line, written)))
+        rows.append(LabelClass(int(value), fields[name_column], _colour(source, line, written)))
     return rows
 
 

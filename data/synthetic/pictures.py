@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from ...constants import IGNORE_INDEX
-from ..shared.colours import voc_colour
+from ..shared.labels import voc_colour
 from .drawing import CATEGORIES, draw_picture, draw_shape
 
 _MASK_NAMES = ("background", "circle", "rectangle", "triangle")

@@ -265,7 +265,7 @@ def draw_all(
 
 def ids_of(batch: Any) -> Tensor:
     """Return the ``[B]`` ids of a batch: those of the annotation file, or positions in the data's index."""
-    return batch.image_ids if hasattr(batch, "image_ids") else batch.ids
+    return batch.image_ids if hasattr(batch, "image_ids") else batch.image_ids
 
 
 def require_writable(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from ...data.shared.batches import ClassificationBatch
+from ...data.classification.batches import ClassificationBatch
 from ...evaluation.classification.evaluator import ClassificationEvaluator, ClassificationResult
 from ...evaluation.distributed import gather_objects
 from ...evaluation.files import write_json
@@ -99,7 +99,7 @@ class Classification(Task):
         normalised = self.normalise(batch.image, batch.image_sizes)
         image, label = self.mixing(normalised, batch.label, self.head.num_classes)
         losses = self.head.losses(self._run(image), replace(batch, label=label))
-        total = self.total_loss(losses, batch.ids)
+        total = self.total_loss(losses, batch.image_ids)
         logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(logged, batch_size=len(batch))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
@@ -168,7 +168,7 @@ class Classification(Task):
         raw = self.raw(batch.image, batch.image_sizes)
         probabilities = self.head.predict(raw, batch.image_sizes).probabilities
         self._losses.add(self.head.losses(raw, batch), (batch.label.view(len(batch), -1) >= 0).all(1).sum())
-        self._evaluator.add(batch.ids, probabilities, batch.label)
+        self._evaluator.add(batch.image_ids, probabilities, batch.label)
         self._draw(batch, probabilities, batch_idx)
 
     def test_step(self, batch: ClassificationBatch, batch_idx: int) -> None:
@@ -231,7 +231,7 @@ class Classification(Task):
     def predict_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return ``ids`` ``[B]`` and ``probabilities`` ``[B, K]`` on the CPU."""
         found = self(batch.image, batch.image_sizes)
-        return {"ids": batch.ids.cpu(), "probabilities": found.probabilities.cpu()}
+        return {"ids": batch.image_ids.cpu(), "probabilities": found.probabilities.cpu()}
 
     def prediction_writer(self, folder: Path, pictures: bool, min_score: float) -> Callback:
         return ClassificationWriter(folder, pictures, min_score)

@@ -277,7 +277,7 @@ class VolumeSegmentation(BranchedTask):
 
     def _found(self, batch: EvaluationCase) -> list[Found]:
         mask = self.segment(batch.image, batch.placement)
-        return [{"image_id": int(batch.ids[0]), "size": mask.shape, "mask": mask}]
+        return [{"image_id": int(batch.image_ids[0]), "size": mask.shape, "mask": mask}]
 
     def _log_pictures(self, batch: Any, found: dict[str, list[Found]]) -> None:
         board = getattr(self.logger, "experiment", None)

@@ -15,7 +15,7 @@ from trunkline.data.scans.cases.cases import Case, ScanDataset
 from trunkline.data.scans.cases.fingerprint import ChannelFingerprint, Fingerprint
 from trunkline.data.scans.formats.files import write_labels, write_scan
 from trunkline.data.scans.formats.grid import Grid
-from trunkline.data.shared.label_classes import SegmentationClass
+from trunkline.data.shared.labels import LabelClass
 from trunkline.planning.config import config, dumped
 from trunkline.planning.memory import DEVICE, GIB, Memory, Network, saved_bytes, training_memory
 from trunkline.planning.plan import plan_for
@@ -234,7 +234,7 @@ def channel(name="image", **changed):
 def planned(shape, spacing=None, cases=20, channels=(), kept=1.0, regions=None, classes=None, **options):
     axes = len(shape)
     classes = classes or ("background", "organ", "tumour")
-    rows = tuple(SegmentationClass(k, name, (k, k, k)) for k, name in enumerate(classes))
+    rows = tuple(LabelClass(k, name, (k, k, k)) for k, name in enumerate(classes))
     channels = tuple(channels) or (channel(),)
     dataset = ScanDataset(
         {"train": tuple(Case(f"{k}", ("x",), "y", f"{k}") for k in range(cases))},

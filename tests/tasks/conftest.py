@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trunkline.backbones.base import Backbone, FeatureLevel
-from trunkline.data.shared.batches import ClassificationBatch
+from trunkline.data.classification.batches import ClassificationBatch
 from trunkline.heads import Classifier
 from trunkline.tasks.classification.task import Classification
 
@@ -47,7 +47,7 @@ class Memory(pl.LightningDataModule):
             label = label.clone()
             label[[int(i) in unknown for i in ids]] = -1
             shape = torch.tensor(image.shape[2:]).repeat(size, 1)
-            self.batches.append(ClassificationBatch(image, label, ids, shape))
+            self.batches.append(ClassificationBatch(image=image, label=label, image_ids=ids, image_sizes=shape))
             first += size
         self.predict_paths = {i: f"folder/{i}, really.png" for i in range(first)}
 

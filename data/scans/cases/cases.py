@@ -16,7 +16,7 @@ from ....constants import IGNORE_INDEX
 from ...shared.common import number_of
 from ...shared.errors import listing
 from ...shared.io import IMAGE_SUFFIXES
-from ...shared.label_classes import SegmentationClass
+from ...shared.labels import LabelClass
 from ...shared.locate import DataNotFoundError
 from ..formats.files import SCAN_SUFFIXES, ScanError, is_scan, read_grid, scan_stem
 from .classes import choose_classes, labels_of_regions
@@ -140,9 +140,7 @@ def find_cases(given: Sequence[str | Path], channels: int | None = None) -> tupl
     )
 
 
-def to_labels(
-    ids: np.ndarray, classes: Sequence[SegmentationClass], ignore_id: int, source: str
-) -> np.ndarray:
+def to_labels(ids: np.ndarray, classes: Sequence[LabelClass], ignore_id: int, source: str) -> np.ndarray:
     """Turn the ids of a file into labels.
 
     Args:
@@ -187,7 +185,7 @@ def to_labels(
 def _undeclared(
     source: str,
     unknown: list[tuple[np.ndarray, np.ndarray]],
-    classes: Sequence[SegmentationClass],
+    classes: Sequence[LabelClass],
     ignore_id: int,
 ) -> str:
     """Name the ids that are no class, those of most voxels first."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...shared.colours import voc_colour
-from ...shared.label_classes import MOST_CLASSES, ClassRow, SegmentationClass
+from ...shared.label_classes import MOST_CLASSES
 from ...shared.label_table import find_class_file, read_class_rows
+from ...shared.labels import LabelClass, voc_colour
 from ..formats.files import ScanError, read_labels
 from .types import DEFAULT_IGNORE, CasesError, Layout
 
@@ -22,7 +22,7 @@ def choose_classes(
     given: Mapping[int, str] | Sequence[str] | None,
     ignore_id: int | None,
     others: Sequence[Path] = (),
-) -> tuple[tuple[SegmentationClass, ...], int]:
+) -> tuple[tuple[LabelClass, ...], int]:
     """Return the classes, that of id 0 first and then by id, and the id that is ignored.
 
     Args:
@@ -54,11 +54,11 @@ def choose_classes(
         row.colour or voc_colour(row.id if row.id >= 0 else label) for label, row in enumerate(ordered)
     ]
     return tuple(
-        SegmentationClass(row.id, row.name, colour) for row, colour in zip(ordered, colours, strict=True)
+        LabelClass(row.id, row.name, colour) for row, colour in zip(ordered, colours, strict=True)
     ), ignored
 
 
-def labels_of_regions(layout: Layout, classes: Sequence[SegmentationClass]) -> dict[str, tuple[int, ...]]:
+def labels_of_regions(layout: Layout, classes: Sequence[LabelClass]) -> dict[str, tuple[int, ...]]:
     """Return the regions of ``dataset.json`` by labels instead of ids.
 
     Raises:
@@ -75,11 +75,11 @@ def labels_of_regions(layout: Layout, classes: Sequence[SegmentationClass]) -> d
     return {name: tuple(sorted(label_of[i] for i in ids)) for name, ids in layout.declared.regions.items()}
 
 
-def _given_rows(given: Mapping[int, str] | Sequence[str]) -> list[ClassRow]:
+def _given_rows(given: Mapping[int, str] | Sequence[str]) -> list[LabelClass]:
     if not isinstance(given, Mapping):
-        return [ClassRow(number, str(name)) for number, name in enumerate(given)]
+        return [LabelClass(number, str(name)) for number, name in enumerate(given)]
     try:
-        return [ClassRow(int(number), str(name)) for number, name in given.items()]
+        return [LabelClass(int(number), str(name)) for number, name in given.items()]
     except ValueError:
         raise CasesError(
             f"data.classes: {', '.join(map(str, given))}: ids have to be whole numbers, as in "
@@ -87,7 +87,7 @@ def _given_rows(given: Mapping[int, str] | Sequence[str]) -> list[ClassRow]:
         ) from None
 
 
-def _check_rows(rows: Sequence[ClassRow], source: str, asked: int | None, ignored: int) -> None:
+def _check_rows(rows: Sequence[LabelClass], source: str, asked: int | None, ignored: int) -> None:
     for what, found in (("id", [row.id for row in rows]), ("name", [row.name for row in rows])):
         twice = sorted({str(value) for value in found if found.count(value) > 1})
         if twice:

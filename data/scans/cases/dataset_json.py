@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...shared.errors import listing
-from ...shared.label_classes import ClassRow
+from ...shared.labels import LabelClass
 from ..formats.files import scan_stem
 from .names import by_number
 from .types import Case, CasesError, Declared
@@ -54,7 +54,7 @@ def read_description(source: Path) -> Description | None:
 
 def _classes(
     source: Path, content: dict[str, Any]
-) -> tuple[list[ClassRow] | None, dict[str, tuple[int, ...]], int | None]:
+) -> tuple[list[LabelClass] | None, dict[str, tuple[int, ...]], int | None]:
     """Return the classes, the regions and the id that is ignored."""
     entries = content.get("labels")
     if entries is None:
@@ -68,7 +68,7 @@ def _classes(
     ignore_id = None if ignored is None else ignored[0]
     order = content.get("regions_class_order")
     if order is None and all(len(ids) == 1 for ids in named.values()):
-        return [ClassRow(ids[0], name) for name, ids in named.items()], {}, ignore_id
+        return [LabelClass(ids[0], name) for name, ids in named.items()], {}, ignore_id
     background = [name for name, ids in named.items() if ids == (0,)]
     regions = {name: ids for name, ids in named.items() if name not in background}
     if order is not None and (not isinstance(order, list) or len(order) != len(regions)):
@@ -78,7 +78,7 @@ def _classes(
         )
     alone = {ids[0]: name for name, ids in named.items() if len(ids) == 1}
     used = sorted({i for ids in named.values() for i in ids})
-    return [ClassRow(i, alone.get(i, f"label_{i}")) for i in used], regions, ignore_id
+    return [LabelClass(i, alone.get(i, f"label_{i}")) for i in used], regions, ignore_id
 
 
 def _by_name(source: Path, entries: dict[str, Any]) -> dict[str, Any]:

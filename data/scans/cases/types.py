@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ...shared.label_classes import ClassRow, SegmentationClass
+from ...shared.labels import LabelClass
 
 DEFAULT_IGNORE = 255
 
@@ -44,7 +44,7 @@ class ScanDataset:
     """
 
     cases: dict[str, tuple[Case, ...]]
-    classes: tuple[SegmentationClass, ...]
+    classes: tuple[LabelClass, ...]
     channels: tuple[str, ...]
     regions: dict[str, tuple[int, ...]]
     ignore_id: int
@@ -60,7 +60,7 @@ class Declared(NamedTuple):
         channels: names, or empty.
     """
 
-    rows: list[ClassRow] | None = None
+    rows: list[LabelClass] | None = None
     regions: dict[str, tuple[int, ...]] = {}
     ignore_id: int | None = None
     channels: tuple[str, ...] = ()

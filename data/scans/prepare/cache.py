@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ....constants import IGNORE_INDEX
 from ...shared.common import in_threads_singly, number_of
-from ...shared.label_classes import SegmentationClass
+from ...shared.labels import LabelClass
 from ..cases.cases import to_labels
 from ..cases.types import Case, CasesError
 from ..formats.files import read_labels, read_scans
@@ -61,9 +61,7 @@ class _Entry:
     locations: dict[int, np.ndarray]
 
 
-def prepare_case(
-    case: Case, how: Preparation, classes: Sequence[SegmentationClass], ignore_id: int
-) -> Prepared:
+def prepare_case(case: Case, how: Preparation, classes: Sequence[LabelClass], ignore_id: int) -> Prepared:
     """Read the files of a case and prepare them.
 
     Raises:
@@ -110,7 +108,7 @@ class PreparedCases:
         self,
         cases: Sequence[Case],
         how: Preparation,
-        classes: Sequence[SegmentationClass],
+        classes: Sequence[LabelClass],
         ignore_id: int,
         cache: Literal["memory", "disk", "none"] = "disk",
         folder: str | PathLike[str] | None = None,

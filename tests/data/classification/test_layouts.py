@@ -392,7 +392,7 @@ def test_predict_takes_files_folders_and_lists(folders):
     made = ready(folders, "predict", predict=str(folders / "new"))
     assert made.predict_paths == dict(enumerate(found)) and made.class_names == ["ant", "cat", "dog"]
     (batch,) = made.predict_dataloader()
-    assert batch.label.tolist() == [-1, -1] and batch.ids.tolist() == [0, 1]
+    assert batch.label.tolist() == [-1, -1] and batch.image_ids.tolist() == [0, 1]
     made = ready(None, "predict", predict=[found[1], str(folders / "new")])
     assert made.predict_paths == {0: found[1], 1: found[0]} and made.class_names == []
 

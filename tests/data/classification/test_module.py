@@ -46,7 +46,7 @@ def rows(loader):
     return {
         int(i): (image, label)
         for batch in loader
-        for i, image, label in zip(batch.ids, batch.image, batch.label, strict=True)
+        for i, image, label in zip(batch.image_ids, batch.image, batch.label, strict=True)
     }
 
 
@@ -54,7 +54,7 @@ def test_validation_batches_hold_every_file_once_as_evaluation_wants_it(folder):
     made = fitted(folder, resize=36, augment=[{"HorizontalFlip": {"p": 1.0}}])
     batches = list(made.val_dataloader())
     assert [len(batch) for batch in batches] == [4, 4, 2]
-    ids = torch.cat([batch.ids for batch in batches]).tolist()
+    ids = torch.cat([batch.image_ids for batch in batches]).tolist()
     assert sorted(ids) == list(range(10))
     transform = PictureTransform(32, 36)
     for i, (image, label) in rows(batches).items():
@@ -91,9 +91,9 @@ def test_the_first_validation_batches_show_all_classes_always_the_same_and_predi
     made = fitted(folder, batch_size=5, predict=str(folder / "val" / "circle"))
     first = [next(iter(made.val_dataloader())) for _ in range(2)]
     assert len(made.class_names) == len(first[0].label.unique()) == 3
-    assert torch.equal(first[0].ids, first[1].ids)
+    assert torch.equal(first[0].image_ids, first[1].image_ids)
     made.setup("predict")
-    ids = [i for batch in made.predict_dataloader() for i in batch.ids.tolist()]
+    ids = [i for batch in made.predict_dataloader() for i in batch.image_ids.tolist()]
     assert ids == list(range(len(ids))) and len(ids) > 2
 
 
@@ -153,11 +153,11 @@ def test_batch_sizes_and_repetitions_take_effect(folder):
     made = fitted(folder, eval_batch_size=5, repeated_augmentation=3)
     assert {len(batch) for batch in made.train_dataloader()} == {4}
     assert {len(batch) for batch in made.val_dataloader()} == {5}
-    seen = Counter(i for batch in made.train_dataloader() for i in batch.ids.tolist())
+    seen = Counter(i for batch in made.train_dataloader() for i in batch.image_ids.tolist())
     # 7 images three times, and 3 that fill up the sixth batch.
     assert seen.total() == 24 and 7 <= len(seen) <= 10 and min(Counter(seen.values())) >= 1
     assert sum(count >= 3 for count in seen.values()) == 7
-    assert sorted(i for batch in made.val_dataloader() for i in batch.ids.tolist()) == list(range(10))
+    assert sorted(i for batch in made.val_dataloader() for i in batch.image_ids.tolist()) == list(range(10))
 
 
 def test_workers_are_limited_by_cores_and_batches(folder, monkeypatch):
@@ -342,11 +342,11 @@ class Recorder(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         pixels = int(batch.image.long().sum())
-        self.seen.append((self.current_epoch, tuple(batch.ids.tolist()), pixels))
+        self.seen.append((self.current_epoch, tuple(batch.image_ids.tolist()), pixels))
         return self.weight.sum() * 0
 
     def validation_step(self, batch, batch_idx):
-        self.validated += batch.ids.tolist()
+        self.validated += batch.image_ids.tolist()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)

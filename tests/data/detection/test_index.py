@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from trunkline.data.detection.index import check_images, index_of_files, read_coco
-from trunkline.data.shared.coco_json import AnnotationError, Category
+from trunkline.data.shared.coco_json import AnnotationError
 from trunkline.data.shared.io import ImageError
+from trunkline.data.shared.labels import LabelClass
 
 
 def annotation(number, image, category, bbox, **more):
@@ -59,7 +60,7 @@ def read(tmp_path):
 
 def test_labels_are_contiguous_in_id_order(read, content):
     index = read(content)
-    assert index.categories == (Category(3, "cat"), Category(18, "dog"), Category(90, "cup"))
+    assert index.categories == (LabelClass(3, "cat"), LabelClass(18, "dog"), LabelClass(90, "cup"))
     assert index.image_ids.tolist() == [40, 7, 12]
     assert index.sizes.tolist() == [[60, 100], [90, 50], [10, 20]]
     assert index.offsets.tolist() == [0, 2, 4, 4]

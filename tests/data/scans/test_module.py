@@ -87,7 +87,7 @@ def test_patches_hold_the_voxels_and_labels_of_the_files(folder, tmp_path, cache
     for batch in loader:
         assert batch.image.shape == (3, 1, 6, 7, 8) and batch.image.dtype == torch.float32 and len(batch) == 3
         assert batch.mask.dtype == torch.uint8 and batch.image_sizes.tolist() == [[6, 7, 8]] * 3
-        for image, mask, case in zip(batch.image, batch.mask, batch.ids.tolist(), strict=True):
+        for image, mask, case in zip(batch.image, batch.mask, batch.image_ids.tolist(), strict=True):
             assert (image // 1e6 == case).all()
             for place in np.ndindex(6, 7, 8):
                 if sum(place) % 5 == 0:
@@ -174,7 +174,7 @@ def test_small_scans_are_padded_and_counted_in_the_log(folder, caplog):
     made = fitted(folder, patch=[10, 4, 4], steps_per_epoch=10)
     assert "1 of 3 training scans are smaller than the patch of 10x4x4 voxels" in caplog.text
     for batch in made.train_dataloader():
-        for mask, case in zip(batch.mask, batch.ids.tolist(), strict=True):
+        for mask, case in zip(batch.mask, batch.image_ids.tolist(), strict=True):
             assert (mask[[0, 9]] == 255).all() == (case == 2) and (mask[1:9] != 255).all()
 
 
@@ -215,7 +215,7 @@ def test_every_validation_case_comes_once_with_its_truth_on_the_grid_of_the_file
     loader = made.val_dataloader()
     assert loader.num_workers == min(workers, 1)
     cases = list(loader)
-    assert [case.ids.tolist() for case in cases] == [[0], [1]] and [len(case) for case in cases] == [1, 1]
+    assert [case.image_ids.tolist() for case in cases] == [[0], [1]] and [len(case) for case in cases] == [1, 1]
     for n, case in enumerate(cases):
         shape = SHAPES["val"][n]
         assert case.case.name == f"case{3 + n}" and case.error is None
@@ -350,7 +350,7 @@ def test_a_broken_case_is_reported_and_the_others_are_delivered(folder, tmp_path
     assert [case.name for case in made.predict_cases] == [f"new{n}" for n in range(4)]
     assert [entry.id for entry in made.classes] == [0, 1, 4] and made.image_layout() == (1, 3)
     cases = list(made.predict_dataloader())
-    assert [case.ids.item() for case in cases] == [0, 1, 2, 3] and all(case.truth is None for case in cases)
+    assert [case.image_ids.item() for case in cases] == [0, 1, 2, 3] and all(case.truth is None for case in cases)
     assert "new1.nii.gz" in cases[1].error and cases[1].image is None and cases[1].placement is None
     assert "new3.nii.gz: 2 channels, but the training data have 1" in cases[3].error
     for n in (0, 2):

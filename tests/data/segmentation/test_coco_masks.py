@@ -16,7 +16,8 @@ from trunkline.data.segmentation.coco_json import read_mask_json
 from trunkline.data.segmentation.coco_masks import PanopticMasks
 from trunkline.data.shared.coco_json import AnnotationError
 from trunkline.data.shared.common import PackedNames
-from trunkline.data.shared.label_classes import ClassRow, ClassTable, MaskError
+from trunkline.data.shared.label_classes import ClassTable, MaskError
+from trunkline.data.shared.labels import LabelClass
 from trunkline.data.shared.locate import DataNotFoundError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools beside NumPy 2
@@ -330,7 +331,7 @@ def test_choosing_among_many_panoptic_images_is_not_slow():
     names = PackedNames.pack(f"{n}.png" for n in range(images))
     rows = torch.arange(images + 1) * each
     numbers = torch.arange(images * each)
-    masks = PanopticMasks("", names, ClassTable([ClassRow(1, "a")]), rows, numbers, numbers.to(torch.uint8))
+    masks = PanopticMasks("", names, ClassTable([LabelClass(1, "a")]), rows, numbers, numbers.to(torch.uint8))
     start = time.perf_counter()
     some = masks.subset(list(range(images - 1, 0, -2)))
     assert time.perf_counter() - start < 5  # 0.1 s on a quiet machine

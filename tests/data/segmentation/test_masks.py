@@ -8,7 +8,8 @@ from PIL import Image
 from trunkline.data.segmentation.masks import MaskFiles
 from trunkline.data.shared.common import PackedNames
 from trunkline.data.shared.io import ImageError, read_mask, resize_mask
-from trunkline.data.shared.label_classes import ClassRow, ClassTable, MaskError
+from trunkline.data.shared.label_classes import ClassTable, MaskError
+from trunkline.data.shared.labels import LabelClass
 
 VALUES = np.array([[0, 1, 2], [3, 255, 1]], dtype=np.uint8)
 
@@ -22,7 +23,7 @@ def files(folder, names, rows, **options):
     return MaskFiles(str(folder), PackedNames.pack(names), ClassTable(rows, **options))
 
 
-NUMBERED = [ClassRow(n, f"n{n}") for n in range(4)]
+NUMBERED = [LabelClass(n, f"n{n}") for n in range(4)]
 
 
 def test_values_come_as_stored_in_every_mode(tmp_path):
@@ -97,7 +98,7 @@ def test_resizing_takes_the_pixel_that_the_new_centre_lies_in():
 
 def test_labels_and_survey_by_hand(tmp_path):
     save(tmp_path / "a.png", VALUES)
-    rows = [ClassRow(3, "x"), ClassRow(1, "background"), ClassRow(0, "y"), ClassRow(2, "no")]
+    rows = [LabelClass(3, "x"), LabelClass(1, "background"), LabelClass(0, "y"), LabelClass(2, "no")]
     source = files(tmp_path, ["a.png"], rows, ignore=["no"])
     mask = source.mask(0)
     assert mask.tolist() == [[2, 1, 255], [0, 255, 1]] and mask.dtype == np.uint8
@@ -113,7 +114,7 @@ def test_labels_and_survey_by_hand(tmp_path):
 def test_16_bit_values_go_through_the_table(tmp_path):
     values = np.array([[24001, 65535, 7], [7, 255, 24001]], dtype=np.uint16)
     save(tmp_path / "a.png", values)
-    source = files(tmp_path, ["a.png"], [ClassRow(7, "a"), ClassRow(24001, "b"), ClassRow(65535, "c")])
+    source = files(tmp_path, ["a.png"], [LabelClass(7, "a"), LabelClass(24001, "b"), LabelClass(65535, "c")])
     assert source.mask(0).tolist() == [[1, 2, 0], [0, 255, 1]]
     assert source.survey(0).counts.tolist() == [2, 2, 1, 1]
 
@@ -127,7 +128,11 @@ def test_unknown_values_are_told_with_their_pixels(tmp_path):
         source.mask(0)
 
 
-RED = [ClassRow(0, "red", (255, 0, 0)), ClassRow(5, "blue", (0, 0, 250)), ClassRow(6, "void", (0, 0, 0))]
+RED = [
+    LabelClass(0, "red", (255, 0, 0)),
+    LabelClass(5, "blue", (0, 0, 250)),
+    LabelClass(6, "void", (0, 0, 0)),
+]
 
 
 def test_colours_go_through_the_table(tmp_path):

@@ -64,18 +64,18 @@ def inside(batch, n):
 def test_evaluation_shows_every_picture_once_at_native_size(folder):
     made = fitted(folder, augment=[{"HorizontalFlip": {"p": 1.0}}])
     batches = list(made.val_dataloader())
-    assert sorted(i for batch in batches for i in batch.ids.tolist()) == list(range(9))
+    assert sorted(i for batch in batches for i in batch.image_ids.tolist()) == list(range(9))
     for batch in batches:
         assert (batch.image_sizes == batch.image_sizes[0]).all()
         assert torch.equal(batch.image_sizes, batch.original_sizes)
         assert len(batch.truth) == len(batch)
-        for n, i in enumerate(batch.ids.tolist()):
+        for n, i in enumerate(batch.image_ids.tolist()):
             picture, labels = inside(batch, n)
             assert torch.equal(picture, torch.from_numpy(read_image(made.val_index.path(i))))
             with Image.open(made.val_index.masks.name(i)) as mask:
                 values = torch.from_numpy(np.array(mask))
             assert torch.equal(batch.truth[n], values) and torch.equal(labels, values)
-    assert [batch.ids.tolist() for batch in made.val_dataloader()] == [b.ids.tolist() for b in batches]
+    assert [batch.image_ids.tolist() for batch in made.val_dataloader()] == [b.image_ids.tolist() for b in batches]
 
 
 @pytest.mark.parametrize("limit", [None, 22])
@@ -83,7 +83,7 @@ def test_evaluation_can_resize_and_keeps_the_truth(folder, limit):
     made = fitted(folder, eval_short_side=20, eval_long_side=limit, eval_batch_size=2)
     for batch in made.val_dataloader():
         assert len(batch) <= 2
-        for n, i in enumerate(batch.ids.tolist()):
+        for n, i in enumerate(batch.image_ids.tolist()):
             height, width = batch.original_sizes[n].tolist()
             scale = min(20 / min(height, width), (limit or 1e9) / max(height, width))
             size = tuple(int(np.floor(side * scale + 0.5)) for side in (height, width))
@@ -106,12 +106,12 @@ def test_training_batches_are_augmented_padded_and_full(folder):
     assert all(batch.truth == () for batch in batches)
     plain = fitted(folder, augment=[])
     for batch in plain.train_dataloader():
-        for n, i in enumerate(batch.ids.tolist()):
+        for n, i in enumerate(batch.image_ids.tolist()):
             height, width = batch.image_sizes[n].tolist()
             labels = torch.from_numpy(plain.train_index.masks.mask(i))
             assert torch.equal(batch.mask[n, :height, :width], labels)
             assert (batch.mask[n, height:] == 255).all() and (batch.mask[n, :, width:] == 255).all()
-    flipped = {i for batch in fitted(folder).train_dataloader() for i in batch.ids.tolist()}
+    flipped = {i for batch in fitted(folder).train_dataloader() for i in batch.image_ids.tolist()}
     assert flipped == set(range(13))
 
 
@@ -142,7 +142,7 @@ def test_workers_deliver_what_the_main_process_does(folder, monkeypatch):
         for loader in loaders:
             loader.sampler.set_epoch(epoch)
         batches = [list(loader) for loader in loaders]
-        shown.append([batch.ids.tolist() for batch in batches[0]])
+        shown.append([batch.image_ids.tolist() for batch in batches[0]])
         for one, other in zip(*batches, strict=True):
             for name, value in vars(one).items():
                 assert name == "truth" or torch.equal(value, getattr(other, name)), name
@@ -152,15 +152,15 @@ def test_workers_deliver_what_the_main_process_does(folder, monkeypatch):
 def test_prediction_has_no_masks_and_keeps_the_order_where_sizes_allow(folder):
     made = fitted(folder, "predict", predict=str(folder / "images/val"), eval_short_side=16)
     batches = list(made.predict_dataloader())
-    assert sorted(i for batch in batches for i in batch.ids.tolist()) == list(range(9))
+    assert sorted(i for batch in batches for i in batch.image_ids.tolist()) == list(range(9))
     for batch in batches:
         assert (
             (batch.mask == 255).all()
             and batch.truth == ()
-            and batch.ids.tolist() == sorted(batch.ids.tolist())
+            and batch.image_ids.tolist() == sorted(batch.image_ids.tolist())
         )
         assert batch.image_sizes.amin(dim=1).tolist() == [16] * len(batch)
-        for n, i in enumerate(batch.ids.tolist()):
+        for n, i in enumerate(batch.image_ids.tolist()):
             assert tuple(batch.original_sizes[n].tolist()) == read_image(made.predict_paths[i]).shape[:2]
     assert [path.stem for path in made.predict_paths.values()] == [f"{n:06d}" for n in range(1, 10)]
     assert [entry.name for entry in made.classes] == ["background", "circle", "rectangle", "triangle"]
@@ -412,11 +412,11 @@ class Recorder(pl.LightningModule):
         self.seen, self.validated = [], []
 
     def training_step(self, batch, batch_idx):
-        self.seen.append((self.current_epoch, tuple(batch.ids.tolist()), int(batch.mask.long().sum())))
+        self.seen.append((self.current_epoch, tuple(batch.image_ids.tolist()), int(batch.mask.long().sum())))
         return self.weight.sum() * 0
 
     def validation_step(self, batch, batch_idx):
-        self.validated += batch.ids.tolist()
+        self.validated += batch.image_ids.tolist()
 
     test_step = validation_step
 
@@ -455,6 +455,6 @@ def test_two_processes_share_the_pictures(folder):
         made.trainer = SimpleNamespace(global_rank=rank, world_size=2, num_devices=2, overfit_batches=0)
         loader = pickle.loads(pickle.dumps(made.train_dataloader().dataset)), made.train_dataloader().sampler
         trained.append(Counter(sample.image_id for batch in loader[1] for sample in loader[0][batch]))
-        validated += [i for batch in made.val_dataloader() for i in batch.ids.tolist()]
+        validated += [i for batch in made.val_dataloader() for i in batch.image_ids.tolist()]
     assert set(trained[0] | trained[1]) == set(range(13)) and trained[0].total() == trained[1].total() == 8
     assert sorted(validated) == list(range(9))

@@ -3,15 +3,10 @@
 import pytest
 import torch
 
-from trunkline.data.shared.batches import (
-    ClassificationSample,
-    DetectionSample,
-    SegmentationSample,
-    collate_classification,
-    collate_detection,
-    collate_segmentation,
-    padded,
-)
+from trunkline.data.classification.batches import ClassificationSample, collate_classification
+from trunkline.data.detection.batches import DetectionSample, collate_detection
+from trunkline.data.segmentation.batches import SegmentationSample, collate_segmentation
+from trunkline.data.shared.batches import padded
 
 
 def sample(height, width, boxes, image_id=1, canvas=(4, 5), value=9):
@@ -95,7 +90,7 @@ def test_pictures_with_one_class_each():
     assert len(batch) == 2 and torch.equal(batch.image, images) and batch.image.dtype == torch.uint8
     assert batch.image.is_contiguous()  # whatever order the decoder left the pixels in
     assert batch.label.tolist() == [5, 4] and batch.label.dtype == torch.int64
-    assert batch.ids.tolist() == [0, 7] and batch.image_sizes.tolist() == [[4, 5], [4, 5]]
+    assert batch.image_ids.tolist() == [0, 7] and batch.image_sizes.tolist() == [[4, 5], [4, 5]]
 
 
 def test_scans_with_several_classes_each():
@@ -130,7 +125,7 @@ def test_masks_are_padded_with_what_is_ignored_and_pictures_with_zero():
     image[0, :, :2], mask[0, :2] = 9, 4
     image[1, :, :, :1], mask[1, :, :1] = 9, 7
     assert torch.equal(batch.image, image) and torch.equal(batch.mask, mask)
-    assert batch.image_sizes.tolist() == [[2, 3], [4, 1]] and batch.ids.tolist() == [4, 7]
+    assert batch.image_sizes.tolist() == [[2, 3], [4, 1]] and batch.image_ids.tolist() == [4, 7]
     assert batch.original_sizes.tolist() == [[20, 30], [40, 10]] and batch.truth == ()
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from trunkline.data.shared.colours import voc_colour
-from trunkline.data.shared.label_classes import ClassRow, ClassTable, MaskError, rows_of_names
+from trunkline.data.shared.label_classes import ClassTable, MaskError, rows_of_names
 from trunkline.data.shared.label_table import (
     CITYSCAPES_IGNORED,
     CITYSCAPES_ROWS,
@@ -13,8 +12,9 @@ from trunkline.data.shared.label_table import (
     find_class_file,
     read_class_rows,
 )
+from trunkline.data.shared.labels import LabelClass, voc_colour
 
-ROWS = [ClassRow(0, "sky"), ClassRow(4, "road"), ClassRow(9, "car"), ClassRow(300, "void")]
+ROWS = [LabelClass(0, "sky"), LabelClass(4, "road"), LabelClass(9, "car"), LabelClass(300, "void")]
 
 
 def test_colours_of_voc_are_those_of_its_development_kit():
@@ -69,7 +69,7 @@ def test_categories_pick_and_order_and_the_rest_becomes_background():
 
 
 def test_a_background_of_the_table_serves_as_such_wherever_it_stands():
-    rows = [ClassRow(3, "Background"), ClassRow(1, "cat"), ClassRow(2, "dog")]
+    rows = [LabelClass(3, "Background"), LabelClass(1, "cat"), LabelClass(2, "dog")]
     table = ClassTable(rows, categories=["dog"])
     assert [c.id for c in table.classes] == [3, 2]
     assert table.labels(np.array([1, 2, 3])).tolist() == [0, 1, 0]
@@ -79,7 +79,7 @@ def test_a_background_of_the_table_serves_as_such_wherever_it_stands():
 
 
 def test_colours_become_labels_and_unknown_ones_are_told():
-    rows = [ClassRow(0, "a", (255, 0, 0)), ClassRow(1, "b", (0, 0, 1)), ClassRow(2, "void", (0, 0, 0))]
+    rows = [LabelClass(0, "a", (255, 0, 0)), LabelClass(1, "b", (0, 0, 1)), LabelClass(2, "void", (0, 0, 0))]
     table = ClassTable(rows, ignore=["void"])
     codes = np.array([255 << 16, 1, 0, 256, 255 << 16 | 1], dtype=np.uint32)
     assert table.labels(codes).tolist() == [0, 1, 255, -1, -1] and table.coloured
@@ -106,11 +106,14 @@ def test_wrong_choices_are_errors(options, words):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([ClassRow(0, "a"), ClassRow(0, "b")], "id 0 is there twice"),
-        ([ClassRow(0, "a"), ClassRow(1, "a")], "name a is there twice"),
-        ([ClassRow(65536, "a")], "ids are 0 to 65535"),
-        ([ClassRow(n, f"n{n}") for n in range(256)], "256 classes are left to learn; there can be 1 to 255"),
-        ([ClassRow(0, "a", (1, 2, 3)), ClassRow(1, "b", (1, 2, 3))], r"b and another .* \(1, 2, 3\)"),
+        ([LabelClass(0, "a"), LabelClass(0, "b")], "id 0 is there twice"),
+        ([LabelClass(0, "a"), LabelClass(1, "a")], "name a is there twice"),
+        ([LabelClass(65536, "a")], "ids are 0 to 65535"),
+        (
+            [LabelClass(n, f"n{n}") for n in range(256)],
+            "256 classes are left to learn; there can be 1 to 255",
+        ),
+        ([LabelClass(0, "a", (1, 2, 3)), LabelClass(1, "b", (1, 2, 3))], r"b and another .* \(1, 2, 3\)"),
         ([], "0 classes"),
     ],
 )
@@ -120,14 +123,14 @@ def test_wrong_tables_are_errors(rows, words):
 
 
 def test_two_ignored_classes_may_share_a_colour_and_255_classes_fit():
-    rows = [ClassRow(0, "a", (1, 2, 3)), ClassRow(1, "b", (0, 0, 0)), ClassRow(2, "c", (0, 0, 0))]
+    rows = [LabelClass(0, "a", (1, 2, 3)), LabelClass(1, "b", (0, 0, 0)), LabelClass(2, "c", (0, 0, 0))]
     assert len(ClassTable(rows, ignore=[1, 2])) == 1
-    table = ClassTable([ClassRow(n, f"n{n}") for n in range(255)])
+    table = ClassTable([LabelClass(n, f"n{n}") for n in range(255)])
     assert table.labels(np.array([254, 255])).tolist() == [254, 255]
 
 
 def test_names_with_values_of_their_own():
-    assert rows_of_names(["a", "b"]) == [ClassRow(0, "a"), ClassRow(1, "b")]
+    assert rows_of_names(["a", "b"]) == [LabelClass(0, "a"), LabelClass(1, "b")]
     with pytest.raises(MaskError, match="3 values, but there are 2 classes"):
         rows_of_names(["a", "b"], [1, 2, 3])
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trunkline.backbones import FPN, ResidualEncoder, ResNet
-from trunkline.data.shared.batches import DetectionSample, collate_detection
+from trunkline.data.detection.batches import DetectionSample, collate_detection
 from trunkline.heads import FCN, Classifier, FasterRCNN, UNet
 from trunkline.heads.detection import RoIOptions
 from trunkline.tasks.base.predicting import OptimisedPrediction

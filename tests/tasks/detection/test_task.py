@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 
 from trunkline.backbones import FPN, ResNet
+from trunkline.data.detection.batches import DetectionBatch
 from trunkline.data.detection.module import CocoDetection
-from trunkline.data.shared.batches import DetectionBatch
 from trunkline.evaluation.detection.evaluator import CocoEvaluator
 from trunkline.heads import FCN, Classifier, FasterRCNN
 from trunkline.tasks.detection.task import Detection

@@ -10,7 +10,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from trunkline.backbones import FPN, ResNet
 from trunkline.backbones.weights.load import COCO_CATEGORY_IDS
-from trunkline.data.shared.batches import DetectionSample, collate_detection
+from trunkline.data.detection.batches import DetectionSample, collate_detection
 from trunkline.heads import FasterRCNN
 from trunkline.heads.detection import RoIOptions
 from trunkline.tasks.detection.task import Detection

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trunkline.backbones.base import Backbone, FeatureLevel
-from trunkline.data.shared.batches import SegmentationSample, collate_segmentation
+from trunkline.data.segmentation.batches import SegmentationSample, collate_segmentation
 from trunkline.data.shared.io import read_mask
 from trunkline.heads import FCN, Classifier
 from trunkline.heads.segmentation.base import RawSegmentation

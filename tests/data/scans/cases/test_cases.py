@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from trunkline.data.scans.cases.cases import CasesError, find_cases, to_labels
-from trunkline.data.shared.label_classes import SegmentationClass
+from trunkline.data.shared.labels import LabelClass
 from trunkline.data.shared.locate import DataNotFoundError
 
 
@@ -140,7 +140,7 @@ def test_nothing_to_predict(tmp_path):
     assert find_cases([str(tmp_path / "notes.txt")])[0].name == "notes.txt"  # reported when it is read
 
 
-CLASSES = [SegmentationClass(i, f"c{i}", (0, 0, 0)) for i in (0, 7, -3, 300)]
+CLASSES = [LabelClass(i, f"c{i}", (0, 0, 0)) for i in (0, 7, -3, 300)]
 
 
 @pytest.mark.parametrize("kind", [np.int16, np.int32, np.int64])

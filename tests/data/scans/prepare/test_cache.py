@@ -17,10 +17,10 @@ from trunkline.data.scans.prepare import cache as module
 from trunkline.data.scans.prepare.cache import CacheError, PreparedCases, default_folder, prepare_case
 from trunkline.data.scans.prepare.intensity import Intensity
 from trunkline.data.scans.prepare.prepare import Preparation
-from trunkline.data.shared.label_classes import SegmentationClass
+from trunkline.data.shared.labels import LabelClass
 
 IDS = (0, 4, 9)
-CLASSES = tuple(SegmentationClass(number, f"n{number}", (0, 0, 0)) for number in IDS)
+CLASSES = tuple(LabelClass(number, f"n{number}", (0, 0, 0)) for number in IDS)
 IGNORE_ID = 77
 AFFINE = np.diag([-1.0, 1, 2, 1])
 HOW = Preparation(spacing=[2, 1, 1], crop=True)
@@ -163,7 +163,7 @@ def test_a_changed_file_is_prepared_anew(cases, tmp_path, prepared_names):
         {"how": Preparation(spacing=[2, 1, 1], crop=True, intensity=[Intensity(nonzero=True)])},
         {"how": Preparation(spacing=[2, 1, 1], crop=True, anisotropy=2)},
         {"classes": CLASSES[::2] + CLASSES[1:2]},
-        {"ignore_id": 78, "classes": (*CLASSES, SegmentationClass(77, "more", (0, 0, 0)))},
+        {"ignore_id": 78, "classes": (*CLASSES, LabelClass(77, "more", (0, 0, 0)))},
     ],
 )
 def test_a_changed_option_is_prepared_anew(cases, tmp_path, prepared_names, options):
@@ -178,7 +178,7 @@ def test_a_changed_option_is_prepared_anew(cases, tmp_path, prepared_names, opti
 
 def test_names_and_colours_of_classes_do_not_matter(cases, tmp_path, prepared_names):
     on_disk(cases, tmp_path).build()
-    renamed = [SegmentationClass(entry.id, entry.name + "x", (1, 2, 3)) for entry in CLASSES]
+    renamed = [LabelClass(entry.id, entry.name + "x", (1, 2, 3)) for entry in CLASSES]
     on_disk(cases, tmp_path, classes=renamed).build()
     assert len(prepared_names) == 4
 

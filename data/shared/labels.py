@@ -1,8 +1,25 @@
-"""Standard colours of class numbers. (Nothing is imported: writing a sample dataset needs no torch.)"""
+"""Classes and their standard colours. (Writing a sample dataset imports this, and needs no torch.)"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 Colour = tuple[int, int, int]
+
+
+class LabelClass(NamedTuple):
+    """A class of the labels of a dataset.
+
+    Attributes:
+        id: what stands for it in the files (a category id, the value of its pixels); its number if they
+            have no such thing.
+        name: for people.
+        colour: red, green and blue, 0 to 255; None if the dataset names none.
+    """
+
+    id: int
+    name: str
+    colour: Colour | None = None
 
 
 def voc_colour(number: int) -> Colour:

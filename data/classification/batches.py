@@ -1,0 +1,70 @@
+"""Images with classes: samples, and how they become a batch.
+
+Letters in shapes: B images, C channels, K classes, S the spatial sizes of an image, h w two of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..shared.batches import Batch
+
+
+@dataclass
+class ClassificationSample:
+    """One picture or scan with its class or classes.
+
+    Attributes:
+        image: ``[3, h, w]`` uint8 RGB, or ``[C, D, H, W]`` float32 standardised.
+        label: ``[]`` int64 in 0..K-1, or ``[K]`` float32 of zeros and ones where an image may show several
+            classes; -1 (everywhere) if unknown.
+        image_id: position in the index of the data module.
+    """
+
+    image: Tensor
+    label: Tensor
+    image_id: int
+
+
+@dataclass(kw_only=True)
+class ClassificationBatch(Batch):
+    """A batch of images of one size.
+
+    Attributes:
+        image: ``[B, C, *S]``, uint8 RGB pictures or float32 scans, as in ``ClassificationSample``.
+        image_sizes: ``[B, 2]`` or ``[B, 3]`` int64, the sizes S of each image; nothing is padded.
+        image_ids: ``[B]`` int64, positions in the index of the data module.
+        label: ``[B]`` int64 in 0..K-1, or ``[B, K]`` float32 zeros and ones; -1 where unknown.
+    """
+
+    label: Tensor
+
+    def labelled(self) -> Tensor:
+        """Return how many of the images have all of their labels."""
+        return (self.label.view(len(self), -1) >= 0).all(1).sum()
+
+
+def collate_classification(samples: list[ClassificationSample]) -> ClassificationBatch:
+    """Put samples of equal shape into one batch.
+
+    Raises:
+        ValueError: if an image differs from the first in shape (scans with other numbers of channels do).
+    """
+    first = samples[0]
+    for sample in samples:
+        if sample.image.shape != first.image.shape:
+            raise ValueError(
+                f"image id {sample.image_id} has shape {list(sample.image.shape)}, image id {first.image_id} "
+                f"of its batch {list(first.image.shape)}; all need the same number of channels and size"
+            )
+    image = torch.stack([sample.image for sample in samples])
+    sizes = torch.tensor(image.shape[2:], dtype=torch.int64)
+    return ClassificationBatch(
+        image=image,
+        label=torch.stack([sample.label for sample in samples]),
+        image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
+        image_sizes=sizes.repeat(len(samples), 1),
+    )

@@ -1,0 +1,99 @@
+"""Images with boxes: samples, and how they become a batch.
+
+Letters in shapes: B images, M box rows of the image with most boxes, H W the padded canvas; h w height and
+width of one image, m its boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..shared.batches import Batch, padded
+
+
+@dataclass
+class DetectionSample:
+    """One image with its boxes, as the data set yields it.
+
+    Attributes:
+        image: ``[3, h, w]`` uint8 RGB, already resized, not padded.
+        boxes: ``[m, 4]`` float32, x1 y1 x2 y2 in pixels of ``image``.
+        labels: ``[m]`` int64 in 0..K-1.
+        crowd: ``[m]`` bool.
+        image_id: the id in the annotation file.
+        original_size: height and width of the image on disk (after EXIF orientation), in pixels.
+        canvas: height and width to pad to, in pixels.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    image_id: int
+    original_size: tuple[int, int]
+    canvas: tuple[int, int]
+
+
+@dataclass(kw_only=True)
+class DetectionBatch(Batch):
+    """A padded batch of images with boxes.
+
+    Attributes:
+        image: ``[B, 3, H, W]`` uint8 RGB, zero outside ``image_sizes``.
+        image_sizes: ``[B, 2]`` int64, height and width of each resized image inside the canvas.
+        image_ids: ``[B]`` int64, the ids in the annotation file.
+        boxes: ``[B, M, 4]`` float32, x1 y1 x2 y2 in canvas pixels, zero in padding rows.
+        labels: ``[B, M]`` int64 in 0..K-1; -1 marks a padding row.
+        crowd: ``[B, M]`` bool, false in padding rows.
+        original_sizes: ``[B, 2]`` int64, height and width of each image on disk.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    original_sizes: Tensor
+
+
+def collate_detection(samples: list[DetectionSample], rows_multiple: int = 16) -> DetectionBatch:
+    """Pad samples to their common canvas and their boxes to a common number of rows.
+
+    Args:
+        samples: at least one sample; all name the same ``canvas`` and fit into it.
+        rows_multiple: M is rounded up to a multiple of this (at least one), so that few shapes occur.
+
+    Raises:
+        ValueError: if canvases differ, or an image is larger than its canvas.
+    """
+    canvas = samples[0].canvas
+    for sample in samples:
+        height, width = sample.image.shape[-2:]
+        if sample.canvas != canvas:
+            raise ValueError(
+                f"image id {sample.image_id} asks for canvas {sample.canvas}, its batch for {canvas}"
+            )
+        if height > canvas[0] or width > canvas[1]:
+            raise ValueError(
+                f"image id {sample.image_id} is {height}x{width} (height x width) after resizing and does "
+                f"not fit the canvas {canvas[0]}x{canvas[1]}"
+            )
+    most = max(1, max(len(sample.labels) for sample in samples))
+    rows = -(-most // rows_multiple) * rows_multiple
+    count = len(samples)
+    batch = DetectionBatch(
+        image=padded([sample.image for sample in samples], canvas),
+        image_sizes=torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64),
+        boxes=torch.zeros(count, rows, 4),
+        labels=torch.full((count, rows), -1, dtype=torch.int64),
+        crowd=torch.zeros(count, rows, dtype=torch.bool),
+        image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
+        original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
+    )
+    for index, sample in enumerate(samples):
+        number = len(sample.labels)
+        batch.boxes[index, :number] = sample.boxes
+        batch.labels[index, :number] = sample.labels
+        batch.crowd[index, :number] = sample.crowd
+    return batch

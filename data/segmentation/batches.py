@@ -1,0 +1,74 @@
+"""Pictures with masks: samples, and how they become a batch.
+
+Letters in shapes: B pictures, H W the padded canvas; h w height and width of one picture, h0 w0 on disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...constants import IGNORE_INDEX
+from ..shared.batches import Batch, padded
+from ..shared.canvas import PADDING_MULTIPLE
+
+
+@dataclass
+class SegmentationSample:
+    """One picture with its mask, as the data set yields it.
+
+    Attributes:
+        image: ``[3, h, w]`` uint8 RGB, not padded.
+        mask: ``[h, w]`` uint8 labels 0..K-1, 255 for pixels to ignore.
+        image_id: position in the index of the data module.
+        original_size: height and width of the picture on disk (after EXIF orientation), in pixels.
+        truth: ``[h0, w0]`` uint8, the mask at the original size, in evaluation; else None.
+    """
+
+    image: Tensor
+    mask: Tensor
+    image_id: int
+    original_size: tuple[int, int]
+    truth: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class SegmentationBatch(Batch):
+    """A padded batch of pictures with masks.
+
+    Attributes:
+        image: ``[B, 3, H, W]`` uint8 RGB, zero outside ``image_sizes``.
+        image_sizes: ``[B, 2]`` int64, height and width of each picture inside the canvas.
+        image_ids: ``[B]`` int64, positions in the index of the data module.
+        mask: ``[B, H, W]`` uint8 labels 0..K-1; 255 for pixels to ignore, and outside ``image_sizes``.
+        original_sizes: ``[B, 2]`` int64, height and width of each picture on disk.
+        truth: a ``[h0, w0]`` uint8 mask at the original size per picture, in evaluation; else empty.
+    """
+
+    mask: Tensor
+    original_sizes: Tensor
+    truth: tuple[Tensor, ...] = ()
+
+
+def collate_segmentation(
+    samples: list[SegmentationSample], multiple: int = PADDING_MULTIPLE
+) -> SegmentationBatch:
+    """Pad pictures and masks to the size of the largest of them, rounded up.
+
+    Args:
+        samples: at least one.
+        multiple: pixels; sides are rounded up to multiples of it. The cells of a map that is resized to a
+            picture of another size would stand for fewer pixels than their stride, and so for the wrong ones.
+    """
+    sizes = torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64)  # [B, 2]
+    canvas = [-(-side // multiple) * multiple for side in sizes.amax(dim=0).tolist()]
+    return SegmentationBatch(
+        image=padded([sample.image for sample in samples], canvas),
+        image_sizes=sizes,
+        mask=padded([sample.mask for sample in samples], canvas, IGNORE_INDEX),
+        image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
+        original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
+        truth=tuple(sample.truth for sample in samples if sample.truth is not None),
+    )

@@ -1,0 +1,199 @@
+"""What tasks ask of a data module, and what the data modules of this package share.
+
+Write a data module of your own as a ``TrunklineData``, or, if it has splits that are read from disk, as a
+``SplitData``; docs/extend/dataset.md shows one.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from .common import without_paths
+from .labels import LabelClass
+from .locate import DataNotFoundError
+
+logger = logging.getLogger("trunkline")
+
+Index = TypeVar("Index")
+
+SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class DataContractError(TypeError):
+    """A data module lacks what a task needs of it."""
+
+
+class TrunklineData(pl.LightningDataModule):
+    """The contract of data modules with the tasks that train on them.
+
+    Tasks ask for the classes of the labels, the truth to evaluate against, the files to predict on and the
+    kind of images. What a task needs and a module does not have is an error that names the method. Methods
+    take the kind of labels (``detection``, ``segmentation``, ``classification`` or a name of your own, as the
+    head's ``branch`` says) and the name of the head, which is empty unless several heads are trained at once.
+
+    Attributes:
+        label_kinds: the kinds of labels that the module has.
+    """
+
+    label_kinds: ClassVar[tuple[str, ...]] = ()
+
+    def image_layout(self) -> tuple[int, int]:
+        """Return the number of channels and of spatial axes (2 or 3) of the images."""
+        raise self.missing("image_layout()", "the number of channels and of spatial axes of the images")
+
+    def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
+        """Return the classes of the labels: label k is ``label_classes(kind)[k]``.
+
+        Empty in prediction if they are not known; the checkpoint names them then.
+        """
+        raise self.missing("label_classes(kind, head)", f"the classes of its {kind} labels")
+
+    def label_counts(self, kind: str, head: str = "") -> Sequence[int]:
+        """Return how often each class occurs in the training data, for ``balanced`` class weights."""
+        raise self.missing("label_counts(kind, head)", "how often each class occurs, for balanced weights")
+
+    def multi_label(self, head: str = "") -> bool:
+        """Return whether an image may have any number of classes. For classification."""
+        return False
+
+    def evaluation_truth(self, kind: str, stage: str, head: str = "") -> Any:
+        """Return what predictions are evaluated against, where it does not travel in the batches.
+
+        Args:
+            kind: of the labels. For ``detection`` it is a COCO instances dictionary.
+            stage: ``fit`` and ``validate`` evaluate the validation data, ``test`` the test data.
+            head: see the class.
+
+        Returns:
+            What the evaluators of that kind take; None if there are no data for the stage.
+        """
+        raise self.missing("evaluation_truth(kind, stage, head)", "the annotations to evaluate against")
+
+    def prediction_paths(self) -> Mapping[int, Path]:
+        """Return the file of each image to predict on, by its id in the batches."""
+        raise self.missing("prediction_paths()", "the files to predict on, by the ids of the images")
+
+    def missing(self, method: str, what: str) -> DataContractError:
+        """Return the error for a method that a task needs and that a module does not have."""
+        return DataContractError(
+            f"{type(self).__name__} has no {method}, which tells the task {what}; implement it as "
+            "trunkline.data.shared.module.TrunklineData describes"
+        )
+
+
+class SplitData(TrunklineData, Generic[Index]):
+    """A data module whose splits are read from disk, each once in the life of the module.
+
+    A subclass calls :meth:`keep_arguments` in its constructor and implements ``has_split``, ``read_split``,
+    ``read_prediction`` and ``make_loader``.
+
+    Attributes:
+        stand_ins: by a split that there is not, the one whose data take its place.
+        splits: what was read, by ``train``, ``val``, ``test`` and ``predict``.
+    """
+
+    stand_ins: ClassVar[Mapping[str, str]] = {"test": "val"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.splits: dict[str, Index] = {}
+
+    def keep_arguments(self) -> None:
+        """Turn paths in ``self.hparams`` into text: checkpoints that open with weights_only hold no Path."""
+        for name, value in self.hparams.items():
+            self.hparams[name] = without_paths(value)
+
+    @abstractmethod
+    def has_split(self, split: str) -> bool:
+        """Return whether there are data for ``train``, ``val`` or ``test``.
+
+        Raises:
+            DataNotFoundError: if the user named data that are not there.
+        """
+
+    @abstractmethod
+    def read_split(self, split: str) -> Index:
+        """Read the index of ``train``, ``val`` or ``test``."""
+
+    @abstractmethod
+    def read_prediction(self, given: list[str]) -> Index:
+        """Read the index of what ``data.predict`` names."""
+
+    @abstractmethod
+    def make_loader(self, split: str, index: Index) -> DataLoader:
+        """Return the loader of a split."""
+
+    def indices(self, stage: str | None = None) -> dict[str, Index]:
+        """Return the indices of the splits that a stage needs, and read those that have not been read.
+
+        Args:
+            stage: ``fit`` (also for None), ``validate``, ``test`` or ``predict``. ``fit`` goes without
+                validation where there are no data for it.
+        """
+        stage = stage or "fit"
+        found = {}
+        for split in SPLITS[stage]:
+            if stage == "fit" and split == "val" and self.source_of("val") is None:
+                logger.warning(
+                    "training without validation: there are no validation data under %s",
+                    self.hparams.get("root"),
+                )
+                continue
+            if split not in self.splits:
+                self.splits[split] = self._read(split)
+            found[split] = self.splits[split]
+        return found
+
+    def source_of(self, split: str) -> str | None:
+        """Return the split whose data serve for ``split``: itself, its stand-in, or None."""
+        if self.has_split(split):
+            return split
+        other = self.stand_ins.get(split)
+        return other if other is not None and self.has_split(other) else None
+
+    def _read(self, split: str) -> Index:
+        if split == "predict":
+            given = self.hparams.get("predict")
+            if not given:
+                raise DataNotFoundError("nothing to predict on: set data.predict to a file or a folder")
+            return self.read_prediction([given] if isinstance(given, str) else list(given))
+        source = self.source_of(split)
+        if source is None or source == split:
+            return self.read_split(split)  # which says where it looked
+        logger.warning("there are no %s data: the %s data take their place", split, source)
+        if source not in self.splits:
+            self.splits[source] = self.read_split(source)
+        return self.splits[source]
+
+    @property
+    def stage(self) -> str | None:
+        """What the trainer is doing; None without a trainer."""
+        return None if self.trainer is None else self.trainer.state.fn
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the loader of augmented, shuffled training batches."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Return the validation loader, or an empty list if there are no validation data."""
+        return self._loader("val") if "val" in self.splits else []
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the test loader."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the loader of images to predict on."""
+        return self._loader("predict")
+
+    def _loader(self, split: str) -> DataLoader:
+        if split not in self.splits:
+            raise RuntimeError("the data have not been read: call setup(stage) before asking for a loader")
+        return self.make_loader(split, self.splits[split])
