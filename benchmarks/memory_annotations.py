@@ -34,7 +34,7 @@ from common import write_result
 from pairs import RESULTS, spread
 from trunkline.data.detection.dataset import CocoDetectionDataset
 from trunkline.data.detection.index import read_coco
-from trunkline.data.shared.augment import limit_threads
+from trunkline.data.shared.loading import limit_threads
 
 TINY = 100
 PER_IMAGE = 7.2  # annotations, as in COCO

@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 from ..shared.augment import AugmentationError
 from ..shared.io import ImageError, read_image
-from ..shared.sampling import ImageRequest
+from ..shared.loading import ImageRequest
 from .batches import ClassificationSample
 from .index import ClassIndex
 from .scans import read_scan

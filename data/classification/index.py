@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..shared.common import PackedNames, in_threads, number_of
-from ..shared.errors import listing
+from ..shared.common import PackedNames, in_threads, listing, number_of
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.locate import CheckImages
 from .archive import Archive, ArchiveError, read_member

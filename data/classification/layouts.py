@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..shared.common import PackedNames, number_of
-from ..shared.errors import listing
+from ..shared.common import PackedNames, listing, number_of
 from ..shared.io import IMAGE_SUFFIXES
 from ..shared.locate import SPLIT_NAMES, DataNotFoundError, list_images
 from .archive import Archive, read_archive

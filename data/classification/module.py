@@ -8,11 +8,10 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from ..shared.common import PlainErrorLoader, global_seed, require_positive, without_paths
+from ..shared.common import require_positive, without_paths
 from ..shared.io import ImageError, Interpolation
-from ..shared.loading import batch_loader, ranks_of
+from ..shared.loading import ImageBatchSampler, PlainErrorLoader, batch_loader, global_seed, ranks_of
 from ..shared.locate import CheckImages, DataNotFoundError
-from ..shared.sampling import ImageBatchSampler
 from .batches import collate_classification
 from .dataset import ClassificationDataset
 from .index import ClassIndex, LabelError, check_class_images, check_training_classes

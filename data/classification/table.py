@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..shared.common import PackedNames, number_of
-from ..shared.errors import listing
+from ..shared.common import PackedNames, listing, number_of
 from ..shared.locate import SPLIT_NAMES
 from .index import ClassIndex, LabelError
 

@@ -25,8 +25,7 @@ from ..shared.coco_json import (
     read_categories,
     read_images,
 )
-from ..shared.common import in_threads
-from ..shared.errors import listing
+from ..shared.common import in_threads, listing
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.labels import LabelClass
 from ..shared.locate import CheckImages

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from ..shared.augment import Augmentation
 from ..shared.canvas import CanvasBatchSampler, default_canvases
 from ..shared.coco_json import AnnotationError, OnBadBox, load_instances, read_categories
-from ..shared.common import global_seed, require_positive, without_paths
+from ..shared.common import require_positive, without_paths
 from ..shared.labels import LabelClass
-from ..shared.loading import batch_loader, ranks_of
+from ..shared.loading import batch_loader, global_seed, ranks_of
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
 from .batches import collate_detection
 from .dataset import CocoDetectionDataset

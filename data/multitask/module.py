@@ -27,7 +27,7 @@ from ..segmentation.masks import MaskSource
 from ..shared.augment import Augmentation, AugmentationError
 from ..shared.batches import padded
 from ..shared.canvas import Request
-from ..shared.errors import listing
+from ..shared.common import listing
 from ..shared.io import resize_mask
 from ..shared.label_classes import Background, MaskError
 from ..shared.labels import LabelClass

@@ -13,9 +13,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ..shared.common import PlainErrorLoader, capped_workers, global_seed, require_positive, without_paths
+from ..shared.common import require_positive, without_paths
 from ..shared.labels import LabelClass
-from ..shared.loading import batch_loader, ranks_of
+from ..shared.loading import PlainErrorLoader, batch_loader, capped_workers, global_seed, ranks_of
 from .augment import ScanAugmentation
 from .batches import collate_patches
 from .cases.cases import Case, CasesError, ScanDataset, find_cases, find_dataset

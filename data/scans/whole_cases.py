@@ -12,9 +12,15 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ...constants import IGNORE_INDEX
-from ..shared.common import PlainErrorLoader, capped_workers, number_of
-from ..shared.loading import RequestedBatches, ranks_of
-from ..shared.sampling import ImageBatchSampler, ImageRequest
+from ..shared.common import number_of
+from ..shared.loading import (
+    ImageBatchSampler,
+    ImageRequest,
+    PlainErrorLoader,
+    RequestedBatches,
+    capped_workers,
+    ranks_of,
+)
 from .batches import EvaluationCase
 from .cases.cases import Case, CasesError, to_labels
 from .formats.files import read_labels

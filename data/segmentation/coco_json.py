@@ -16,8 +16,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from ..shared.coco_json import AnnotationError, read_categories, read_images
-from ..shared.common import PackedNames, number_of
-from ..shared.errors import listing
+from ..shared.common import PackedNames, listing, number_of
 from ..shared.label_classes import UNKNOWN, Background, ClassTable, row_id
 from ..shared.labels import LabelClass
 from ..shared.locate import DataNotFoundError

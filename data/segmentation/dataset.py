@@ -16,7 +16,7 @@ from ..shared.augment import AugmentationError, MaskAugmentation
 from ..shared.canvas import scaled_sizes
 from ..shared.io import ImageError, read_image, resize, resize_mask
 from ..shared.label_classes import MaskError
-from ..shared.sampling import ImageBatchSampler, ImageRequest
+from ..shared.loading import ImageBatchSampler, ImageRequest
 from .batches import SegmentationSample
 from .index import SegmentationIndex
 

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.common import PackedNames, in_threads, number_of
-from ..shared.errors import listing
+from ..shared.common import PackedNames, in_threads, listing, number_of
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.label_classes import MaskError
 from ..shared.labels import LabelClass

@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from ..shared.augment import MaskAugmentation
-from ..shared.common import PlainErrorLoader, global_seed, require_positive, without_paths
+from ..shared.common import require_positive, without_paths
 from ..shared.label_classes import Background, MaskError
 from ..shared.labels import LabelClass
-from ..shared.loading import batch_loader, ranks_of
+from ..shared.loading import PlainErrorLoader, batch_loader, global_seed, ranks_of
 from ..shared.locate import CheckImages, DataNotFoundError
 from .batches import collate_segmentation
 from .coco_masks import Overlaps

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..shared.common import number_of
-from ..shared.errors import listing
+from ..shared.common import listing, number_of
 from ..shared.io import IMAGE_SUFFIXES
 from ..shared.label_classes import MaskError
 from ..shared.locate import MASK_ENDINGS, DataNotFoundError

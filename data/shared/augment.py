@@ -46,11 +46,6 @@ class AugmentationError(ValueError):
     """A transform does not exist, is wrongly configured, or cannot be used for the task."""
 
 
-def limit_threads(worker_id: int = 0) -> None:
-    """Keep OpenCV to one thread in a DataLoader worker, as torch does; use it as ``worker_init_fn``."""
-    cv2.setNumThreads(0)
-
-
 class Augmentation:
     """Applies a pipeline of albumentations transforms to an image and its boxes.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .errors import LISTED, listing
+from .common import LISTED, listing
 from .labels import LabelClass
 
 logger = logging.getLogger("trunkline")

@@ -1,4 +1,4 @@
-"""Small helpers of the data modules: names in one buffer, checks in threads, arguments, loaders.
+"""Small helpers of the data modules: names in one buffer, checks in threads, arguments, texts of errors.
 
 Letters in shapes: I names, N bytes.
 """
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 _CHECKING_THREADS = 8
 _SHOW_PROGRESS_FROM = 500  # files
 _CHUNK = 64
+LISTED = 20  # problems that a message names
 
 
 @dataclass(frozen=True)
@@ -108,28 +108,6 @@ def require_positive(**values: int | None) -> None:
             raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
-class PlainErrorLoader(DataLoader):
-    """A DataLoader whose loader processes fail with the same message as the main process would.
-
-    torch puts the text of a loader process's traceback in place of the message, and raises from its own code.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the batches.
-
-        Raises:
-            ValueError: (or a subclass) with the message that the data set or ``collate_fn`` gave.
-        """
-        try:
-            yield from super().__iter__()
-        except ValueError as error:
-            start = f"\n{type(error).__module__}.{type(error).__qualname__}: "
-            _, found, message = str(error).rpartition(start)
-            if not found:
-                raise
-            raise type(error)(message.rstrip("\n")) from error
-
-
 def number_of(count: int, noun: str) -> str:
     """Return ``1 image``, ``2 images`` and so on."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
@@ -142,12 +120,10 @@ def without_paths(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def capped_workers(wanted: int, batches: int, devices: int = 1) -> int:
-    """Return how many loader processes to start: no more than cores per device, nor than batches."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(wanted, max(1, cores // devices), batches)
-
-
-def global_seed(seed: int | None) -> int:
-    """Return the given seed, else the one given to ``seed_everything``, else 0."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+def listing(problems: Sequence[str], total: int | None = None) -> str:
+    """Format up to 20 problems, one a line, and say how many more there are."""
+    total = len(problems) if total is None else total
+    lines = [f"  {problem}" for problem in problems[:LISTED]]
+    if total > len(lines):
+        lines.append(f"  ... and {total - len(lines)} more")
+    return "\n".join(lines)

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ....constants import IGNORE_INDEX
-from ...shared.common import number_of
-from ...shared.errors import listing
+from ...shared.common import listing, number_of
 from ...shared.io import IMAGE_SUFFIXES
 from ...shared.labels import LabelClass
 from ...shared.locate import DataNotFoundError

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...shared.common import capped_workers, in_threads_singly, number_of
-from ...shared.errors import listing
+from ...shared.common import in_threads_singly, listing, number_of
+from ...shared.loading import capped_workers
 from ..formats.files import read_grid, read_labels
-from ..formats.grid import Grid, difference
+from ..formats.scan import Grid, difference
 from .cases import to_labels
 from .types import Case, CasesError, ScanDataset
 

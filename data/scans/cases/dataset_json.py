@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...shared.errors import listing
+from ...shared.common import listing
 from ...shared.labels import LabelClass
 from ..formats.files import scan_stem
 from .names import by_number

@@ -17,8 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ....constants import IGNORE_INDEX
-from ...shared.common import in_threads_singly, number_of
-from ...shared.errors import listing
+from ...shared.common import in_threads_singly, listing, number_of
 from ..formats.scan import Scan
 from ..prepare.cache import prepare_case
 from ..prepare.intensity import Intensity

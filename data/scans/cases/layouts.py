@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ...shared.common import number_of
-from ...shared.errors import listing
+from ...shared.common import listing, number_of
 from ...shared.locate import IMAGE_FOLDERS, MASK_ENDINGS, MASK_FOLDERS, SPLIT_NAMES, DataNotFoundError
 from .dataset_json import DATASET_FILE, Description, read_description
 from .names import Folder, by_stem, group_folder, scans_in

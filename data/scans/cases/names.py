@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...shared.errors import listing
+from ...shared.common import listing
 from ..formats.files import is_scan, scan_stem
 from .types import CasesError
 

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...shared.common import number_of
-from ...shared.errors import listing
+from ...shared.common import listing, number_of
 from .types import Case, CasesError
 
 logger = logging.getLogger("trunkline")

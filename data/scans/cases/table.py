@@ -7,8 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from ...shared.common import number_of
-from ...shared.errors import listing
+from ...shared.common import listing, number_of
 from ...shared.io import IMAGE_SUFFIXES
 from ...shared.locate import SPLIT_NAMES, DataNotFoundError
 from ..formats.files import SCAN_SUFFIXES, is_scan, scan_stem

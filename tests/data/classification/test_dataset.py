@@ -13,7 +13,7 @@ from trunkline.data.classification.index import ClassIndex
 from trunkline.data.classification.transforms import MEAN_COLOUR, PictureTransform, ScanTransform
 from trunkline.data.shared.augment import AugmentationError
 from trunkline.data.shared.common import PackedNames
-from trunkline.data.shared.sampling import ImageBatchSampler, ImageRequest
+from trunkline.data.shared.loading import ImageBatchSampler, ImageRequest
 
 
 def noise(height, width, seed=0):

@@ -19,7 +19,7 @@ from trunkline.data.scans.prepare.intensity import Intensity
 from trunkline.data.scans.prepare.prepare import Preparation
 from trunkline.data.shared import common
 from trunkline.data.shared.augment import AugmentationError
-from trunkline.data.shared.sampling import ImageRequest
+from trunkline.data.shared.loading import ImageRequest
 
 RAW = Preparation(intensity=[Intensity(scale="none")])
 SHAPES = {"train": [(12, 14, 10), (13, 12, 11), (8, 12, 14)], "val": [(9, 10, 11), (10, 9, 8)]}
@@ -215,7 +215,10 @@ def test_every_validation_case_comes_once_with_its_truth_on_the_grid_of_the_file
     loader = made.val_dataloader()
     assert loader.num_workers == min(workers, 1)
     cases = list(loader)
-    assert [case.image_ids.tolist() for case in cases] == [[0], [1]] and [len(case) for case in cases] == [1, 1]
+    assert [case.image_ids.tolist() for case in cases] == [[0], [1]] and [len(case) for case in cases] == [
+        1,
+        1,
+    ]
     for n, case in enumerate(cases):
         shape = SHAPES["val"][n]
         assert case.case.name == f"case{3 + n}" and case.error is None
@@ -350,7 +353,9 @@ def test_a_broken_case_is_reported_and_the_others_are_delivered(folder, tmp_path
     assert [case.name for case in made.predict_cases] == [f"new{n}" for n in range(4)]
     assert [entry.id for entry in made.classes] == [0, 1, 4] and made.image_layout() == (1, 3)
     cases = list(made.predict_dataloader())
-    assert [case.image_ids.item() for case in cases] == [0, 1, 2, 3] and all(case.truth is None for case in cases)
+    assert [case.image_ids.item() for case in cases] == [0, 1, 2, 3] and all(
+        case.truth is None for case in cases
+    )
     assert "new1.nii.gz" in cases[1].error and cases[1].image is None and cases[1].placement is None
     assert "new3.nii.gz: 2 channels, but the training data have 1" in cases[3].error
     for n in (0, 2):
