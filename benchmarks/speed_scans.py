@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pairs import Pair, bench_parser, run_pairs
 from trunkline.backbones import ResidualEncoder
 from trunkline.data.scans.batches import ScanBatch
-from trunkline.data.scans.formats.grid import Grid
+from trunkline.data.scans.formats.scan import Grid
 from trunkline.data.scans.prepare.prepare import Placement
 from trunkline.heads import UNet
 from trunkline.heads.segmentation.losses import CrossEntropy, Dice, WeightedSum

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...shared.label_classes import MOST_CLASSES
-from ...shared.label_table import find_class_file, read_class_rows
+from ...shared.class_lists import find_class_file, read_class_rows
+from ...shared.class_table import MOST_CLASSES
 from ...shared.labels import LabelClass, voc_colour
 from ..formats.files import ScanError, read_labels
 from .types import DEFAULT_IGNORE, CasesError, Layout

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from .itk import LPS_TO_RAS
-from .scan import PathLike, ScanError, Stored, decoding, make_grid
+from .scan import PathLike, ScanError, Stored, decoding, is_dicom, make_grid
 
-_MAGIC_AT, _MAGIC = 128, b"DICM"
 _TAGS = ("SeriesInstanceUID", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient")
 _TAGS += ("ImagePositionPatient", "BitsAllocated", "PixelRepresentation", "SamplesPerPixel", "NumberOfFrames")
 _TAGS += ("SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept", "SOPClassUID")
@@ -41,15 +40,6 @@ class _Slice:
     header: Any
     position: np.ndarray  # [3]
     along: float = 0.0
-
-
-def holds_dicom(path: PathLike) -> bool:
-    """Whether a path is a folder with a DICOM file in it (not in its sub-folders)."""
-    folder = Path(path)
-    try:
-        return folder.is_dir() and any(_is_dicom(file) for file in sorted(folder.iterdir()))
-    except OSError:  # reading it will say why
-        return False
 
 
 def read_dicom(path: PathLike, header_only: bool = False) -> Stored:
@@ -85,16 +75,6 @@ def read_dicom(path: PathLike, header_only: bool = False) -> Stored:
     return stored
 
 
-def _is_dicom(file: Path) -> bool:
-    if file.name.upper() == "DICOMDIR" or not file.is_file():
-        return False
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
-    except OSError:
-        return False
-
-
 def _read_headers(folder: Path) -> list[_Slice]:
     import pydicom
 
@@ -103,7 +83,7 @@ def _read_headers(folder: Path) -> list[_Slice]:
         if not file.is_file() or file.name.upper() == "DICOMDIR":
             continue
         with decoding(file):
-            if not _is_dicom(file):
+            if not is_dicom(file):
                 file.open("rb").close()  # one that may not be read is an error, not skipped
                 continue
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))

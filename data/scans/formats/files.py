@@ -16,35 +16,51 @@ from typing import Any
 import numpy as np
 
 from ...shared.io import IMAGE_SUFFIXES
-from .dicom import holds_dicom, read_dicom
-from .grid import Grid, difference
+from .dicom import read_dicom
 from .itk import ITK_SUFFIXES, read_itk, write_itk
 from .nifti import NIFTI_SUFFIXES, read_nifti, write_nifti, write_nifti_like
-from .picture import is_picture, read_picture, read_picture_labels, write_picture
-from .scan import PathLike, Scan, ScanError, Stored, as_floats, check_file, decoding, replacing
+from .picture import read_picture, read_picture_labels, write_picture
+from .scan import (
+    Grid,
+    PathLike,
+    Scan,
+    ScanError,
+    Stored,
+    as_floats,
+    check_file,
+    decoding,
+    difference,
+    holds_dicom,
+    replacing,
+)
 
 SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
+_SUFFIXES = (*SCAN_SUFFIXES, *IMAGE_SUFFIXES)
 _ID_TYPES = (np.uint8, np.uint16, np.int32)
 _WRITABLE = {"b1": "u1", "f2": "f4"}  # types that files cannot hold, and what holds their values
 
 
 def is_scan(path: PathLike) -> bool:
     """Whether a path is a scan or a picture by its name, or a folder that holds DICOM files."""
-    return str(path).lower().endswith((*SCAN_SUFFIXES, *IMAGE_SUFFIXES)) or holds_dicom(path)
+    return str(path).lower().endswith(_SUFFIXES) or holds_dicom(path)
 
 
 def scan_stem(path: PathLike) -> str:
     """Return the name without its folder and the suffix of its format (``a.nii.gz``: ``a``)."""
     name = Path(path).name
-    for suffix in sorted((*SCAN_SUFFIXES, *IMAGE_SUFFIXES), key=len, reverse=True):
+    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name
 
 
+def _is_picture(path: PathLike) -> bool:
+    return str(path).lower().endswith(IMAGE_SUFFIXES)
+
+
 def prediction_suffix(like: PathLike) -> str:
     """Return the suffix of a label volume for a scan: that of its format, ``.nii.gz`` for a DICOM series."""
-    if is_picture(like):
+    if _is_picture(like):
         return ".png"
     for suffix, written in ((".nii", ".nii"), (".nrrd", ".nrrd"), (".mha", ".mha"), (".mhd", ".mha")):
         if str(like).lower().endswith(suffix):
@@ -103,7 +119,7 @@ def read_labels(path: PathLike) -> tuple[np.ndarray, Grid]:
     Raises:
         ScanError: as ``read_scan``, or if there are several channels, or values that are no whole numbers.
     """
-    if is_picture(path):
+    if _is_picture(path):
         check_file(path)
         with decoding(path):
             return read_picture_labels(path)
@@ -200,9 +216,9 @@ def _load(path: PathLike, header_only: bool = False, floats: bool = False) -> St
             return read_nifti(path, header_only, floats)
         if name.endswith(ITK_SUFFIXES):
             return read_itk(path, header_only)
-        if is_picture(path):
+        if _is_picture(path):
             return read_picture(path, header_only)
-        known = ", ".join((*SCAN_SUFFIXES, *IMAGE_SUFFIXES))
+        known = ", ".join(_SUFFIXES)
         hint = "give the folder that holds the series" if name.endswith(".dcm") else "convert or rename it"
         raise ScanError(f"{path}: no format is known by this name ({known}, or a DICOM folder); {hint}")
 
@@ -245,7 +261,7 @@ def _label_type(path: PathLike, ids: np.ndarray, stored: np.dtype, asked: Any) -
     if asked is not None:
         _check_exact(path, ids, np.dtype(asked))
         return np.dtype(asked)
-    if is_picture(path) and stored not in (np.uint8, np.uint16):  # PNG holds nothing else
+    if _is_picture(path) and stored not in (np.uint8, np.uint16):  # PNG holds nothing else
         return ids.dtype
     stored = np.dtype(_WRITABLE.get(stored.str[1:], stored))
     return stored if np.array_equal(_cast(ids, stored), ids) else ids.dtype

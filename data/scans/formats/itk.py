@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .grid import Grid
-from .scan import PathLike, ScanError, Stored, make_grid, warn_unplaced
+from .scan import Grid, PathLike, ScanError, Stored, make_grid, warn_unplaced
 
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 LPS_TO_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .grid import Grid
-from .scan import PathLike, ScanError, Stored, make_grid, warn_unplaced
+from .scan import Grid, PathLike, ScanError, Stored, make_grid, warn_unplaced
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _PLACING = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y")

@@ -10,17 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ...shared.io import IMAGE_SUFFIXES, image_size, read_image, read_mask
-from .grid import Grid
-from .scan import PathLike, ScanError, Stored
+from ...shared.io import image_size, read_image, read_mask
+from .scan import Grid, PathLike, ScanError, Stored
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 _GREY_MODES = ("1", "L", "LA")
-
-
-def is_picture(path: PathLike) -> bool:
-    """Whether a file name is that of a picture."""
-    return str(path).lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_picture(path: PathLike, header_only: bool = False) -> Stored:

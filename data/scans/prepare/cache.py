@@ -29,7 +29,7 @@ from ...shared.labels import LabelClass
 from ..cases.cases import to_labels
 from ..cases.types import Case, CasesError
 from ..formats.files import read_labels, read_scans
-from ..formats.grid import difference
+from ..formats.scan import difference
 from .prepare import Placement, Preparation, Prepared, prepare
 from .resample import count_labels, label_boxes
 

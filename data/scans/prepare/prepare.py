@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..formats.files import Scan
-from ..formats.grid import Grid
+from ..formats.scan import Grid
 from .intensity import Intensity, apply_intensities
 from .resample import coarse_axis, resample, resample_labels, resampled_lengths
 

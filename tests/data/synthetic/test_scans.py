@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trunkline.data.scans.formats.files import read_labels, read_scan
-from trunkline.data.scans.formats.grid import difference
+from trunkline.data.scans.formats.scan import difference
 from trunkline.data.synthetic.scans import SCAN_CLASSES, draw_scan, write_scans
 
 

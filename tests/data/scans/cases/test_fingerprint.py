@@ -9,7 +9,7 @@ from PIL import Image
 from trunkline.data.scans.cases.cases import CasesError, find_dataset
 from trunkline.data.scans.cases.fingerprint import MOST_SAMPLES, read_fingerprint
 from trunkline.data.scans.formats.files import write_labels, write_scan
-from trunkline.data.scans.formats.grid import Grid
+from trunkline.data.scans.formats.scan import Grid
 
 CLASSES = ["background", "organ", "tumour"]
 

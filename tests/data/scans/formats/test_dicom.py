@@ -29,7 +29,7 @@ from trunkline.data.scans.formats.files import (
     write_labels,
     write_scan,
 )
-from trunkline.data.scans.formats.grid import Grid, difference
+from trunkline.data.scans.formats.scan import Grid, difference
 
 SHAPE = (6, 5, 4)  # columns, rows, slices
 TILT = np.deg2rad(20)

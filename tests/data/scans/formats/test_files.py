@@ -25,7 +25,7 @@ from trunkline.data.scans.formats.files import (
     write_labels,
     write_scan,
 )
-from trunkline.data.scans.formats.grid import Grid
+from trunkline.data.scans.formats.scan import Grid
 from trunkline.data.shared.io import ImageError
 
 SHAPE = (5, 6, 7)

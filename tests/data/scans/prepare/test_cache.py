@@ -12,7 +12,7 @@ import pytest
 
 from trunkline.data.scans.cases.types import Case, CasesError
 from trunkline.data.scans.formats.files import write_scan
-from trunkline.data.scans.formats.grid import Grid
+from trunkline.data.scans.formats.scan import Grid
 from trunkline.data.scans.prepare import cache as module
 from trunkline.data.scans.prepare.cache import CacheError, PreparedCases, default_folder, prepare_case
 from trunkline.data.scans.prepare.intensity import Intensity

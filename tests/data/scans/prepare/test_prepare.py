@@ -11,8 +11,7 @@ import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from scipy import ndimage
 
-from trunkline.data.scans.formats.grid import Grid
-from trunkline.data.scans.formats.scan import Scan
+from trunkline.data.scans.formats.scan import Grid, Scan
 from trunkline.data.scans.prepare.intensity import Intensity
 from trunkline.data.scans.prepare.prepare import Placement, Preparation, place, prepare
 

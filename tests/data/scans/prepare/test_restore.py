@@ -6,8 +6,7 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 
-from trunkline.data.scans.formats.grid import Grid
-from trunkline.data.scans.formats.scan import Scan
+from trunkline.data.scans.formats.scan import Grid, Scan
 from trunkline.data.scans.prepare.prepare import Placement, Preparation, place, prepare
 from trunkline.data.scans.prepare.restore import Restorer
 

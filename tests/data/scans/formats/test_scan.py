@@ -4,7 +4,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from trunkline.data.scans.formats.grid import Grid, difference
+from trunkline.data.scans.formats.scan import Grid, difference
 
 # Axis 0 points to the back with 3 mm, axis 1 to the right with 1 mm, axis 2 to the feet with 2 mm.
 TURNED = np.array([[0, 1, 0, 10], [-3, 0, 0, 20], [0, 0, -2, 30], [0, 0, 0, 1.0]])
