@@ -117,15 +117,23 @@ class NormalisesPixels(Protocol):
 class WithExpectations(Protocol):
     """A part that knows which of its settings weights of a layout take for granted; heads do."""
 
-    def expectations(self, layout: str) -> dict[str, Any]:
+    def expectations(self, layout: str, **facts: Any) -> dict[str, Any]:
         """Return the value to set for each option that differs, see :meth:`Backbone.expectations`."""
 
 
-def parts_of(module: nn.Module) -> tuple[nn.Module, nn.Module | None]:
+def parts_of(module: nn.Module) -> tuple[Backbone, nn.Module | None]:
     """Return trunk and head of a task (anything with the submodules ``backbone`` and ``head``).
 
     A backbone alone has no head.
+
+    Raises:
+        TypeError: if the module is neither a task nor a backbone.
     """
     parts = dict(module.named_children())
     backbone = parts["backbone"] if {"backbone", "head"} <= parts.keys() else module
-    return (backbone.trunk if isinstance(backbone, Backbone) else backbone), parts.get("head")
+    if not isinstance(backbone, Backbone):
+        raise TypeError(
+            f"cannot load weights into {type(module).__name__}: it is no Backbone, and has no Backbone and "
+            "head in the submodules backbone and head"
+        )
+    return backbone.trunk, None if backbone is module else parts["head"]

@@ -87,9 +87,9 @@ class FPN(Backbone):
 
     def _check(self, maps: list[Tensor]) -> None:
         expected = [lateral.in_channels for lateral in self.lateral]
-        found = [x.shape[1] for x in maps]
-        if found != expected:
+        channels = [x.shape[1] for x in maps]
+        if channels != expected:
             raise ValueError(
-                f"{type(self.bottom_up).__name__} returned maps of {found} channels, but its levels declare "
-                f"{expected}; correct its levels, which FPN is built from"
+                f"{type(self.bottom_up).__name__} returned maps of {channels} channels, but its levels "
+                f"declare {expected}; correct its levels, which FPN is built from"
             )

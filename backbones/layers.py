@@ -148,7 +148,7 @@ class BlurPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, *S]`` to ``[B, C, *S / stride]``, sizes rounded up."""
-        if self.kernel.device != x.device:  # once: copies to a device make the host wait
+        if self.kernel.device != x.device:  # once: copies synchronise the device
             self.kernel = self.kernel.to(x.device)
         padding = [side for step in reversed(self.stride) for side in (int(step > 1),) * 2]
         filtered = [size for size, step in zip(x.shape[2:], self.stride, strict=True) if step > 1]

@@ -57,18 +57,18 @@ def optimised(network: Network, run: Callable[[Network], Any], memo: dict[int, A
     kinds = {parameter.dtype for parameter in network.parameters()}
     if not kinds <= {torch.float32, torch.float64}:
         raise ValueError(f"the weights are {', '.join(map(str, kinds))}; optimise in float32, then convert")
-    found = copy.deepcopy(network, memo).eval().requires_grad_(False)
-    expected = list(_tensors(run(found)))
-    for conv, norm in _pairs(found, run):
-        _fold(found, conv, norm)
-    for module in list(found.modules()):
+    twin = copy.deepcopy(network, memo).eval().requires_grad_(False)
+    expected = list(_tensors(run(twin)))
+    for conv, norm in _pairs(twin, run):
+        _fold(twin, conv, norm)
+    for module in list(twin.modules()):
         if isinstance(module, PreparesForInference):
             module.prepare_for_inference()
-    for parameter in found.parameters():
+    for parameter in twin.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    _require_same(expected, list(_tensors(run(found))))
-    return found
+    _require_same(expected, list(_tensors(run(twin))))
+    return twin
 
 
 def _pairs(network: nn.Module, run: Callable[[Any], Any]) -> list[tuple[str, str]]:
@@ -118,13 +118,13 @@ def _fold(network: nn.Module, conv_name: str, norm_name: str) -> None:
     conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, transpose=transposed)
     conv.requires_grad_(False)
     parent, _, name = norm_name.rpartition(".")
-    # timm's norms end with a dropout and an activation of their own.
+    # timm's norms, and no others, end with a dropout and an activation of their own: its names for them.
     rest = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
     setattr(network.get_submodule(parent), name, nn.Sequential(*rest) if rest else nn.Identity())
 
 
-def _require_same(expected: list[Tensor], found: list[Tensor]) -> None:
-    for before, after in zip(expected, found, strict=True):
+def _require_same(expected: list[Tensor], outputs: list[Tensor]) -> None:
+    for before, after in zip(expected, outputs, strict=True):
         largest = before.abs().max() if before.numel() else 0
         difference = (before - after).abs().max() if before.numel() else 0
         if not difference <= _TOLERANCE * largest:  # NaN included

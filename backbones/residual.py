@@ -118,7 +118,7 @@ class ResidualTrunk(Backbone):
 
     def _freeze_stages(self, count: int) -> None:
         if count > 0:
-            stem = [name for name in ("conv1", "bn1") if hasattr(self, name)]
+            stem = ("conv1",) if self.pre_activation else ("conv1", "bn1")
             self.freeze(*stem, *self.stage_names[: count - 1])
 
 

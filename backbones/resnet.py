@@ -134,11 +134,7 @@ class ResNet(ResidualTrunk):
         inflation: Inflation = "centre",
     ) -> None:
         super().__init__()
-        check_choice("depth", depth, get_args(Depth))
-        check_choice("frozen_stages", frozen_stages, tuple(range(6)))
-        check_choice("output_stride", output_stride, get_args(OutputStride))
-        check_choice("stem", stem, get_args(Stem))
-        check_choice("inflation", inflation, get_args(Inflation))
+        _check_choices(depth, frozen_stages, output_stride, stem, inflation)
         check_common(ndim, norm, activation, shortcut, in_channels, width, stochastic_depth)
         block, counts = ARCHITECTURES[depth]
         options = BlockOptions(
@@ -157,11 +153,7 @@ class ResNet(ResidualTrunk):
         self.groups, self.width_per_group, self.stride_in_1x1 = groups, width_per_group, stride_in_1x1
         self.checkpointing = checkpointing
         first, pool, *steps = check_strides(strides, ("stem", "max pool", "layer2", "layer3", "layer4"), ndim)
-        self.conv1 = _make_stem(stem, in_channels, width, first, options)
-        if not pre_activation:
-            self.bn1 = options.make_norm(width)
-            self.relu = options.make_activation()
-        self.maxpool = _make_pool(width, pool, anti_alias)
+        self._build_stem(stem, in_channels, width, (first, pool), options, pre_activation)
         steps, stride = [(1,) * ndim, *steps], times(first, pool)
         widths = [width * 2**index for index in range(len(counts))]
         self._build_stages(
@@ -175,6 +167,22 @@ class ResNet(ResidualTrunk):
             load_weights(self, torchvision_name(weights, family, network), inflation=inflation)
         self._freeze_stages(frozen_stages)
 
+    def _build_stem(
+        self,
+        stem: Stem,
+        inputs: int,
+        width: int,
+        strides: tuple[Axes, Axes],
+        options: BlockOptions,
+        pre_activation: bool,
+    ) -> None:
+        first, pool = strides
+        self.conv1 = _make_stem(stem, inputs, width, first, options)
+        if not pre_activation:
+            self.bn1 = options.make_norm(width)
+            self.relu = options.make_activation()
+        self.maxpool = _make_pool(width, pool, options.anti_alias)
+
     def expectations(self, layout: str, **facts: Any) -> dict[str, Any]:
         """Say where bottlenecks of that layout have their stride, if ours have it elsewhere."""
         wanted = facts.get("stride_in_1x1", self.stride_in_1x1)
@@ -186,6 +194,14 @@ class ResNet(ResidualTrunk):
         if not self.pre_activation:
             x = self.relu(self.bn1(x))
         return self._run_stages(self.maxpool(x))
+
+
+def _check_choices(depth: int, frozen_stages: int, output_stride: int, stem: str, inflation: str) -> None:
+    check_choice("depth", depth, get_args(Depth))
+    check_choice("frozen_stages", frozen_stages, tuple(range(6)))
+    check_choice("output_stride", output_stride, get_args(OutputStride))
+    check_choice("stem", stem, get_args(Stem))
+    check_choice("inflation", inflation, get_args(Inflation))
 
 
 def _check_block(block: type[ResidualBlock], options: BlockOptions, width: int) -> None:

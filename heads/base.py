@@ -6,6 +6,7 @@ Letters in shapes: B images, M box rows of the image with most boxes, K classes,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -59,18 +60,26 @@ class Head(nn.Module):
         return {"": self}
 
     def balance(self, counts: Sequence[int]) -> None:
-        """Weigh classes inversely to how often the training data show them; called if ``balanced``."""
+        """Weigh classes inversely to how often the training data show them; called if ``balanced``.
+
+        Args:
+            counts: per class of the data, at most K of them.
+
+        Raises:
+            ValueError: if no class has a count.
+        """
         raise NotImplementedError(f"{type(self).__name__} is balanced and must implement balance(counts)")
 
     def set_class_weights(self, weights: Sequence[float]) -> None:
-        """Take over the class weights that a checkpoint holds."""
+        """Take over class weights, such as a checkpoint's: K finite positive numbers."""
         raise NotImplementedError(f"{type(self).__name__} must implement set_class_weights(weights)")
 
-    def expectations(self, layout: str) -> dict[str, Any]:
+    def expectations(self, layout: str, **facts: Any) -> dict[str, Any]:
         """Return the settings that weights of a layout take for granted and that this head lacks.
 
         Args:
             layout: where the weights come from, such as ``detectron2``.
+            **facts: what is known of the file.
 
         Returns:
             The value to set for each option, by its name in the constructor.
@@ -81,11 +90,34 @@ class Head(nn.Module):
         """Change layers of a copy that will never train, see :func:`.optimised.optimised`."""
 
 
+@dataclass
+class RawClassification:
+    """What a classification head computes.
+
+    Attributes:
+        logits: ``[B, K]``.
+    """
+
+    logits: Tensor
+
+
+@dataclass
+class ClassProbabilities:
+    """What a classification head predicts.
+
+    Attributes:
+        probabilities: ``[B, K]`` float32 in 0..1. Rows add up to one where classes exclude each other; with
+            ``multi_label`` every class has a probability of its own.
+    """
+
+    probabilities: Tensor
+
+
 class ClassificationHead(Head):
     """Gives an image one class, or any number of them.
 
-    ``predict`` returns an object with ``probabilities``, ``[B, K]`` float32 in 0..1. Targets are
-    :class:`ClassTargets`.
+    A subclass sets ``num_classes`` and writes ``forward``, ``losses`` (whose targets are
+    :class:`ClassTargets`) and ``predict``; if it has class weights, ``balance`` and ``set_class_weights``.
 
     Attributes:
         multi_label: whether an image may have any number of classes.
@@ -93,6 +125,18 @@ class ClassificationHead(Head):
 
     branch = "classification"
     multi_label: bool = False
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, ...]) -> RawClassification:
+        """Compute the raw outputs, see :meth:`Head.forward`; a subclass of that dataclass will do."""
+        return super().forward(features, image_size)
+
+    def losses(self, raw: RawClassification, targets: ClassTargets) -> dict[str, Tensor]:
+        """Return named scalar losses in float32, means over the labelled images."""
+        return super().losses(raw, targets)
+
+    def predict(self, raw: RawClassification, image_sizes: Tensor) -> ClassProbabilities:
+        """Return the probability of each class, see :meth:`Head.predict`."""
+        return super().predict(raw, image_sizes)
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:
@@ -122,6 +166,24 @@ class BoxTargets(Protocol):
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
+
+
+class ClassTargets(Protocol):
+    """What a classification head reads from a batch; any object with this tensor will do.
+
+    Attributes:
+        label: ``[B]`` int64 in 0..K-1, -1 for an image without label; or ``[B, K]`` float32 in 0..1 (several
+            labels per image, or labels mixed by mixup and cutmix), a row of -1 for an image without labels.
+    """
+
+    label: Tensor
+
+
+class SharedTargets(Protocol):
+    """What :class:`.multi.MultiHead` reads from a batch, which holds the labels of several heads."""
+
+    def for_head(self, name: str) -> Any:
+        """Return the targets of the head of that name."""
 
 
 class MaskTargets(Protocol):

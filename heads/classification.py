@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,47 +15,13 @@ from torch import Tensor, nn
 
 from ..backbones.base import FeatureLevel
 from ..constants import UNLABELLED
-from .base import Head, balanced_weights
+from .base import ClassificationHead, ClassProbabilities, ClassTargets, RawClassification, balanced_weights
 
 Pool = Literal["average", "max", "average_max"]
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
 
 
-@dataclass
-class RawClassification:
-    """What the classifier computes.
-
-    Attributes:
-        logits: ``[B, K]``.
-    """
-
-    logits: Tensor
-
-
-@dataclass
-class ClassProbabilities:
-    """What the classifier predicts.
-
-    Attributes:
-        probabilities: ``[B, K]`` float32 in 0..1. Rows add up to one after ``cross_entropy``; after
-            ``binary_cross_entropy`` every class has a probability of its own.
-    """
-
-    probabilities: Tensor
-
-
-class ClassTargets(Protocol):
-    """What the classifier reads from a batch; any object with this tensor will do.
-
-    Attributes:
-        label: ``[B]`` int64 in 0..K-1, -1 for an image without label; or ``[B, K]`` float32 in 0..1 (several
-            labels per image, or labels mixed by mixup and cutmix), a row of -1 for an image without labels.
-    """
-
-    label: Tensor
-
-
-class Classifier(Head):
+class Classifier(ClassificationHead):
     """Global pooling of the coarsest level, dropout and one linear layer ``fc``, as in torchvision's ResNet.
 
     Losses are weighted means over the labelled images of a batch, and zero if there is none.
@@ -156,11 +121,11 @@ class Classifier(Head):
             if self.balanced:
                 raise ValueError(
                     "head.class_weights is 'balanced', but the class counts of the training data are not "
-                    "known; train on a data module that has class_counts(), load a checkpoint, or give the "
-                    "weights as a list"
+                    "known; train on a data module that counts them (label_counts), load a checkpoint, or "
+                    "give the weights as a list"
                 )
             return None
-        if self._class_weights.device != device:  # once: copies to the device make the host wait
+        if self._class_weights.device != device:  # once: copies synchronise the device
             with torch.inference_mode(False):  # or training could not use what a validation has made
                 self._class_weights = self._class_weights.to(device)
         return self._class_weights

@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbones.base import FeatureLevel
-from .base import Head
+from .base import Head, SharedTargets
 
 
 class MultiHead(Head):
     """Runs named heads on one set of feature maps; each keeps its own raw outputs, losses and predictions.
+
+    Heads may be of any kind, several of one kind too. The batch says which labels are whose.
 
     Args:
         levels: what the trunk or neck declares; every head gets all of them.
@@ -45,16 +47,19 @@ class MultiHead(Head):
         self.loss_weights = {name: float(weights.get(name, 1.0)) for name in heads}
         self.heads = nn.ModuleDict({name: build(levels) for name, build in heads.items()})
 
+    def named_heads(self) -> dict[str, Head]:
+        return dict(self.heads.items())
+
     def forward(self, features: list[Tensor], image_size: tuple[int, ...]) -> dict[str, Any]:
         """Return the raw outputs of each head by its name."""
         return {name: head(features, image_size) for name, head in self.heads.items()}
 
-    def losses(self, raw: dict[str, Any], targets: Any) -> dict[str, Tensor]:
-        """Return every head's weighted losses, named ``head/loss``."""
+    def losses(self, raw: dict[str, Any], targets: SharedTargets) -> dict[str, Tensor]:
+        """Return every head's weighted losses on its own labels, named ``head/loss``."""
         return {
             f"{name}/{part}": self.loss_weights[name] * value
             for name, head in self.heads.items()
-            for part, value in head.losses(raw[name], targets).items()
+            for part, value in head.losses(raw[name], targets.for_head(name)).items()
         }
 
     def predict(self, raw: dict[str, Any], image_sizes: Tensor) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..base import NormalisesPixels, WithExpectations, parts_of
+from ..base import Backbone, NormalisesPixels, WithExpectations, parts_of
 from .parts import HEAD, NECK, TRUNK, Slot
 
 # Part, how much larger their first number is than ours, their name, our name. "#" stands for a number, "*"
@@ -76,27 +76,27 @@ def own_slot(name: str) -> Slot | None:
     """Return part and our name for one of detectron2's names; None if it is none that we have."""
     name = re.sub(r"^(?:backbone\.)?(?:bottom_up\.)?", "", name)
     for pattern, part, shift, ours in _READ:
-        found = pattern.fullmatch(name)
-        if found:
-            return part, _fill(ours, found.groups(), shift)
+        match = pattern.fullmatch(name)
+        if match:
+            return part, _fill(ours, match.groups(), shift)
     return None
 
 
 def detectron2_name(part: str, name: str) -> str | None:
     """Return detectron2's name, relative to the part, for one of ours; None if it has none."""
     for pattern, of_part, shift, theirs in _WRITE:
-        found = pattern.fullmatch(name)
-        if found and of_part == part:
-            return _fill(theirs, found.groups(), shift)
+        match = pattern.fullmatch(name)
+        if match and of_part == part:
+            return _fill(theirs, match.groups(), shift)
     return None
 
 
 def caffe2_name(key: str) -> str | None:
     """Return detectron2's name for a Caffe2 name of a trunk; None for any other (such as ``fc1000_w``)."""
-    found = _CAFFE2.fullmatch(key)
-    if found is None:
+    match = _CAFFE2.fullmatch(key)
+    if match is None:
         return None
-    layer, stage, block, branch, norm, word = found.groups()
+    layer, stage, block, branch, norm, word = match.groups()
     place = f"res{stage}.{block}.{_CAFFE2_LAYERS[branch]}" if stage else "stem.conv1"
     norm_word = ".norm" if norm else ""
     return f"{place}{norm_word}.{_CAFFE2_WORDS.get(word, word)}"
@@ -162,11 +162,11 @@ def convention_of(state: Mapping[str, Tensor], author: str | None) -> Convention
     return Convention(not rgb, pixel_mean, pixel_std, in_1x1, affine, detector)
 
 
-def wrong_pixels(trunk: nn.Module, found: Sequence[float], wanted: Sequence[float]) -> bool:
+def wrong_pixels(trunk: Backbone, own: Sequence[float], wanted: Sequence[float]) -> bool:
     """Whether a task's values differ from those wanted; never for a trunk of other than three channels."""
-    if next(trunk.parameters()).shape[1] != len(wanted):
+    if trunk.image_channels != len(wanted):
         return False
-    values = list(found) * (len(wanted) if len(found) == 1 else 1)
+    values = list(own) * (len(wanted) if len(own) == 1 else 1)
     return any(abs(a - b) > 1e-3 * b for a, b in zip(values, wanted, strict=True))
 
 
@@ -182,21 +182,20 @@ def unmet_settings(module: nn.Module, convention: Convention) -> list[str]:
     """
     trunk, head = parts_of(module)
     facts = {} if convention.stride_in_1x1 is None else {"stride_in_1x1": convention.stride_in_1x1}
-    changes = [
-        f"model.backbone.init_args.{option}: {_yaml(value)}"
-        for option, value in trunk.expectations("detectron2", **facts).items()
-    ]
+    changes = _unmet_expectations("backbone", trunk, facts)
     if isinstance(module, NormalisesPixels):
         scales = (("pixel_mean", module.pixel_mean), ("pixel_std", module.pixel_std))
-        for (name, found), values in zip(scales, (convention.pixel_mean, convention.pixel_std), strict=True):
-            if wrong_pixels(trunk, found.flatten().tolist(), values):
+        for (name, own), values in zip(scales, (convention.pixel_mean, convention.pixel_std), strict=True):
+            if wrong_pixels(trunk, own.flatten().tolist(), values):
                 changes.append(f"model.{name}: [{', '.join(f'{value:.6g}' for value in values)}]")
     if convention.detector and isinstance(head, WithExpectations):
-        changes += [
-            f"model.head.init_args.{option}: {_yaml(value)}"
-            for option, value in head.expectations("detectron2").items()
-        ]
+        changes += _unmet_expectations("head", head, facts)
     return changes
+
+
+def _unmet_expectations(name: str, part: WithExpectations, facts: Mapping[str, Any]) -> list[str]:
+    wanted = part.expectations("detectron2", **facts)
+    return [f"model.{name}.init_args.{option}: {_yaml(value)}" for option, value in wanted.items()]
 
 
 def _yaml(value: Any) -> str:

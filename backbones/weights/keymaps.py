@@ -126,9 +126,9 @@ def entries(state: Mapping[str, Tensor], wanted: Collection[Slot] = ()) -> dict[
 def classify(key: str, whole: bool) -> Slot:
     """Return part and own name of a key; with ``whole``, what no rule knows is no part of the trunk."""
     for pattern, part, name in _RULES:
-        found = re.fullmatch(pattern, key)
-        if found:
-            return part, found.expand(name)
+        match = re.fullmatch(pattern, key)
+        if match:
+            return part, match.expand(name)
     return (OTHER if whole else TRUNK), key
 
 
@@ -162,9 +162,9 @@ def encoder_prefix(keys: Iterable[str]) -> str:
     roots = set()
     for key in keys:
         for stem, stage in _STEMS:
-            found = re.fullmatch(rf"((?:.*\.)?){stem}", key)
-            if found and any(other.startswith(found[1] + stage) for other in keys):
-                roots.add(found[1])
+            match = re.fullmatch(rf"((?:.*\.)?){stem}", key)
+            if match and any(other.startswith(match[1] + stage) for other in keys):
+                roots.add(match[1])
     roots = {root for root in roots if not _SECOND.search(root)} or roots
     prefixes = {root.removesuffix(next((i for i in _INNER if root.endswith(i)), "")) for root in roots}
     if len(prefixes) > 1:
@@ -194,10 +194,10 @@ def _own_layer(name: str, names: Collection[str], rename: bool) -> str:
         return name
     if rename:
         for pattern, ours in _LAYERS:
-            found = re.fullmatch(pattern, name)
-            if found:
-                number = str(int(found[1]) + 1) if "{}" in ours else ""
-                name = found.expand(ours.replace("{}", number))
+            match = re.fullmatch(pattern, name)
+            if match:
+                number = str(int(match[1]) + 1) if "{}" in ours else ""
+                name = match.expand(ours.replace("{}", number))
                 pooled = name.replace(
                     ".downsample.0.", ".downsample.1."
                 )  # our average shortcut's pool is first
@@ -209,8 +209,8 @@ def _own_layer(name: str, names: Collection[str], rename: bool) -> str:
 def block_counts(names: Iterable[str]) -> str:
     """Describe a residual trunk by its names: ``3+4+6+3 bottleneck blocks``; empty if it is none."""
     names = set(names)
-    found = {match.groups() for name in names if (match := re.match(r"layer(\d)\.(\d+)\.", name))}
-    counts = [sum(layer == str(index) for layer, _ in found) for index in range(1, 5)]
+    blocks = {match.groups() for name in names if (match := re.match(r"layer(\d)\.(\d+)\.", name))}
+    counts = [sum(layer == str(index) for layer, _ in blocks) for index in range(1, 5)]
     if not all(counts):
         return ""
     kind = "bottleneck" if "layer1.0.conv3.weight" in names else "basic"

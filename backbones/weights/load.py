@@ -1,4 +1,26 @@
-"""Loads weights of other networks, files and libraries into ours, and reports what became of every tensor."""
+"""Loads weights of other networks, files and libraries into ours, and reports what became of every tensor.
+
+The layout is recognised by the names: ResNets, DenseNets, detectors and segmenters of torchvision; ResNets
+of timm (``resnetv2`` for pre-activation) and, for a ``TimmBackbone``, any network of timm; detectron2's
+model zoo (:mod:`.detectron2`); 3-D ResNets of MONAI and MedicalNet; encoders inside self-supervised
+networks (:func:`.keymaps.encoder_prefix`); and whatever this package wrote, averaged weights before
+those that they average. A classifier on global features (``fc``, ``classifier``) goes into a head that
+has one, and so do the classifiers of torchvision's FCN and DeepLabV3.
+
+What differs is made to fit where that is well defined, see :mod:`.adapt`: another number of input
+channels; BGR; 2-D kernels in a 3-D network; torchvision's box predictor, whose first row is the
+background and which may have a row for each COCO id up to 90; a convolution's bias before a batch norm,
+and norms that are an affine map; the four detectors that torchvision runs with eps = 0 in the trunk's
+norms, given by name or by a file that keeps the published name.
+
+Batch-norm weights for a network with group or instance norm give it their convolutions only: its norms
+keep their initial values, because an affine map learned after other statistics does not carry over.
+Those tensors are reported as skipped and not counted.
+
+Some properties show in no shape. detectron2's files take settings for granted that are checked here. The
+others are the user's to know: MedicalNet trained with ``output_stride: 8``; timm's BiT networks
+standardise their kernels, which ours do not.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +33,12 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from ..base import Backbone, parts_of
+from ..base import parts_of
 from ..layers import Inflation, check_choice
 from .adapt import COCO_CATEGORY_IDS
 from .detectron2 import unmet_settings, wrong_pixels
 from .files import Source, Weights, read_weights
-from .plan import LoadReport, Plan, some
+from .plan import LoadReport, Plan, first_names
 
 __all__ = [
     "COCO_CATEGORY_IDS",
@@ -64,27 +86,8 @@ def load_weights(
 ) -> LoadReport:
     """Load weights into a trunk, an FPN or a whole task, and report what happened to every tensor.
 
-    A trunk takes only the trunk out of a larger network; a task takes a bare trunk into its trunk. The
-    layout is recognised by the names: ResNets, DenseNets, detectors and segmenters of torchvision; ResNets
-    of timm (``resnetv2`` for pre-activation) and, for a ``TimmBackbone``, any network of timm; detectron2's
-    model zoo (:mod:`.detectron2`); 3-D ResNets of MONAI and MedicalNet; encoders inside self-supervised
-    networks (:func:`.keymaps.encoder_prefix`); and whatever this package wrote, averaged weights before
-    those that they average. A classifier on global features (``fc``, ``classifier``) goes into a head that
-    has one, and so do the classifiers of torchvision's FCN and DeepLabV3.
-
-    What differs is made to fit where that is well defined, see :mod:`.adapt`: another number of input
-    channels; BGR; 2-D kernels in a 3-D network; torchvision's box predictor, whose first row is the
-    background and which may have a row for each COCO id up to 90; a convolution's bias before a batch norm,
-    and norms that are an affine map; the four detectors that torchvision runs with eps = 0 in the trunk's
-    norms, given by name or by a file that keeps the published name.
-
-    Batch-norm weights for a network with group or instance norm give it their convolutions only: its norms
-    keep their initial values, because an affine map learned after other statistics does not carry over.
-    Those tensors are reported as skipped and not counted.
-
-    Some properties show in no shape. detectron2's files take settings for granted that are checked here. The
-    others are the user's to know: MedicalNet trained with ``output_stride: 8``; timm's BiT networks
-    standardise their kernels, which ours do not.
+    A trunk takes only the trunk out of a larger network; a task takes a bare trunk into its trunk. Which
+    layouts are known, what is made to fit and what is not checked: see the module.
 
     Args:
         module: a ``Backbone``, or a module with the submodules ``backbone`` and ``head``. On an error it is
@@ -109,11 +112,7 @@ def load_weights(
         OSError: if weights could not be downloaded.
         TypeError: if ``module`` is no backbone and no task.
     """
-    if not (isinstance(module, Backbone) or {"backbone", "head"} <= dict(module.named_children()).keys()):
-        raise TypeError(
-            f"cannot load weights into {type(module).__name__}: it is no Backbone and lacks the submodules "
-            "backbone and head"
-        )
+    trunk, _ = parts_of(module)
     check_choice("inflation", inflation, get_args(Inflation))
     plan = Plan(module, read_weights(source), inflation)
     report = plan.report
@@ -126,20 +125,24 @@ def load_weights(
                 f"{report.source} was trained with other settings than this model has; nothing was loaded. "
                 "Set\n  " + "\n  ".join(changes)
             )
-    names = {id(entry.tensor): entry.key for entry in plan.target.values()}
-    wild = [names[id(target)] for target, value in plan.copies if not value.isfinite().all()]
-    if wild:
-        raise ValueError(
-            f"{report.source} holds values that are not finite, for {some(wild)}; nothing was loaded. Give "
-            "weights from before they became so"
-        )
+    _require_finite(plan)
     with torch.no_grad():
         for target, value in plan.copies:
             target.copy_(value)
     if plan.convention is not None:
-        parts_of(module)[0].expected_pixels = plan.convention.pixel_mean, plan.convention.pixel_std
+        trunk.expected_pixels = plan.convention.pixel_mean, plan.convention.pixel_std
     logger.info("%s", report)
     return report
+
+
+def _require_finite(plan: Plan) -> None:
+    names = {id(entry.tensor): entry.key for entry in plan.target.values()}
+    wrong = [names[id(target)] for target, value in plan.copies if not value.isfinite().all()]
+    if wrong:
+        raise ValueError(
+            f"{plan.report.source} holds values that are not finite, for {first_names(wrong)}; nothing was "
+            "loaded. Give weights from before they became so"
+        )
 
 
 def check_pixels(module: nn.Module, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
@@ -158,10 +161,10 @@ def check_pixels(module: nn.Module, pixel_mean: Sequence[float], pixel_std: Sequ
         return
     changes = [
         f"model.{name}: [{', '.join(f'{value:.6g}' for value in wanted)}]"
-        for name, found, wanted in zip(
+        for name, own, wanted in zip(
             ("pixel_mean", "pixel_std"), (pixel_mean, pixel_std), expected, strict=True
         )
-        if wrong_pixels(trunk, found, wanted)
+        if wrong_pixels(trunk, own, wanted)
     ]
     if changes:
         raise ValueError(

@@ -67,13 +67,15 @@ class LoadReport:
         ]
         for verb, notes in (("adapted", self.adapted), ("skipped", self.skipped)):
             for note in dict.fromkeys(notes.values()):
-                lines.append(f"  {verb} {some([name for name in notes if notes[name] == note])}: {note}")
+                lines.append(
+                    f"  {verb} {first_names([name for name in notes if notes[name] == note])}: {note}"
+                )
         if self.missing:
-            lines.append(f"  missing {some(self.missing)}: keep their initial values")
+            lines.append(f"  missing {first_names(self.missing)}: keep their initial values")
         return "\n".join(lines)
 
 
-def some(names: list[str], separator: str = ", ", number: int = 4) -> str:
+def first_names(names: list[str], separator: str = ", ", number: int = 4) -> str:
     """Join the first few names, and say how many there are more."""
     more = f"{separator}and {len(names) - number} more" if len(names) > number else ""
     return separator.join(names[:number]) + more
@@ -303,14 +305,18 @@ class Plan:
             absent = {part for part, _ in self.target} - self.parts - {OTHER}
             lines += [f"the source has no {part} of this kind" for part in sorted(absent)]
         if self.mismatches:
-            lines.append(f"{len(self.mismatches)} have another shape: {some(self.mismatches, '; ')}")
+            lines.append(f"{len(self.mismatches)} have another shape: {first_names(self.mismatches, '; ')}")
         unknown = [key for key, note in report.skipped.items() if note == _UNKNOWN]
         if unknown:
-            lines.append(f"{len(unknown)} of the source are unknown to the model: {some(unknown)}")
+            lines.append(f"{len(unknown)} of the source are unknown to the model: {first_names(unknown)}")
         if report.missing:
-            lines.append(f"{len(report.missing)} of the model are not in the source: {some(report.missing)}")
+            lines.append(
+                f"{len(report.missing)} of the model are not in the source: {first_names(report.missing)}"
+            )
         if not self.parts and minimum < 1:
-            lines.append(f"the source holds none of the model's parts, but {some([*self.report.skipped])}")
+            lines.append(
+                f"the source holds none of the model's parts, but {first_names([*self.report.skipped])}"
+            )
         tables = (self.source, self.target)
         theirs, ours = (block_counts(name for part, name in table if part == TRUNK) for table in tables)
         if theirs and ours and theirs != ours:

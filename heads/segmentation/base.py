@@ -48,8 +48,10 @@ class Segmentation:
 class SegmentationHead(Head):
     """Gives every pixel of an image, or voxel of a volume, one of K classes.
 
-    A subclass builds its layers for the number of axes ``ndim``, with ``num_outputs`` scores at their end,
-    and writes ``forward``.
+    To write one, call this constructor, build the layers for ``ndim`` axes with ``num_outputs`` scores at
+    their end, and write ``forward``, which returns a :class:`RawSegmentation`. Losses, predictions and class
+    weights are done here. ``auxiliary_weight`` may be overridden; ``losses``, ``probabilities``, ``decide``
+    and ``predict`` too, by a head whose scores mean something else.
 
     With ``regions``, classes may overlap, as in nnU-Net (Isensee et al. 2021): region r gets a score of its
     own, whose sigmoid is the probability that a pixel has one of the region's labels. Masks, the training's
@@ -75,6 +77,8 @@ class SegmentationHead(Head):
         ValueError: if an argument is out of its range, levels disagree about the number of axes, or the loss
             cannot be used with regions.
     """
+
+    branch = "segmentation"
 
     def __init__(
         self,
@@ -110,6 +114,35 @@ class SegmentationHead(Head):
             self.loss.use_regions(self._regions.table)
 
     @property
+    def balanced(self) -> bool:
+        """Whether the loss has class weights that must come from the training data."""
+        return self.loss.balanced
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """The class weights of the loss, K of them; None without, and before ``balanced`` ones are known."""
+        return self.loss.class_weights
+
+    def balance(self, counts: Sequence[int]) -> None:
+        """Weigh each class inversely to its number of training pixels, see :meth:`SegmentationLoss.balance`.
+
+        Args:
+            counts: labelled pixels per class, K of them.
+
+        Raises:
+            ValueError: if there is no pixel at all, or the loss has no class weights.
+        """
+        self.loss.balance(counts)
+
+    def set_class_weights(self, weights: Sequence[float]) -> None:
+        """Weigh the classes by K finite positive numbers.
+
+        Raises:
+            ValueError: if they are not, or the loss has no class weights.
+        """
+        self.loss.set_class_weights(weights)
+
+    @property
     def num_outputs(self) -> int:
         return self.num_classes if self._regions is None else len(self._regions.members)
 
@@ -120,6 +153,15 @@ class SegmentationHead(Head):
     @property
     def region_labels(self) -> tuple[int, ...] | None:
         return None if self._regions is None else self._regions.labels
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, ...]) -> RawSegmentation:
+        """Compute the raw outputs.
+
+        Args:
+            features: one ``[B, C_i, *S_i]`` map per level, finest first.
+            image_size: S, the spatial size of the padded input batch, and of the logits to return.
+        """
+        return super().forward(features, image_size)
 
     def auxiliary_weight(self, index: int) -> float:
         """Return what the loss of the auxiliary map of that position counts."""
@@ -150,7 +192,10 @@ class SegmentationHead(Head):
         return losses
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the softmax of logits ``[B, K, *S]``; with regions the sigmoid of ``[B, R, *S]``."""
+        """Return the softmax of logits ``[B, K, *S]``; with regions the sigmoid of ``[B, R, *S]``.
+
+        Means of them over flips, windows and models are what :meth:`decide` gets from a task.
+        """
         return logits.softmax(1) if self._regions is None else logits.sigmoid()
 
     def decide(self, scores: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class SegmentationLoss(nn.Module):
         table = self.region_table
         if logits.shape[1] != len(table):
             raise ValueError(f"{len(table)} regions need as many logits, got {list(logits.shape)}")
-        if table.device != mask.device:  # once: copies to a device make the host wait
+        if table.device != mask.device:  # once: copies synchronise the device
             with torch.inference_mode(False):  # see WeightedLoss._weights
                 table = self.region_table = table.to(mask.device)
         rows = table.index_select(1, mask.flatten().int())  # [R, B * *S]
@@ -152,8 +152,8 @@ class WeightedLoss(SegmentationLoss):
             if self.balanced:
                 raise ValueError(
                     "head.loss.class_weights is 'balanced', but the pixel counts of the training data are "
-                    "not known; train on a data module that has pixel_counts(), load a checkpoint, or give "
-                    "the weights as a list"
+                    "not known; train on a data module that counts them (label_counts), load a checkpoint, "
+                    "or give the weights as a list"
                 )
             return None
         if len(self._class_weights) != logits.shape[1]:
@@ -162,7 +162,7 @@ class WeightedLoss(SegmentationLoss):
                 f"{logits.shape[1]} classes"
             )
         if self._class_weights.device != logits.device or self._class_weights.dtype != logits.dtype:
-            # Once: copies to the device make the host wait. And not in inference mode, in which Lightning
+            # Once: copies synchronise the device. And not in inference mode, in which Lightning
             # validates: autograd refuses such tensors in the training that follows.
             with torch.inference_mode(False):
                 self._class_weights = self._class_weights.to(logits.device, logits.dtype)
@@ -208,7 +208,7 @@ def labelled(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def all_labelled(valid: Tensor) -> bool:
-    """Whether every pixel of a bool tensor is true, where looking costs no wait: on the CPU."""
+    """Whether every pixel of a bool tensor is true; false on devices, which looking would synchronise."""
     return valid.device.type == "cpu" and not torch.compiler.is_compiling() and bool(valid.all())
 
 
@@ -226,7 +226,7 @@ class _WithoutGradient(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (ignored,) = context.saved_tensors
-        # Of finite logits it is 0 already; to look costs less than to copy, but a device would make us wait.
+        # Of finite logits it is 0 already; to look costs less than to copy, but it synchronises a device.
         if gradient.device.type == "cpu" and bool(gradient.detach().sum().isfinite()):
             return gradient, None
         return gradient.masked_fill(ignored, 0.0), None

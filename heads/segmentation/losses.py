@@ -2,7 +2,7 @@
 
 All are computed in float32 (float64 stays what it is) over the labelled pixels alone: a pixel with the mask
 255 takes no part, whatever its logits are, and a batch without any labelled pixel costs exactly 0 with a
-gradient of 0. Nothing makes the host wait for the device, and no shape depends on the data.
+gradient of 0. Nothing synchronises the device, and no shape depends on the data.
 
 Letters in shapes: B images, K classes, R regions, S spatial axes (H, W or D, H, W).
 """
@@ -183,12 +183,12 @@ class WeightedSum(SegmentationLoss):
 
     def terms(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms of each loss; a name that comes again gets a number: ``dice_2``."""
-        found: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         for loss, weight in zip(self.losses, self.weights, strict=True):
             for name, value in loss.terms(logits, mask).items():
-                names = (name if count == 1 else f"{name}_{count}" for count in range(1, len(found) + 2))
-                found[next(name for name in names if name not in found)] = weight * value
-        return found
+                names = (name if count == 1 else f"{name}_{count}" for count in range(1, len(terms) + 2))
+                terms[next(name for name in names if name not in terms)] = weight * value
+        return terms
 
     @property
     def balanced(self) -> bool:

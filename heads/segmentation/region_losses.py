@@ -85,26 +85,26 @@ class OverlapLoss(RegionLoss):
             shares = torch.where(valid, shares, 0.0)
         inside = truth.to(shares.dtype)  # products and sums of floats are much faster than of bools on a CPU
         common = (shares * inside).sum(2)  # [B, K]
-        found = (shares.square() if self.squared else shares).sum(2)
+        predicted = (shares.square() if self.squared else shares).sum(2)
         pixels = inside.sum(2)
         labelled_pixels = valid.any(2)  # [B, 1]
         if not self.per_image:
-            common, found, pixels = (x.sum(0, keepdim=True) for x in (common, found, pixels))
+            common, predicted, pixels = (x.sum(0, keepdim=True) for x in (common, predicted, pixels))
             labelled_pixels = labelled_pixels.any(0, keepdim=True)
         counted = pixels > 0 if self.classes == "present" else labelled_pixels.expand_as(pixels)
-        losses = self.overlap(common, found, pixels)
+        losses = self.overlap(common, predicted, pixels)
         first = 0 if self.include_background else 1
         return losses[:, first:], counted[:, first:]
 
-    def overlap(self, common: Tensor, found: Tensor, pixels: Tensor) -> Tensor:
+    def overlap(self, common: Tensor, predicted: Tensor, pixels: Tensor) -> Tensor:
         """Return the loss of each class, ``[G, K]``.
 
         Args:
             common: ``[G, K]`` sum of a class's probabilities over its pixels.
-            found: ``[G, K]`` sum over all labelled pixels.
+            predicted: ``[G, K]`` sum over all labelled pixels.
             pixels: ``[G, K]`` number of the class's pixels.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement overlap(common, found, pixels)")
+        raise NotImplementedError(f"{type(self).__name__} must implement overlap(common, predicted, pixels)")
 
 
 class Dice(OverlapLoss):
@@ -137,8 +137,8 @@ class Dice(OverlapLoss):
         self.squared = squared_denominator
         self.smooth = smooth
 
-    def overlap(self, common: Tensor, found: Tensor, pixels: Tensor) -> Tensor:
-        return 1 - _ratio(2 * common + self.smooth, found + pixels + self.smooth)
+    def overlap(self, common: Tensor, predicted: Tensor, pixels: Tensor) -> Tensor:
+        return 1 - _ratio(2 * common + self.smooth, predicted + pixels + self.smooth)
 
 
 class Tversky(OverlapLoss):
@@ -182,8 +182,8 @@ class Tversky(OverlapLoss):
         self.gamma = gamma
         self.smooth = smooth
 
-    def overlap(self, common: Tensor, found: Tensor, pixels: Tensor) -> Tensor:
-        wrong = self.alpha * (found - common) + self.beta * (pixels - common)
+    def overlap(self, common: Tensor, predicted: Tensor, pixels: Tensor) -> Tensor:
+        wrong = self.alpha * (predicted - common) + self.beta * (pixels - common)
         losses = 1 - _ratio(common + self.smooth, common + wrong + self.smooth)
         # At 0 a power below 1 has no derivative, and rounding may go below.
         return losses if self.gamma == 1 else losses.clamp(min=torch.finfo(losses.dtype).eps) ** self.gamma

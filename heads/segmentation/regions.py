@@ -19,7 +19,7 @@ class Regions:
     Args:
         regions: for each region the labels, 0..K-1, that it is made of.
         num_classes: K.
-        labels: what to write where a region is found; None for the label of each region that is in no region
+        labels: what to write for each region; None for the label of each region that is in no region
             behind it.
 
     Attributes:
@@ -61,7 +61,7 @@ class Regions:
 
     def _own_labels(self) -> tuple[int, ...]:
         """Return the label of each region that is in no region behind it."""
-        found = []
+        chosen = []
         for index, region in enumerate(self.members):
             later = {label for other in self.members[index + 1 :] for label in other}
             own = [label for label in region if label not in later]
@@ -74,8 +74,8 @@ class Regions:
                     "order the regions from the largest to the smallest, or say what to write with "
                     "head.region_labels"
                 )
-            found += own
-        return tuple(found)
+            chosen += own
+        return tuple(chosen)
 
     def decide(self, scores: Tensor, threshold: float = THRESHOLD) -> Tensor:
         """Write each region's label where its score exceeds ``threshold``, later regions over earlier ones.

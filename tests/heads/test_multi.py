@@ -1,12 +1,15 @@
 """Several heads on the same maps: names, weights, one pass."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from trunkline.backbones.base import FeatureLevel
+from trunkline.data.shared.batches import Batch
+from trunkline.heads import FCN, Classifier
 from trunkline.heads.base import Head
 from trunkline.heads.multi import MultiHead
 
@@ -16,6 +19,9 @@ LEVELS = (FeatureLevel(2, (4, 4)), FeatureLevel(3, (8, 8)))
 @dataclass
 class Targets:
     wanted: torch.Tensor
+
+    def for_head(self, name):
+        return self
 
 
 class Scale(Head):
@@ -71,6 +77,77 @@ def test_a_weight_of_zero_leaves_that_head_without_gradient():
     sum(head.losses(head(maps(), (16, 16)), Targets(torch.tensor(1.0))).values()).backward()
     assert head.heads["a"].factor.grad == 0
     assert head.heads["b"].factor.grad == pytest.approx(3 + 2 * 30 * 3)
+
+
+@dataclass(kw_only=True)
+class PlacesBatch(Batch):
+    """Three kinds of labels of the same images."""
+
+    road: torch.Tensor
+    sky: torch.Tensor
+    weather: torch.Tensor
+
+    def for_head(self, name):
+        label = getattr(self, name)
+        return SimpleNamespace(label=label) if name == "weather" else SimpleNamespace(mask=label)
+
+
+def places():
+    heads = {
+        "road": lambda levels: FCN(levels, 2, channels=4),
+        "sky": lambda levels: FCN(levels, 3, channels=4),
+        "weather": lambda levels: Classifier(levels, 4),
+    }
+    torch.manual_seed(0)
+    batch = PlacesBatch(
+        image=torch.zeros(2, 3, 16, 16),
+        image_sizes=torch.tensor([[16, 16]] * 2),
+        image_ids=torch.arange(2),
+        road=torch.randint(0, 2, (2, 16, 16)),
+        sky=torch.randint(0, 3, (2, 16, 16)),
+        weather=torch.tensor([3, 1]),
+    )
+    features = [torch.randn(2, 2, 4, 4), torch.randn(2, 3, 2, 2)]
+    return MultiHead(LEVELS, heads).eval(), batch, features
+
+
+def test_heads_are_named_and_say_which_branch_serves_them():
+    head, _, _ = places()
+    assert {name: part.branch for name, part in head.named_heads().items()} == {
+        "road": "segmentation",
+        "sky": "segmentation",
+        "weather": "classification",
+    }
+    assert all(head.named_heads()[name] is part for name, part in head.heads.items())
+    alone = Classifier(LEVELS, 4)
+    assert alone.named_heads() == {"": alone}
+
+
+def test_two_segmenters_and_a_classifier_learn_each_from_its_own_labels():
+    head, batch, features = places()
+    losses = head.losses(head(features, (16, 16)), batch)
+    expected = {
+        f"{name}/{part}": value
+        for name, alone in head.heads.items()
+        for part, value in alone.losses(alone(features, (16, 16)), batch.for_head(name)).items()
+    }
+    assert losses == expected and {name.partition("/")[0] for name in losses} == {"road", "sky", "weather"}
+    batch.sky = 2 - batch.sky
+    changed = head.losses(head(features, (16, 16)), batch)
+    assert {name for name in losses if losses[name] != changed[name]} == {
+        name for name in losses if name.startswith("sky/")
+    }
+
+
+@pytest.mark.parametrize("learns", ["road", "sky", "weather"])
+def test_the_losses_of_a_head_give_gradients_to_it_alone(learns):
+    head, batch, features = places()
+    losses = head.losses(head(features, (16, 16)), batch)
+    sum(value for name, value in losses.items() if name.startswith(f"{learns}/")).backward()
+    for name, part in head.heads.items():
+        gradients = [parameter.grad for parameter in part.parameters()]
+        assert all((gradient is not None) == (name == learns) for gradient in gradients), name
+    assert any(parameter.grad.any() for parameter in head.heads[learns].parameters())
 
 
 @pytest.mark.parametrize(

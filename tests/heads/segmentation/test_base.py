@@ -202,3 +202,22 @@ def test_arguments_out_of_range_are_errors(options, message):
 def test_levels_of_different_or_no_axes_are_an_error(strides, axes):
     with pytest.raises(ValueError, match=f"got {len(strides)} levels, of {axes} axes"):
         SegmentationHead([FeatureLevel(8, stride) for stride in strides], 3)
+
+
+def test_class_weights_are_those_of_the_loss():
+    head = SegmentationHead(
+        LEVELS, 3, WeightedSum([Dice(), CrossEntropy("balanced"), CrossEntropy([1.0] * 3)])
+    )
+    assert head.branch == "segmentation" and head.balanced and head.class_weights is None
+    head.balance([1, 2, 3])
+    assert head.class_weights == head.loss.losses[1].class_weights == pytest.approx([2, 1, 2 / 3])
+    head.set_class_weights([1.0, 2.0, 4.0])
+    assert head.class_weights == [1, 2, 4] and head.loss.losses[2].class_weights == [1, 1, 1]
+    assert not SegmentationHead(LEVELS, 3, CrossEntropy([1.0, 2.0, 3.0])).balanced
+    with pytest.raises(ValueError, match="Dice has no class_weights"):
+        SegmentationHead(LEVELS, 3, Dice()).balance([1, 2, 3])
+
+
+def test_a_subclass_must_write_forward():
+    with pytest.raises(NotImplementedError, match="SegmentationHead must implement forward"):
+        SegmentationHead(LEVELS, 3)([], (4, 4))
