@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from ..data.scans.cases.cases import CasesError, ScanDataset, find_dataset
-from ..data.scans.cases.fingerprint import ChannelFingerprint, Fingerprint, read_fingerprint
 from ..data.scans.patches import coarsest_axis
+from .fingerprint import ChannelFingerprint, Fingerprint, read_fingerprint
 from .memory import GIB, Memory, Network, training_memory
 from .shape import (
     FITTING_BATCH,

@@ -22,10 +22,11 @@ from ..shared.loading import (
     ranks_of,
 )
 from .batches import EvaluationCase
-from .cases.cases import Case, CasesError, to_labels
+from .cases.cases import Case, CasesError
+from .cases.classes import to_labels
 from .formats.files import read_labels
-from .prepare.cache import PreparedCases, prepare_case
-from .prepare.prepare import Preparation
+from .prepare.cache import PreparedCases
+from .prepare.prepare import Preparation, prepare_case
 
 
 class LabelledCases(Dataset):

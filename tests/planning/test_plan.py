@@ -12,11 +12,11 @@ from torch import nn
 
 from trunkline.cli import main
 from trunkline.data.scans.cases.cases import Case, ScanDataset
-from trunkline.data.scans.cases.fingerprint import ChannelFingerprint, Fingerprint
 from trunkline.data.scans.formats.files import write_labels, write_scan
 from trunkline.data.scans.formats.scan import Grid
 from trunkline.data.shared.labels import LabelClass
 from trunkline.planning.config import config, dumped
+from trunkline.planning.fingerprint import ChannelFingerprint, Fingerprint
 from trunkline.planning.memory import DEVICE, GIB, Memory, Network, saved_bytes, training_memory
 from trunkline.planning.plan import plan_for
 from trunkline.planning.shape import (

@@ -1,7 +1,4 @@
-"""Finds the cases of a dataset of scans, or those to predict, and turns ids in files into labels.
-
-Letters in shapes: *S the spatial axes of a scan (2 or 3), K classes.
-"""
+"""Finds the cases of a dataset of scans, or those to predict on."""
 
 from __future__ import annotations
 
@@ -10,12 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from ....constants import IGNORE_INDEX
 from ...shared.common import listing, number_of
 from ...shared.io import IMAGE_SUFFIXES
-from ...shared.labels import LabelClass
 from ...shared.locate import DataNotFoundError
 from ..formats.files import SCAN_SUFFIXES, ScanError, is_scan, read_grid, scan_stem
 from .classes import choose_classes, labels_of_regions
@@ -23,16 +16,13 @@ from .layouts import find_layout
 from .names import by_number, folders_in, scans_in, unique_names
 from .splits import check_patients, choose_fold, folds_of_column, make_folds, read_folds, write_folds
 from .table import read_rows
-from .types import Case, CasesError, Layout, ScanDataset
+from .types import Case, CasesError, Layout, ScanDataset, Unlabelled
 
-__all__ = ["Case", "CasesError", "ScanDataset", "find_cases", "find_dataset", "to_labels"]
+__all__ = ["Case", "CasesError", "ScanDataset", "find_cases", "find_dataset"]
 
 logger = logging.getLogger("trunkline")
 
 SPLITS_FILE = "splits.json"
-_LARGEST_TABLE = 2**20  # ids between the smallest and the largest for which a table is made
-_CHUNK = 2**20  # voxels at a time: numpy looks up by 64-bit numbers
-_UNKNOWN = -1
 
 
 def find_dataset(
@@ -48,6 +38,7 @@ def find_dataset(
     folds: int = 5,
     seed: int = 0,
     patients: str | None = None,
+    missing: Unlabelled = "error",
 ) -> ScanDataset:
     """Find cases, classes and splits of a dataset, in the first of these layouts that is there.
 
@@ -76,6 +67,8 @@ def find_dataset(
         seed: of the folds.
         patients: a CSV with the columns ``case`` and ``patient``. None takes the column of ``table``, or each
             case as a patient of its own.
+        missing: what to do about cases to train or validate with that have no labels: ``error``, or ``skip``
+            to leave them out with a warning.
 
     Returns:
         The dataset; splits without cases are absent.
@@ -85,11 +78,12 @@ def find_dataset(
         CasesError: if files, classes, folds or patients are missing or do not fit together.
     """
     base = Path(root).expanduser()
-    layout = find_layout(base, images, labels, table)
+    layout = find_layout(base, images, labels, table, missing)
     _require_distinct(layout)
     if patients is not None:
         _set_patients(layout, base / Path(patients).expanduser())
     others = [base / name for name in (table, patients) if name is not None]
+    _leave_out_unlabelled(layout)
     known, ignored = choose_classes(layout, base, classes, ignore_id, others)
     regions = labels_of_regions(layout, known)
     cases = _split(layout, base, splits, fold, folds, seed)
@@ -139,67 +133,6 @@ def find_cases(given: Sequence[str | Path], channels: int | None = None) -> tupl
     )
 
 
-def to_labels(ids: np.ndarray, classes: Sequence[LabelClass], ignore_id: int, source: str) -> np.ndarray:
-    """Turn the ids of a file into labels.
-
-    Args:
-        ids: ``[*S]`` integers.
-        classes: K of them, at most 255.
-        ignore_id: this id becomes 255, unless a class has it.
-        source: the file, for errors.
-
-    Returns:
-        ``[*S]`` uint8: 0..K-1, and 255 where ignored.
-
-    Raises:
-        CasesError: naming the ids that are no class, and how many voxels have them.
-    """
-    if ids.dtype.kind not in "biu":
-        raise CasesError(f"{source}: labels are {ids.dtype}, not integers; save them as integers")
-    label_of = {ignore_id: IGNORE_INDEX} | {entry.id: label for label, entry in enumerate(classes)}
-    declared = np.array(sorted(label_of), dtype=np.int64)
-    labels_of = np.array([label_of[value] for value in declared.tolist()], dtype=np.int16)
-    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
-    table = np.full(high - low + 1 if high - low < _LARGEST_TABLE else 0, _UNKNOWN, dtype=np.int16)
-    inside = (low <= declared) & (declared <= high)
-    if len(table):
-        table[declared[inside] - low] = labels_of[inside]
-    flat, labels = ids.reshape(-1), np.empty(ids.size, dtype=np.uint8)
-    unknown = []
-    for start in range(0, ids.size, _CHUNK):
-        values = flat[start : start + _CHUNK].astype(np.int64)
-        if len(table):
-            found = table.take(values - low)
-        else:
-            place = declared.searchsorted(values).clip(max=len(declared) - 1)
-            found = np.where(declared[place] == values, labels_of[place], _UNKNOWN)
-        if found.min() == _UNKNOWN:
-            unknown.append(np.unique(values[found == _UNKNOWN], return_counts=True))
-        labels[start : start + _CHUNK] = found
-    if unknown:
-        raise CasesError(_undeclared(source, unknown, classes, ignore_id))
-    return labels.reshape(ids.shape)
-
-
-def _undeclared(
-    source: str,
-    unknown: list[tuple[np.ndarray, np.ndarray]],
-    classes: Sequence[LabelClass],
-    ignore_id: int,
-) -> str:
-    """Name the ids that are no class, those of most voxels first."""
-    found, part = np.unique(np.concatenate([values for values, _ in unknown]), return_inverse=True)
-    counts = np.bincount(part, np.concatenate([numbers for _, numbers in unknown]))
-    order = np.argsort(-counts, kind="stable")[:10]
-    texts = [f"{found[n]} ({number_of(int(counts[n]), 'voxel')})" for n in order]
-    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
-    declared = ", ".join(str(entry.id) for entry in classes[:20])
-    return (
-        f"{source}: ids that are no class: {', '.join(texts)}{more}; declared are {declared} and {ignore_id} "
-        "to ignore. Add them to the classes, or correct the file"
-    )
-
-
 def _require_distinct(layout: Layout) -> None:
     """Raise CasesError for names that are there twice."""
     seen: dict[str, str] = {}
@@ -214,6 +147,24 @@ def _require_distinct(layout: Layout) -> None:
             f"{layout.source}: {number_of(len(problems), 'name')} in two splits:\n{listing(problems)}\n"
             "names tell cases and patients apart; rename one, or remove it if it is the same scan"
         )
+
+
+def _leave_out_unlabelled(layout: Layout) -> None:
+    """Remove the cases of ``train`` and ``val`` without labels; with ``missing: error`` there are none."""
+    for split in ("train", "val"):
+        cases = layout.cases.get(split, [])
+        alone = [case.name for case in cases if case.label is None]
+        if not alone:
+            continue
+        if len(alone) == len(cases):
+            raise CasesError(f"{layout.source}: none of the {len(cases)} {split} cases has labels; add them")
+        logger.warning(
+            "%s: %d of %d %s cases have no labels and are left out (%s)",
+            layout.source, len(alone), len(cases), split, ", ".join(alone[:5]),
+        )  # fmt: skip
+        layout.cases[split] = [case for case in cases if case.label is not None]
+        for name in alone:
+            layout.folds.pop(name, None)
 
 
 def _set_patients(layout: Layout, source: Path) -> None:

@@ -13,7 +13,7 @@ from ...shared.common import in_threads_singly, listing, number_of
 from ...shared.loading import capped_workers
 from ..formats.files import read_grid, read_labels
 from ..formats.scan import Grid, difference
-from .cases import to_labels
+from .classes import to_labels
 from .types import Case, CasesError, ScanDataset
 
 logger = logging.getLogger("trunkline")

@@ -1,4 +1,7 @@
-"""The classes of a dataset of scans: given, from ``dataset.json``, or from a list of classes."""
+"""The classes of a dataset of scans, given or found, and labels in place of the ids in files.
+
+Letters in shapes: *S the spatial axes of a scan (2 or 3), K classes.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ....constants import IGNORE_INDEX
 from ...shared.class_lists import find_class_file, read_class_rows
 from ...shared.class_table import MOST_CLASSES
+from ...shared.common import number_of
 from ...shared.labels import LabelClass, voc_colour
 from ..formats.files import ScanError, read_labels
 from .types import DEFAULT_IGNORE, CasesError, Layout
 
+_LARGEST_TABLE = 2**20  # ids between the smallest and the largest for which a table is made
+_CHUNK = 2**20  # voxels at a time: numpy looks up by 64-bit numbers
+_UNKNOWN = -1
 _LOOKED_INTO = 5  # files of labels, to show the ids in the error
 
 
@@ -56,6 +64,67 @@ def choose_classes(
     return tuple(
         LabelClass(row.id, row.name, colour) for row, colour in zip(ordered, colours, strict=True)
     ), ignored
+
+
+def to_labels(ids: np.ndarray, classes: Sequence[LabelClass], ignore_id: int, source: str) -> np.ndarray:
+    """Turn the ids of a file into labels.
+
+    Args:
+        ids: ``[*S]`` integers.
+        classes: K of them, at most 255.
+        ignore_id: this id becomes 255, unless a class has it.
+        source: the file, for errors.
+
+    Returns:
+        ``[*S]`` uint8: 0..K-1, and 255 where ignored.
+
+    Raises:
+        CasesError: naming the ids that are no class, and how many voxels have them.
+    """
+    if ids.dtype.kind not in "biu":
+        raise CasesError(f"{source}: labels are {ids.dtype}, not integers; save them as integers")
+    label_of = {ignore_id: IGNORE_INDEX} | {entry.id: label for label, entry in enumerate(classes)}
+    declared = np.array(sorted(label_of), dtype=np.int64)
+    labels_of = np.array([label_of[value] for value in declared.tolist()], dtype=np.int16)
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    table = np.full(high - low + 1 if high - low < _LARGEST_TABLE else 0, _UNKNOWN, dtype=np.int16)
+    inside = (low <= declared) & (declared <= high)
+    if len(table):
+        table[declared[inside] - low] = labels_of[inside]
+    flat, labels = ids.reshape(-1), np.empty(ids.size, dtype=np.uint8)
+    unknown = []
+    for start in range(0, ids.size, _CHUNK):
+        values = flat[start : start + _CHUNK].astype(np.int64)
+        if len(table):
+            found = table.take(values - low)
+        else:
+            place = declared.searchsorted(values).clip(max=len(declared) - 1)
+            found = np.where(declared[place] == values, labels_of[place], _UNKNOWN)
+        if found.min() == _UNKNOWN:
+            unknown.append(np.unique(values[found == _UNKNOWN], return_counts=True))
+        labels[start : start + _CHUNK] = found
+    if unknown:
+        raise CasesError(_undeclared(source, unknown, classes, ignore_id))
+    return labels.reshape(ids.shape)
+
+
+def _undeclared(
+    source: str,
+    unknown: list[tuple[np.ndarray, np.ndarray]],
+    classes: Sequence[LabelClass],
+    ignore_id: int,
+) -> str:
+    """Name the ids that are no class, those of most voxels first."""
+    found, part = np.unique(np.concatenate([values for values, _ in unknown]), return_inverse=True)
+    counts = np.bincount(part, np.concatenate([numbers for _, numbers in unknown]))
+    order = np.argsort(-counts, kind="stable")[:10]
+    texts = [f"{found[n]} ({number_of(int(counts[n]), 'voxel')})" for n in order]
+    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+    declared = ", ".join(str(entry.id) for entry in classes[:20])
+    return (
+        f"{source}: ids that are no class: {', '.join(texts)}{more}; declared are {declared} and {ignore_id} "
+        "to ignore. Add them to the classes, or correct the file"
+    )
 
 
 def labels_of_regions(layout: Layout, classes: Sequence[LabelClass]) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Which files of a folder make up a case: by a number at the end of their names, or by a folder per case."""
+"""Which files of folders make up a case: channels by numbers or a folder per case, labels by names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...shared.common import listing
+from ...shared.common import listing, number_of
+from ...shared.locate import MASK_ENDINGS
 from ..formats.files import is_scan, scan_stem
-from .types import CasesError
+from .types import Case, CasesError, Unlabelled
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -131,6 +132,51 @@ def _case_folders(folder: Path, inner: Sequence[Path]) -> Folder:
             "(data.table)"
         )
     return Folder(images, usual)
+
+
+def with_labels(
+    folder: Folder, labels: dict[str, Path], images: Path, place: Path, split: str, missing: Unlabelled
+) -> list[Case]:
+    """Give each case the label of its name; those to test with may all be without.
+
+    Args:
+        folder: the cases.
+        labels: the files of labels by their names without suffix.
+        images: where the cases come from, for the error.
+        place: where the labels come from, for the error.
+        split: whose cases they are.
+        missing: whether cases to train or validate with need labels (``error``).
+
+    Raises:
+        CasesError: listing the cases without a label.
+    """
+    found = _matched(folder, labels)
+    alone = [name for name in folder.images if name not in found]
+    if alone and (found if split == "test" else missing == "error"):
+        strays = sorted(set(map(str, labels.values())) - set(map(str, found.values())))
+        also = f"\nlabels without images: {', '.join(strays[:5])}" if strays else ""
+        raise CasesError(
+            f"{images}: {number_of(len(alone), 'case')} of {len(folder.images)} without labels in {place}:\n"
+            f"{listing([f'{name}: no {name}.*' for name in alone])}{also}\n"
+            "a label has the name of its case; rename it, move the case elsewhere, list the cases in a CSV "
+            "(data.table), or set data.missing to skip"
+        )
+    return [
+        Case(name, tuple(map(str, files)), str(found[name]) if name in found else None, name)
+        for name, files in folder.images.items()
+    ]
+
+
+def _matched(folder: Folder, labels: dict[str, Path]) -> dict[str, Path]:
+    """Return the label of each case: of its name, else of its name with an ending that all labels have."""
+    exact = {name: labels[name] for name in folder.images if name in labels}
+    if exact:
+        return exact
+    for ending in MASK_ENDINGS:
+        if labels and all(name.endswith(ending) for name in labels):
+            short = {name.removesuffix(ending): path for name, path in labels.items()}
+            return {name: short[name] for name in folder.images if name in short}
+    return {}
 
 
 def unique_names(paths: Sequence[Path], stems: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from ...shared.io import IMAGE_SUFFIXES
 from ...shared.locate import SPLIT_NAMES, DataNotFoundError
 from ..formats.files import SCAN_SUFFIXES, is_scan, scan_stem
 from .names import by_number, unique_names
-from .types import Case, CasesError, Declared, Layout
+from .types import Case, CasesError, Declared, Layout, Unlabelled
 
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _NUMBERED = re.compile(r"image_(\d+)")
@@ -64,7 +64,7 @@ def read_rows(source: Path, argument: str) -> tuple[list[str], list[Row]]:
     return header, rows
 
 
-def read_case_table(source: Path) -> Layout:
+def read_case_table(source: Path, missing: Unlabelled = "error") -> Layout:
     """Read the cases that a CSV lists.
 
     The scans of a case are in the column ``image``; or in ``image_1``, ``image_2`` and so on; or in all other
@@ -74,6 +74,7 @@ def read_case_table(source: Path) -> Layout:
 
     Args:
         source: the file; its paths are relative to its folder.
+        missing: whether an empty ``label`` is an error in ``train`` and ``val``, or not (``skip``).
 
     Raises:
         DataNotFoundError: if the table is missing.
@@ -84,7 +85,7 @@ def read_case_table(source: Path) -> Layout:
     named = not any(column == "image" or _NUMBERED.fullmatch(column) for column in columns)
     problems: list[str] = []
     for line, row in rows:
-        problems += [f"line {line}, {text}" for text in _row_problems(source.parent, row, columns)]
+        problems += [f"line {line}, {text}" for text in _row_problems(source.parent, row, columns, missing)]
     problems += _repeated(rows, columns, "case" in header)
     if problems:
         raise CasesError(f"{source}: {number_of(len(problems), 'problem')}:\n{listing(problems)}")
@@ -138,7 +139,7 @@ def _image_columns(source: Path, header: list[str], rows: list[Row]) -> list[str
     return found
 
 
-def _row_problems(folder: Path, row: dict[str, str], columns: list[str]) -> list[str]:
+def _row_problems(folder: Path, row: dict[str, str], columns: list[str], missing: Unlabelled) -> list[str]:
     problems = []
     for column in columns:
         if not row[column]:
@@ -149,8 +150,11 @@ def _row_problems(folder: Path, row: dict[str, str], columns: list[str]) -> list
     if split is None:
         problems.append(f"column split: is {row['split']!r}, not train, val or test")
     if not row.get("label"):
-        if split != "test":
-            problems.append("column label: is empty; give the file of the labels, or set split to test")
+        if split != "test" and missing == "error":
+            problems.append(
+                "column label: is empty; give the file of the labels, or set split to test, or "
+                "data.missing to skip"
+            )
     elif not (folder / row["label"]).exists():
         problems.append(f"column label: {folder / row['label']} does not exist")
     if "fold" in row and not row["fold"].isdecimal() and (row["fold"] or split != "test"):

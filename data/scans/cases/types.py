@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ...shared.labels import LabelClass
 
 DEFAULT_IGNORE = 255
+
+Unlabelled = Literal["error", "skip"]  # what happens to cases to train or validate with that have no labels
 
 
 class CasesError(ValueError):

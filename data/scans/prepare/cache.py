@@ -26,11 +26,8 @@ from tqdm import tqdm
 from ....constants import IGNORE_INDEX
 from ...shared.common import in_threads_singly, number_of
 from ...shared.labels import LabelClass
-from ..cases.cases import to_labels
 from ..cases.types import Case, CasesError
-from ..formats.files import read_labels, read_scans
-from ..formats.scan import difference
-from .prepare import Placement, Preparation, Prepared, prepare
+from .prepare import Placement, Preparation, Prepared, prepare_case
 from .resample import count_labels, label_boxes
 
 logger = logging.getLogger(__name__)
@@ -59,26 +56,6 @@ class _Entry:
     prepared: Prepared
     counts: np.ndarray
     locations: dict[int, np.ndarray]
-
-
-def prepare_case(case: Case, how: Preparation, classes: Sequence[LabelClass], ignore_id: int) -> Prepared:
-    """Read the files of a case and prepare them.
-
-    Raises:
-        ValueError: (or a subclass) naming the file, if one cannot be read, holds ids that are no class, if
-            the grids of labels and scan differ, or if the preparation does not fit.
-    """
-    scan = read_scans(case.images)
-    labels = None
-    if case.label is not None:
-        ids, grid = read_labels(case.label)
-        if different := difference(scan.grid, grid):
-            raise CasesError(
-                f"{case.label}: lies on another grid than {case.images[0]}: {different}; bring the labels to "
-                "the scan's grid"
-            )
-        labels = to_labels(ids, classes, ignore_id, case.label)
-    return prepare(scan, how, labels, case.name)
 
 
 class PreparedCases:

@@ -17,8 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..formats.files import Scan
-from ..formats.scan import Grid
+from ...shared.labels import LabelClass
+from ..cases.classes import to_labels
+from ..cases.types import Case, CasesError
+from ..formats.files import read_labels, read_scans
+from ..formats.scan import Grid, Scan, difference
 from .intensity import Intensity, apply_intensities
 from .resample import coarse_axis, resample, resample_labels, resampled_lengths
 
@@ -173,6 +176,26 @@ class Prepared:
     image: np.ndarray
     mask: np.ndarray | None
     placement: Placement
+
+
+def prepare_case(case: Case, how: Preparation, classes: Sequence[LabelClass], ignore_id: int) -> Prepared:
+    """Read the files of a case and prepare them.
+
+    Raises:
+        ValueError: (or a subclass) naming the file, if one cannot be read, holds ids that are no class, if
+            the grids of labels and scan differ, or if the preparation does not fit.
+    """
+    scan = read_scans(case.images)
+    labels = None
+    if case.label is not None:
+        ids, grid = read_labels(case.label)
+        if different := difference(scan.grid, grid):
+            raise CasesError(
+                f"{case.label}: lies on another grid than {case.images[0]}: {different}; bring the labels to "
+                "the scan's grid"
+            )
+        labels = to_labels(ids, classes, ignore_id, case.label)
+    return prepare(scan, how, labels, case.name)
 
 
 def prepare(

@@ -14,9 +14,9 @@ from trunkline.data.scans.cases.types import Case, CasesError
 from trunkline.data.scans.formats.files import write_scan
 from trunkline.data.scans.formats.scan import Grid
 from trunkline.data.scans.prepare import cache as module
-from trunkline.data.scans.prepare.cache import CacheError, PreparedCases, default_folder, prepare_case
+from trunkline.data.scans.prepare.cache import CacheError, PreparedCases, default_folder
 from trunkline.data.scans.prepare.intensity import Intensity
-from trunkline.data.scans.prepare.prepare import Preparation
+from trunkline.data.scans.prepare.prepare import Preparation, prepare_case
 from trunkline.data.shared.labels import LabelClass
 
 IDS = (0, 4, 9)

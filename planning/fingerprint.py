@@ -16,14 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ....constants import IGNORE_INDEX
-from ...shared.common import in_threads_singly, listing, number_of
-from ..formats.scan import Scan
-from ..prepare.cache import prepare_case
-from ..prepare.intensity import Intensity
-from ..prepare.prepare import Placement, Preparation, place
-from ..prepare.resample import count_labels
-from .cases import Case, CasesError, ScanDataset
+from ..constants import IGNORE_INDEX
+from ..data.scans.cases.cases import Case, CasesError, ScanDataset
+from ..data.scans.formats.scan import Scan
+from ..data.scans.prepare.intensity import Intensity
+from ..data.scans.prepare.prepare import Placement, Preparation, place, prepare_case
+from ..data.scans.prepare.resample import count_labels
+from ..data.shared.common import in_threads_singly, listing, number_of
 
 logger = logging.getLogger("trunkline")
 

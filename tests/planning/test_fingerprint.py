@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from trunkline.data.scans.cases.cases import CasesError, find_dataset
-from trunkline.data.scans.cases.fingerprint import MOST_SAMPLES, read_fingerprint
 from trunkline.data.scans.formats.files import write_labels, write_scan
 from trunkline.data.scans.formats.scan import Grid
+from trunkline.planning.fingerprint import MOST_SAMPLES, read_fingerprint
 
 CLASSES = ["background", "organ", "tumour"]
 
