@@ -1,1 +1,1 @@
-"""Predictions in; figures, result files and pictures out."""
+"""Predictions in; metrics, report files and pictures out."""

@@ -6,18 +6,23 @@ Letters in shapes: K classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
+from .files import write_csv, write_json
+from .pictures.boxes import save_picture
 from .tables import text_table
 
 Prediction = dict[str, Any]
 """What a head predicts on one image, in pixels of the image on disk, by name.
 
-Always ``image_id`` and ``size`` (the image on disk); ``boxes``, ``scores``, ``labels`` and ``category_ids`` of
-detections, ``mask`` of segmentations, ``probabilities`` of classes.
+Always ``image_id`` and ``size`` (the image on disk); ``boxes``, ``scores``, ``labels`` and ``category_ids``
+of detections, ``mask`` of segmentations, ``probabilities`` of classes.
 """
 
 
@@ -43,7 +48,7 @@ class EvaluationContext:
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found; a subclass may hold more.
+    """The metrics of an evaluation; a subclass may hold more.
 
     Attributes:
         metrics: value by name; NaN where a metric is not defined.
@@ -63,8 +68,8 @@ class Result:
         """Return a row per class: its ``name``, and numbers by name; empty without metrics of classes."""
         return []
 
-    def class_table(self, most: int = 50) -> str:
-        """Return ``class_rows`` as aligned text with a header, those with the lowest metrics if too many."""
+    def class_table(self, most: int | None = 50) -> str:
+        """Return ``class_rows`` as aligned text with a header, see :func:`class_table`."""
         return class_table(self.class_rows(), most)
 
     def text(self) -> str:
@@ -80,17 +85,21 @@ class Evaluator(ABC):
     """Collects predictions of an evaluation and computes metrics.
 
     A task calls ``prepare``, then for every evaluation ``reset``, ``update`` batch by batch, ``gather`` and
-    ``compute``. Metrics are logged under their names, printed, and written to ``metrics.json`` and
-    ``metrics_per_class.csv``. Choose evaluators in YAML by ``model.evaluators``, a list of class paths.
+    ``compute``. Metrics are logged under their names, printed, and written by :func:`write_result`. Choose
+    evaluators in YAML by ``model.evaluators``, a list of class paths. An argument that depends on the data
+    has a default, and ``prepare`` supplies it.
 
     Attributes:
         headline: the metric that the progress bar shows; empty for none.
+        needs_truth: whether it needs the data module's ``evaluation_truth``, as boxes do; else the truth is
+            in the batches.
     """
 
     headline: str = ""
+    needs_truth: bool = False
 
     def prepare(self, context: EvaluationContext) -> None:  # noqa: B027, many need nothing
-        """Learn what there is to evaluate, before an evaluation.
+        """Take from the context what the constructor was not given, and forget all predictions.
 
         Raises:
             ValueError: if the context lacks what the metrics need.
@@ -102,41 +111,127 @@ class Evaluator(ABC):
 
     @abstractmethod
     def update(self, predictions: Sequence[Prediction], batch: Any) -> None:
-        """Take the predictions on the images of a batch, which holds their labels."""
+        """Take the predictions on the images of a batch, one for each; the batch holds the labels."""
 
     @abstractmethod
     def gather(self) -> None:
         """Exchange what was collected with the other processes; all of them call it.
 
-        An image that several processes have seen counts once.
+        An image that several processes have seen counts once, where predictions are kept image by image.
         """
 
     @abstractmethod
     def compute(self) -> Result:
         """Return the metrics of what was collected; the same in all processes after ``gather``."""
 
-    def write(self, result: Result, folder: Path) -> dict[str, Path]:
-        """Write further files of a result, such as pictures, under ``folder``; return them by what they are."""
+    def pictures(self, result: Result) -> dict[str, np.ndarray]:
+        """Return pictures of a result for the logger, ``[h, w, 3]`` uint8 by title."""
         return {}
 
+    def write(self, result: Result, folder: Path) -> dict[str, Path]:
+        """Write further files of a result under ``folder``: its pictures, unless an evaluator says more.
 
-def class_table(rows: Sequence[Mapping[str, Any]], most: int = 50) -> str:
-    """Return rows as aligned text with a header.
+        Returns:
+            The files by what they are.
+        """
+        pictures = self.pictures(result).items()
+        return {title: save_picture(folder / f"{title}.png", picture) for title, picture in pictures}
+
+
+def class_table(rows: Sequence[Mapping[str, Any]], most: int | None = 50) -> str:
+    """Return rows as aligned text with a header; empty without a row.
 
     Args:
-        rows: ``name`` first, then whole numbers (counts) and metrics.
-        most: with more rows these are the ones with the lowest first metric, without undefined ones.
+        rows: ``name``, whole numbers (counts), metrics and texts by name, the same names in each.
+        most: with more rows, only those with the lowest first metric, without undefined ones; None for all.
     """
     if not rows:
         return ""
-    shown = list(rows)
+    shown, columns = list(rows), list(rows[0])
     ranked = next((name for name, value in rows[0].items() if isinstance(value, float)), None)
-    if len(shown) > most and ranked is not None:
-        shown = sorted((row for row in shown if row[ranked] == row[ranked]), key=lambda row: row[ranked])[:most]
-    cells = [("class", *list(rows[0])[1:])]
-    for name, *values in (row.values() for row in shown):
-        cells.append((name, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)))
-    lines = text_table(cells)
+    if most is not None and len(shown) > most and ranked is not None:
+        shown = sorted((row for row in shown if row[ranked] == row[ranked]), key=lambda row: row[ranked])[
+            :most
+        ]
+    cells = [["class" if name == "name" else name for name in columns]]
+    cells += [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in shown]
+    lines = text_table(cells, left=columns.index("name"))
     if len(shown) < len(rows):
         lines.append(f"… the {len(shown)} lowest of {len(rows)} classes")
     return "\n".join(lines)
+
+
+def merge_metrics(results: Sequence[Result]) -> dict[str, float]:
+    """Return the metrics of all results by name.
+
+    Raises:
+        ValueError: if two results have a metric of the same name; names it.
+    """
+    merged: dict[str, float] = {}
+    for result in results:
+        for name, value in result.metrics.items():
+            if name in merged:
+                raise ValueError(
+                    f"two evaluators have a metric named {name!r}; remove one of them from model.evaluators, "
+                    "or rename the metric"
+                )
+            merged[name] = value
+    return merged
+
+
+def write_result(results: Sequence[Result], folder: Path) -> dict[str, Path]:
+    """Write the results of the evaluators of one head.
+
+    ``metrics.json`` has all ``metrics``, the rows of all ``classes``, joined by the names of the classes, and
+    whatever else a result has; where several have an entry of the same name, the first one is kept.
+    ``metrics_per_class.csv`` is the joined ``class_rows`` with ``class`` first; a cell is empty where a
+    metric is not defined, or an evaluator does not know the class. It is left out if no result has rows.
+
+    Args:
+        results: of different evaluators; nothing is written without any.
+        folder: created if it is missing.
+
+    Returns:
+        The files by what they are.
+
+    Raises:
+        ValueError: if two results have a metric of the same name, of all classes or of a class.
+        OSError: if the folder cannot be written.
+    """
+    if not results:
+        return {}
+    contents = [result.as_dict() for result in results]
+    whole = {name: value for content in reversed(contents) for name, value in content.items()}
+    whole |= {"metrics": merge_metrics(results), "classes": _joined([c.get("classes", []) for c in contents])}
+    rows = _joined([result.class_rows() for result in results])
+    columns = list(dict.fromkeys(name for row in rows for name in row if name != "name"))
+    written = {"metrics": write_json(folder / "metrics.json", whole)}
+    if rows:
+        cells = [[row["name"], *(_cell(row.get(column)) for column in columns)] for row in rows]
+        path = write_csv(folder / "metrics_per_class.csv", ["class", *columns], cells)
+        written["metrics per class"] = path
+    return written
+
+
+def _joined(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Join rows by ``name``; of whole numbers (counts) that several tables have, the first one is kept."""
+    joined: dict[tuple[str, int], dict[str, Any]] = {}
+    for table in tables:
+        repeats: Counter[str] = Counter()
+        for row in table:
+            # Two categories may have the same name: the first of a table belongs to the first of the others.
+            known = joined.setdefault((row["name"], repeats[row["name"]]), {})
+            repeats[row["name"]] += 1
+            for column, value in row.items():
+                if column in known and column != "name" and not isinstance(value, int):
+                    raise ValueError(
+                        f"two evaluators have a metric of classes named {column!r}; remove one of them from "
+                        "model.evaluators, or rename the metric"
+                    )
+                known.setdefault(column, value)
+    return list(joined.values())
+
+
+def _cell(value: Any) -> Any:
+    """Return the value of a cell; empty for NaN and for none at all."""
+    return "" if value is None or value != value else value

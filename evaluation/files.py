@@ -80,7 +80,7 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[Any], rows: Iterabl
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> Path:
     """Write strict JSON atomically.
 
-    JSON has no NaN, so a NaN (a figure that is not defined, such as the AP of a class without objects) is
+    JSON has no NaN, so a NaN (a metric that is not defined, such as the AP of a class without objects) is
     written as ``null``; NumPy numbers and arrays become plain numbers and lists.
 
     Args:

@@ -1,4 +1,4 @@
-"""The figures of a set of classified images or scans.
+"""The metrics of classified images or scans.
 
 Letters in shapes: B images of a batch, N images, K classes, T best guesses per image.
 """
@@ -19,18 +19,12 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from ..tables import text_table
+from ..base import EvaluationContext, Evaluator, Prediction, Result
+from ..distributed import gather_objects
+from ..pictures.confusion import confusion_picture
 
 GUESSES = 5
 THRESHOLD = 0.5  # of a probability, from which on a class counts as predicted where there may be several
-TITLES = {
-    "accuracy": "accuracy",
-    "accuracy_top5": "accuracy of the five best guesses",
-    "mean_class_accuracy": "mean of the classes' accuracies",
-    "mAP": "mean average precision",
-    "F1": "mean F1",
-    "subset_accuracy": "images with all labels right",
-}
 
 
 class Rows(NamedTuple):
@@ -47,27 +41,27 @@ class Rows(NamedTuple):
     predicted: np.ndarray
 
 
-class ClassFigures(NamedTuple):
-    """The figures of one class.
+class ClassMetrics(NamedTuple):
+    """The metrics of one class.
 
     Attributes:
         name: of the class.
         images: number of evaluated images that have it.
-        figures: in 0..1, NaN without images: ``accuracy`` (share of its images that were recognised), or
+        metrics: in 0..1, NaN without images: ``accuracy`` (share of its images that were recognised), or
             ``AP`` and ``F1`` for several labels per image.
     """
 
     name: str
     images: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
-class ClassificationResult:
-    """What an evaluation found.
+class ClassificationResult(Result):
+    """Metrics of classifications.
 
     Attributes:
-        figures: in 0..1, NaN without images. One label per image: ``accuracy``, ``mean_class_accuracy`` and,
+        metrics: in 0..1, NaN without images. One label per image: ``accuracy``, ``mean_class_accuracy`` and,
             with more than five classes, ``accuracy_top5``. Several: ``mAP``, ``F1`` and ``subset_accuracy``
             (images of which every label is right). Means over classes leave out those without images.
         per_class: one entry per class.
@@ -76,52 +70,45 @@ class ClassificationResult:
             several labels per image.
     """
 
-    figures: dict[str, float]
-    per_class: tuple[ClassFigures, ...]
+    per_class: tuple[ClassMetrics, ...]
     images: int
     confusion: np.ndarray | None
+    titles = {
+        "accuracy_top5": "accuracy of the five best guesses",
+        "mean_class_accuracy": "mean of the classes' accuracies",
+        "mAP": "mean average precision",
+        "F1": "mean F1",
+        "subset_accuracy": "images with all labels right",
+    }
 
     def summary(self) -> str:
-        """Return the figures, one line each."""
-        lines = [f" {TITLES[name]:<33} = {value:.4f}" for name, value in self.figures.items()]
-        return "\n".join([*lines, f" of {self.images} images"])
+        return f"{super().summary()}\n of {self.images} images"
 
-    def class_table(self, most: int = 50) -> str:
-        """Return the entries of ``per_class`` as aligned text with a header.
-
-        With more than ``most`` classes these are the ones with the lowest figures, lowest first, without
-        those that no image has.
-        """
-        shown = list(self.per_class)
-        if len(shown) > most:
-            present = [row for row in shown if row.images]
-            shown = sorted(present, key=lambda row: next(iter(row.figures.values())))[:most]
-        cells = [("class", "images", *self.per_class[0].figures)]
-        for row in shown:
-            cells.append((row.name, str(row.images), *(f"{value:.3f}" for value in row.figures.values())))
-        lines = text_table(cells)
-        if len(shown) < len(self.per_class):
-            lines.append(f"… the {len(shown)} lowest of {len(self.per_class)} classes")
-        return "\n".join(lines)
+    def class_rows(self) -> list[dict[str, Any]]:
+        return [{"name": row.name, "images": row.images, **row.metrics} for row in self.per_class]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values for a JSON file."""
-        classes = [{"name": row.name, "images": row.images, **row.figures} for row in self.per_class]
-        found = {"images": self.images, "figures": self.figures, "classes": classes}
-        return found if self.confusion is None else {**found, "confusion": self.confusion}
+        content = {"images": self.images, **super().as_dict()}
+        return content if self.confusion is None else {**content, "confusion": self.confusion}
 
 
-class ClassificationEvaluator:
-    """Collects predictions batch by batch and computes their figures.
+class ClassificationEvaluator(Evaluator):
+    """Collects predictions batch by batch and computes their metrics.
 
     Args:
-        class_names: K names.
-        multi_label: whether an image may have any number of classes.
+        class_names: K names; None for those of the context, from ``prepare``.
+        multi_label: whether an image may have any number of classes; ``prepare`` takes that of the context.
     """
 
-    def __init__(self, class_names: Sequence[str], multi_label: bool = False) -> None:
-        self.class_names = list(class_names)
-        self.multi_label = multi_label
+    def __init__(self, class_names: Sequence[str] | None = None, multi_label: bool = False) -> None:
+        self._given = class_names
+        self.prepare(EvaluationContext(class_names or (), multi_label=multi_label))
+
+    def prepare(self, context: EvaluationContext) -> None:
+        """Take ``multi_label`` of the context, and its class names unless the constructor was given some."""
+        self.class_names = list(context.class_names if self._given is None else self._given)
+        self.multi_label = context.multi_label
+        self.headline = "mAP" if self.multi_label else "accuracy"
         self.reset()
 
     def reset(self) -> None:
@@ -131,6 +118,11 @@ class ClassificationEvaluator:
     def __len__(self) -> int:
         """Number of images added."""
         return sum(len(part.ids) for part in self._parts)
+
+    def update(self, predictions: Sequence[Prediction], batch: Any) -> None:
+        """Add the ``probabilities`` ``[K]`` of each prediction with its label in ``batch.label``."""
+        probabilities = torch.stack([each["probabilities"] for each in predictions])
+        self.add(batch.image_ids, probabilities, batch.label)
 
     def add(self, ids: Tensor, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch; images without label (-1, or -1 anywhere in their row) are left out.
@@ -172,49 +164,59 @@ class ClassificationEvaluator:
         return Rows(*(np.concatenate(column) for column in zip(none, *self._parts, strict=True)))
 
     def merge(self, parts: Sequence[Rows]) -> None:
-        """Go on with the images of all ``parts`` instead; those found in several count as in the first."""
+        """Go on with the images of all ``parts`` instead; those in several count as in the first."""
         merged = Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         first = np.unique(merged.ids, return_index=True)[1]
         self._parts = [Rows(*(column[first] for column in merged))]
 
+    def gather(self) -> None:
+        """Take the images of all processes; those in several count as in the lowest rank."""
+        self.merge(gather_objects(self.rows()))
+
     def compute(self) -> ClassificationResult:
-        """Compute the figures of the images added so far."""
+        """Compute the metrics of the images added so far."""
         _, labels, predicted = (torch.from_numpy(column) for column in self.rows())
-        found = _several_labels if self.multi_label else _one_label
-        return found(labels, predicted, self.class_names)
+        measure = _several_labels if self.multi_label else _one_label
+        return measure(labels, predicted, self.class_names)
+
+    def pictures(self, result: ClassificationResult) -> dict[str, np.ndarray]:
+        """Return ``confusion``, a picture of the confusion matrix, if there is one of up to 2000 classes."""
+        if result.confusion is None:
+            return {}
+        return confusion_picture(result.confusion, [row.name for row in result.per_class])
 
 
 def _one_label(labels: Tensor, guesses: Tensor, names: list[str]) -> ClassificationResult:
-    """Figures of ``labels`` ``[N]`` and ``guesses`` ``[N, T]``."""
+    """Metrics of ``labels`` ``[N]`` and ``guesses`` ``[N, T]``."""
     confusion = multiclass_confusion_matrix(guesses[:, 0], labels, len(names))  # [K, K]
     counts, right = confusion.sum(1), confusion.diagonal()
     shares = right.double() / counts  # NaN for a class without images
-    figures = {"accuracy": float(right.sum().double() / counts.sum())}
+    metrics = {"accuracy": float(right.sum().double() / counts.sum())}
     if len(names) > GUESSES:
-        figures["accuracy_top5"] = float((guesses == labels[:, None]).any(1).double().mean())
-    figures["mean_class_accuracy"] = float(shares.nanmean())
+        metrics["accuracy_top5"] = float((guesses == labels[:, None]).any(1).double().mean())
+    metrics["mean_class_accuracy"] = float(shares.nanmean())
     rows = zip(names, counts.tolist(), shares.tolist(), strict=True)
-    per_class = tuple(ClassFigures(name, count, {"accuracy": share}) for name, count, share in rows)
-    return ClassificationResult(figures, per_class, len(labels), confusion.numpy())
+    per_class = tuple(ClassMetrics(name, count, {"accuracy": share}) for name, count, share in rows)
+    return ClassificationResult(metrics, per_class, len(labels), confusion.numpy())
 
 
 def _several_labels(labels: Tensor, probabilities: Tensor, names: list[str]) -> ClassificationResult:
-    """Figures of ``labels`` ``[N, K]`` bool and ``probabilities`` ``[N, K]``."""
+    """Metrics of ``labels`` ``[N, K]`` bool and ``probabilities`` ``[N, K]``."""
     per_class = []
     for index, name in enumerate(names):
         truth, scores = labels[:, index].long(), probabilities[:, index]
         count = int(truth.sum())
-        # Class by class: torchmetrics' multilabel figures take a class without images for one at zero.
+        # Class by class: torchmetrics' multilabel metrics take a class without images for one at zero.
         precision = float(binary_average_precision(scores, truth)) if count else math.nan
         f1 = float(binary_f1_score((scores >= THRESHOLD).long(), truth)) if count else math.nan
-        per_class.append(ClassFigures(name, count, {"AP": precision, "F1": f1}))
+        per_class.append(ClassMetrics(name, count, {"AP": precision, "F1": f1}))
     right = ((probabilities >= THRESHOLD) == labels).all(1)
-    figures = {
-        "mAP": _mean(row.figures["AP"] for row in per_class),
-        "F1": _mean(row.figures["F1"] for row in per_class),
+    metrics = {
+        "mAP": _mean(row.metrics["AP"] for row in per_class),
+        "F1": _mean(row.metrics["F1"] for row in per_class),
         "subset_accuracy": float(right.double().mean()),
     }
-    return ClassificationResult(figures, tuple(per_class), len(labels), None)
+    return ClassificationResult(metrics, tuple(per_class), len(labels), None)
 
 
 def _mean(values: Any) -> float:

@@ -38,8 +38,8 @@ class Objects(NamedTuple):
     crowd: np.ndarray  # [G] bool
 
 
-class Found(NamedTuple):
-    """Detections; those of one image and class with equal scores are in the order in which they count."""
+class DetectionRows(NamedTuple):
+    """The predictions; those of one image, class and score are in the order in which they count."""
 
     images: np.ndarray  # [N] int64
     classes: np.ndarray  # [N] int64
@@ -58,21 +58,23 @@ class _Pairs(NamedTuple):
     ious: np.ndarray  # [P] float64
 
 
-def precision_and_recall(truth: Objects, found: Found, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def precision_and_recall(
+    truth: Objects, predicted: DetectionRows, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute what ``COCOeval.accumulate`` of pycocotools does, precision at the highest limit alone.
 
     Args:
         truth: objects of the images to evaluate.
-        found: detections of these images, with finite numbers.
+        predicted: detections of these images, with finite numbers.
         classes: K.
 
     Returns:
         precision ``[T, R, K, A]`` and recall ``[T, K, A, L]``, -1 where there is no object.
     """
     truth = Objects(*(column[np.lexsort((truth.images, truth.classes))] for column in truth))
-    found, rank = _ranked(found)
-    pairs = _overlaps(found, truth)
-    curves = _Curves(found, rank, pairs, classes)
+    predicted, rank = _ranked(predicted)
+    pairs = _overlaps(predicted, truth)
+    curves = _Curves(predicted, rank, pairs, classes)
     precision = np.full((len(THRESHOLDS), len(RECALLS), classes, len(RANGES)), -1.0)
     recall = np.full((len(THRESHOLDS), classes, len(RANGES), len(LIMITS)), -1.0)
     for area, (low, high) in enumerate(RANGES):
@@ -83,15 +85,15 @@ def precision_and_recall(truth: Objects, found: Found, classes: int) -> tuple[np
     return precision, recall
 
 
-def _ranked(found: Found) -> tuple[Found, np.ndarray]:
+def _ranked(predicted: DetectionRows) -> tuple[DetectionRows, np.ndarray]:
     """Sort by class, image and falling score; return what the highest limit leaves, and ranks ``[N]``."""
-    order = np.lexsort((-found.scores, found.images, found.classes))
-    images, classes = found.images[order], found.classes[order]
+    order = np.lexsort((-predicted.scores, predicted.images, predicted.classes))
+    images, classes = predicted.images[order], predicted.classes[order]
     rank = np.arange(len(order))
     first = _first(images, classes)
     rank -= np.repeat(first, np.diff(np.append(first, len(order))))
     kept = rank < LIMITS[-1]
-    return Found(*(column[order[kept]] for column in found)), rank[kept]
+    return DetectionRows(*(column[order[kept]] for column in predicted)), rank[kept]
 
 
 def _first(*keys: np.ndarray) -> np.ndarray:
@@ -101,13 +103,13 @@ def _first(*keys: np.ndarray) -> np.ndarray:
     return np.flatnonzero(new)
 
 
-def _overlaps(found: Found, truth: Objects) -> _Pairs:
+def _overlaps(predicted: DetectionRows, truth: Objects) -> _Pairs:
     """Find the pairs that reach the lowest threshold; both sides are sorted by class and image."""
     parts = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))]
-    parts += [_reaching(found, truth, *part) for part in _same_image_and_class(found, truth)]
+    parts += [_reaching(predicted, truth, *part) for part in _same_image_and_class(predicted, truth)]
     detections, objects, ious = (np.concatenate(column) for column in zip(*parts, strict=True))
     candidates, counts = np.unique(detections, return_counts=True)
-    first = _first(found.images[candidates], found.classes[candidates])
+    first = _first(predicted.images[candidates], predicted.classes[candidates])
     turn = np.arange(len(candidates)) - np.repeat(first, np.diff(np.append(first, len(candidates))))
     by_turn = np.argsort(turn, kind="stable")
     slots = np.empty_like(by_turn)
@@ -119,12 +121,15 @@ def _overlaps(found: Found, truth: Objects) -> _Pairs:
     return _Pairs(candidates[by_turn], starts, rounds, slots[order], objects[order], ious[order])
 
 
-def _same_image_and_class(found: Found, truth: Objects) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _same_image_and_class(
+    predicted: DetectionRows, truth: Objects
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield detections ``[p]`` and objects ``[p]`` of all pairs that could overlap, some at a time."""
-    images = 1 + max(int(column.max(initial=0)) for column in (found.images, truth.images))
+    images = 1 + max(int(column.max(initial=0)) for column in (predicted.images, truth.images))
     groups = truth.classes * images + truth.images
     first, last = (
-        np.searchsorted(groups, found.classes * images + found.images, side) for side in ("left", "right")
+        np.searchsorted(groups, predicted.classes * images + predicted.images, side)
+        for side in ("left", "right")
     )
     some = np.flatnonzero(last > first)
     counts = (last - first)[some]
@@ -135,18 +140,18 @@ def _same_image_and_class(found: Found, truth: Objects) -> Iterator[tuple[np.nda
 
 
 def _reaching(
-    found: Found, truth: Objects, detections: np.ndarray, objects: np.ndarray
+    predicted: DetectionRows, truth: Objects, detections: np.ndarray, objects: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keep the pairs whose IoU reaches the lowest threshold; in a crowd, the share of the detection."""
     inside = np.ones(len(detections))  # width, then area of the overlap; most pairs end with the first axis
     for axis in (0, 1):
-        start, other = found.boxes[detections, axis], truth.boxes[objects, axis]
-        end, other_end = start + found.boxes[detections, axis + 2], other + truth.boxes[objects, axis + 2]
+        start, other = predicted.boxes[detections, axis], truth.boxes[objects, axis]
+        end, other_end = start + predicted.boxes[detections, axis + 2], other + truth.boxes[objects, axis + 2]
         length = np.minimum(end, other_end) - np.maximum(start, other)
         touching = np.flatnonzero(length > 0)
         detections, objects = detections[touching], objects[touching]
         inside = inside[touching] * length[touching]
-    area, other_area = _box_areas(found.boxes[detections]), _box_areas(truth.boxes[objects])
+    area, other_area = _box_areas(predicted.boxes[detections]), _box_areas(truth.boxes[objects])
     ious = inside / np.where(truth.crowd[objects], area, area + other_area - inside)
     kept = ious >= THRESHOLDS[0]
     return detections[kept], objects[kept], ious[kept]
@@ -184,17 +189,19 @@ def _match(pairs: _Pairs, ignored: np.ndarray, crowd: np.ndarray) -> np.ndarray:
 class _Curves:
     """Turns matches into precision at each recall; candidates come by class and falling score."""
 
-    def __init__(self, found: Found, rank: np.ndarray, pairs: _Pairs, classes: int) -> None:
-        order = np.lexsort((-found.scores, found.classes))  # stable: of equal scores, the lower image id
+    def __init__(self, predicted: DetectionRows, rank: np.ndarray, pairs: _Pairs, classes: int) -> None:
+        order = np.lexsort(
+            (-predicted.scores, predicted.classes)
+        )  # stable: of equal scores, the lower image id
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         self.by_place = np.argsort(place[pairs.detections])
         self.detections = pairs.detections[self.by_place]
         self.places = place[self.detections]
         self.ranks = rank[self.detections]
-        self.areas = _box_areas(found.boxes)[order]  # [N]
-        self.begin = np.searchsorted(found.classes[order], np.arange(classes))  # [K], into all detections
-        self.bounds = np.searchsorted(found.classes[self.detections], np.arange(classes + 1))
+        self.areas = _box_areas(predicted.boxes)[order]  # [N]
+        self.begin = np.searchsorted(predicted.classes[order], np.arange(classes))  # [K], into all detections
+        self.bounds = np.searchsorted(predicted.classes[self.detections], np.arange(classes + 1))
 
     def write(
         self,
@@ -238,12 +245,12 @@ def _sampled(hits: np.ndarray, counted: np.ndarray, wanted: int) -> np.ndarray:
     Returns:
         ``[T, R]``: the highest precision at or beyond each recall, 0 where it is not reached.
     """
-    found = np.cumsum(hits, axis=1)
-    precision = np.where(hits, found / (counted + np.spacing(1)), 0)
+    matched = np.cumsum(hits, axis=1)
+    precision = np.where(hits, matched / (counted + np.spacing(1)), 0)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     # One search for all thresholds: rows follow each other with rising values. The last column is "never".
     row = (wanted + 1) * np.arange(len(hits))[:, None]
     never = np.full((len(hits), 1), wanted)
     needed = 1 + np.searchsorted(np.arange(1, wanted + 1) / wanted, RECALLS)  # objects for each recall
-    at = np.searchsorted((np.hstack([found, never]) + row).ravel(), (needed + row).ravel())
+    at = np.searchsorted((np.hstack([matched, never]) + row).ravel(), (needed + row).ravel())
     return np.hstack([best, np.zeros((len(hits), 1))]).ravel()[at].reshape(len(hits), -1)

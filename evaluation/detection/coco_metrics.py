@@ -1,4 +1,4 @@
-"""The COCO figures: means of precision and recall, which pycocotools or our own arrays compute.
+"""The COCO metrics: means of precision and recall, which pycocotools or our own arrays compute.
 
 Letters in shapes: T IoU thresholds, R recall thresholds, K categories, A ranges of area, L limits on the
 number of detections per image and category.
@@ -17,13 +17,15 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..base import Result
+
 BACKENDS = ("faster", "pycocotools")
 AREAS = ("all", "small", "medium", "large")
 LIMITS = (1, 10, 100)
 
 
-class _Figure(NamedTuple):
-    """The part of precision or recall that a figure is the mean of."""
+class _Metric(NamedTuple):
+    """The part of precision or recall that a metric is the mean of."""
 
     recall: bool
     threshold: int | None  # index into the IoU thresholds 0.50, 0.55 ... 0.95; None for all ten
@@ -31,24 +33,24 @@ class _Figure(NamedTuple):
     limit: int
 
 
-_FIGURES = {
-    "AP": _Figure(False, None, 0, 2),
-    "AP50": _Figure(False, 0, 0, 2),
-    "AP75": _Figure(False, 5, 0, 2),
-    "APs": _Figure(False, None, 1, 2),
-    "APm": _Figure(False, None, 2, 2),
-    "APl": _Figure(False, None, 3, 2),
-    "AR1": _Figure(True, None, 0, 0),
-    "AR10": _Figure(True, None, 0, 1),
-    "AR100": _Figure(True, None, 0, 2),
-    "ARs": _Figure(True, None, 1, 2),
-    "ARm": _Figure(True, None, 2, 2),
-    "ARl": _Figure(True, None, 3, 2),
+_METRICS = {
+    "AP": _Metric(False, None, 0, 2),
+    "AP50": _Metric(False, 0, 0, 2),
+    "AP75": _Metric(False, 5, 0, 2),
+    "APs": _Metric(False, None, 1, 2),
+    "APm": _Metric(False, None, 2, 2),
+    "APl": _Metric(False, None, 3, 2),
+    "AR1": _Metric(True, None, 0, 0),
+    "AR10": _Metric(True, None, 0, 1),
+    "AR100": _Metric(True, None, 0, 2),
+    "ARs": _Metric(True, None, 1, 2),
+    "ARm": _Metric(True, None, 2, 2),
+    "ARl": _Metric(True, None, 3, 2),
 }
 
 
 class ClassResult(NamedTuple):
-    """The figures of one class.
+    """The metrics of one class.
 
     Attributes:
         category_id: the id in the annotation file.
@@ -66,46 +68,41 @@ class ClassResult(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CocoResult:
-    """What an evaluation found.
+class CocoResult(Result):
+    """COCO metrics.
 
     Attributes:
-        figures: the 12 COCO figures in 0..1 by the names AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl;
+        metrics: the 12 COCO metrics in 0..1 by the names AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl;
             NaN where there is no object to find (pycocotools says -1).
         per_class: one row per category, ids ascending.
         images: number of images evaluated.
     """
 
-    figures: dict[str, float]
     per_class: tuple[ClassResult, ...]
     images: int
 
     def summary(self) -> str:
-        """Return the 12 figures in COCO's wording, one line each."""
+        """Return the 12 metrics in COCO's wording, one line each."""
         lines = []
-        for name, figure in _FIGURES.items():
-            title = "Average Recall     (AR)" if figure.recall else "Average Precision  (AP)"
-            iou = "0.50:0.95" if figure.threshold is None else f"{0.5 + 0.05 * figure.threshold:.2f}"
-            area, limit = AREAS[figure.area], LIMITS[figure.limit]
-            value = self.figures[name]
+        for name, metric in _METRICS.items():
+            title = "Average Recall     (AR)" if metric.recall else "Average Precision  (AP)"
+            iou = "0.50:0.95" if metric.threshold is None else f"{0.5 + 0.05 * metric.threshold:.2f}"
+            area, limit = AREAS[metric.area], LIMITS[metric.limit]
+            value = self.metrics[name]
             lines.append(f" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={limit:>3} ] = {value:.3f}")
         return "\n".join(lines)
 
-    def class_table(self) -> str:
-        """Return the rows of ``per_class`` as aligned text with a header."""
-        cells = [("id", "class", "objects", "AP", "AP50")]
-        cells += [
-            (str(row.category_id), row.name, str(row.objects), f"{row.ap:.3f}", f"{row.ap50:.3f}")
+    def class_rows(self) -> list[dict[str, Any]]:
+        return [
+            {"id": row.category_id, "name": row.name, "objects": row.objects, "AP": row.ap, "AP50": row.ap50}
             for row in self.per_class
         ]
-        widths = [max(len(line[column]) for line in cells) for column in range(5)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if column == 1 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in cells
-        )
+
+    def class_table(self, most: int | None = None) -> str:
+        return super().class_table(most)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"images": self.images, **super().as_dict()}
 
 
 def summarise(
@@ -130,8 +127,8 @@ def summarise(
         )
         for index, (category_id, name) in enumerate(categories.items())
     )
-    figures = {name: _mean(_part(figure, precision, recall)) for name, figure in _FIGURES.items()}
-    return CocoResult(figures, per_class, images)
+    metrics = {name: _mean(_part(metric, precision, recall)) for name, metric in _METRICS.items()}
+    return CocoResult(metrics, per_class, images)
 
 
 def by_pycocotools(
@@ -173,10 +170,10 @@ def _indexed(dataset: dict[str, Any]) -> COCO:
     return coco
 
 
-def _part(figure: _Figure, precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    values = recall[..., figure.limit] if figure.recall else precision
-    values = values[..., figure.area]
-    return values if figure.threshold is None else values[figure.threshold]
+def _part(metric: _Metric, precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    values = recall[..., metric.limit] if metric.recall else precision
+    values = values[..., metric.area]
+    return values if metric.threshold is None else values[metric.threshold]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Collects detections of a validation run for the COCO figures.
+"""Collects detections of an evaluation for the COCO metrics.
 
 Letters in shapes: B images of a batch, D detection rows per image, n detections of one image, N rows of all
 images.
@@ -12,20 +12,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .coco_arrays import Found, Objects, precision_and_recall
+from ..base import EvaluationContext, Evaluator, Prediction
+from ..distributed import gather_objects, process_count
+from .coco_arrays import DetectionRows, Objects, precision_and_recall
 from .coco_metrics import BACKENDS, ClassResult, CocoResult, by_pycocotools, summarise
 
 __all__ = ["BACKENDS", "ClassResult", "CocoEvaluator", "CocoResult"]
 
 
-class CocoEvaluator:
-    """Collects the detections of a validation run and computes the COCO figures of the images it has seen.
+class CocoEvaluator(Evaluator):
+    """Collects the detections of an evaluation and computes the COCO metrics of the images it has seen.
 
-    Only images that were added are evaluated: a run over part of a data set gives the figures of that part.
+    Only images that were added are evaluated: a run over part of a dataset gives the metrics of that part.
     Images without detections must be added too. An image counts once: in a single process, adding it again is
     an error; where several processes share the work, samplers repeat images to give every process the same
     number, so there a repetition is passed over, and the first result of the lowest rank counts.
@@ -36,23 +37,51 @@ class CocoEvaluator:
         ground_truth: a COCO instances dict: ``images`` (``id``), ``categories`` (``id``, ``name``) and
             ``annotations`` (``image_id``, ``category_id``, ``bbox`` as x y width height in pixels,
             ``iscrowd``: 0 if absent, ``area``: width times height if absent). It is read, never changed.
-            Annotation ids are replaced: pycocotools takes an id of 0 for "not matched".
-        backend: ``faster`` (in NumPy, from arrays) or ``pycocotools``; the figures are the same.
+            Annotation ids are replaced: pycocotools takes an id of 0 for "not matched". None: the truth of
+            the context, from ``prepare``.
+        backend: ``faster`` (in NumPy, from arrays) or ``pycocotools``; the metrics are the same.
 
     Raises:
         ValueError: for an unknown backend, repeated image or category ids, or an annotation whose image or
             category does not exist.
     """
 
-    def __init__(self, ground_truth: dict[str, Any], backend: str = "faster"):
+    headline = "AP"
+    needs_truth = True
+
+    def __init__(self, ground_truth: dict[str, Any] | None = None, backend: str = "faster") -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         self.backend = backend
+        self._given = ground_truth is not None
+        self._prepared: dict[str, Any] | None = None  # the ground truth of the last ``prepare``
+        nothing = {"images": [], "categories": [], "annotations": []}
+        self._read(nothing if ground_truth is None else ground_truth)
+
+    def prepare(self, context: EvaluationContext) -> None:
+        """Take the ground truth of the context, unless the constructor was given one.
+
+        Raises:
+            ValueError: without a ground truth, or as the class says.
+        """
+        if self._given or (context.truth is self._prepared is not None):
+            self.reset()
+        elif context.truth is None:
+            raise ValueError(
+                'CocoEvaluator has no ground truth; the method evaluation_truth("detection", stage) of the '
+                "data module must return a COCO instances dictionary"
+            )
+        else:
+            self._read(context.truth)
+            self._prepared = context.truth
+
+    def _read(self, ground_truth: dict[str, Any]) -> None:
+        """Read and check the ground truth, and forget all detections."""
         categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
         self._names = {int(category["id"]): str(category["name"]) for category in categories}
         self._images = {int(image["id"]) for image in ground_truth["images"]}
-        for key, found in (("images", self._images), ("categories", self._names)):
-            if len(found) < len(ground_truth[key]):
+        for key, ids in (("images", self._images), ("categories", self._names)):
+            if len(ids) < len(ground_truth[key]):
                 raise ValueError(f"ground truth: ids repeat in {key!r}; give each of them its own id")
         self._truth = _Truth.read(ground_truth["annotations"])
         for index, (image, category) in enumerate(
@@ -72,6 +101,11 @@ class CocoEvaluator:
     def __len__(self) -> int:
         """Number of images added."""
         return len(self._rows)
+
+    def update(self, predictions: Sequence[Prediction], batch: Any) -> None:
+        """Add the ``boxes``, ``scores`` and ``category_ids`` of each ``image_id``, see :meth:`add`."""
+        for each in predictions:
+            self.add(each["image_id"], each["boxes"], each["scores"], each["category_ids"])
 
     def add(self, image_id: int, boxes: ArrayLike, scores: ArrayLike, category_ids: ArrayLike) -> None:
         """Add the detections of one image; an image without any is added with empty arrays.
@@ -126,23 +160,29 @@ class CocoEvaluator:
         """Check the ``[n, 6]`` rows of one image and store them."""
         where = f"image id {image_id}"
         if image_id not in self._images:
-            raise ValueError(f"{where} is not in the ground truth; evaluate against the file it comes from")
+            raise ValueError(
+                f"{where} is not in the ground truth of {len(self._images)} images; evaluate against the "
+                "annotations of these images"
+            )
         if rows.ndim != 2:
             raise ValueError(f"{where}: boxes must be [n, 4], got {rows.ndim} dimensions")
         wrong = ~np.isfinite(rows).all(axis=1)
         if wrong.any():
-            raise ValueError(f"{where}: {_first(wrong, rows)} is not finite; has the training diverged?")
+            raise ValueError(
+                f"{where}: {_first_detection(wrong, rows)} is not finite; has the training diverged?"
+            )
         wrong = (rows[:, 2:4] < rows[:, :2]).any(axis=1)
         if wrong.any():
-            raise ValueError(f"{where}: {_first(wrong, rows)} has x2 < x1 or y2 < y1; boxes are x1 y1 x2 y2")
+            text = _first_detection(wrong, rows)
+            raise ValueError(f"{where}: {text} has x2 < x1 or y2 < y1; boxes are x1 y1 x2 y2")
         for category in np.unique(rows[:, 5]).astype(np.int64).tolist():
             if category not in self._names:
                 raise ValueError(
                     f"{where}: category id {category} is not in the ground truth; its ids are "
-                    f"{_some(list(self._names))} (labels must be turned back into category ids)"
+                    f"{_first_ten(list(self._names))} (labels must be turned back into category ids)"
                 )
         if image_id in self._rows:
-            if _processes() > 1:
+            if process_count() > 1:
                 return
             raise ValueError(f"{where} was added before; add each image once and reset() between runs")
         self._rows[image_id] = rows
@@ -150,16 +190,11 @@ class CocoEvaluator:
     def gather(self) -> None:
         """Merge the images of all processes, so that ``compute`` and ``results`` give the same everywhere.
 
-        Every process must call it; processes without an image too. Images found in several processes count
-        once, as seen by the lowest rank. In a single process it does nothing.
+        Every process must call it; processes without an image too. Images that several processes have seen
+        count once, as seen by the lowest rank. In a single process nothing changes.
         """
-        if _processes() == 1:
-            return
-        mine = _Packed.pack(self._rows)
-        parts: list[Any] = [None] * _processes()
-        torch.distributed.all_gather_object(parts, mine)
         merged: dict[int, np.ndarray] = {}
-        for part in parts:
+        for part in gather_objects(_Packed.pack(self._rows)):
             for image_id, rows in part.unpack().items():
                 merged.setdefault(image_id, rows)
         self._rows = merged
@@ -179,7 +214,7 @@ class CocoEvaluator:
         ]
 
     def compute(self) -> CocoResult:
-        """Compute the figures of the images added so far.
+        """Compute the metrics of the images added so far.
 
         Raises:
             ValueError: if no image was added.
@@ -193,9 +228,9 @@ class CocoEvaluator:
                 image_ids.tolist(), category_ids.tolist(), truth.annotations(), self.results()
             )
         else:
-            found = _Packed.pack(self._rows).found(image_ids, category_ids)
+            rows = _Packed.pack(self._rows).detection_rows(image_ids, category_ids)
             objects = truth.objects(image_ids, category_ids)
-            precision, recall = precision_and_recall(objects, found, len(category_ids))
+            precision, recall = precision_and_recall(objects, rows, len(category_ids))
         counted = np.searchsorted(category_ids, truth.category_ids[truth.crowd == 0])
         numbers = np.bincount(counted, minlength=len(category_ids)).tolist()
         return summarise(precision, recall, self._names, numbers, len(image_ids))
@@ -260,11 +295,11 @@ class _Packed(NamedTuple):
         boxes[:, 2:] -= boxes[:, :2]
         return boxes
 
-    def found(self, image_ids: np.ndarray, category_ids: np.ndarray) -> Found:
+    def detection_rows(self, image_ids: np.ndarray, category_ids: np.ndarray) -> DetectionRows:
         """Replace ids by their places in the given ascending ids."""
         images = np.repeat(np.searchsorted(image_ids, self.image_ids), self.counts)
         classes = np.searchsorted(category_ids, self.rows[:, 5].astype(np.int64))
-        return Found(images, classes, self.boxes(), self.rows[:, 4])
+        return DetectionRows(images, classes, self.boxes(), self.rows[:, 4])
 
     def unpack(self) -> dict[int, np.ndarray]:
         pieces = np.split(self.rows, np.cumsum(self.counts)[:-1]) if len(self.counts) else []
@@ -297,19 +332,12 @@ def _host_integers(values: ArrayLike) -> list[int]:
     return [int(value) for value in (values.tolist() if isinstance(values, Tensor | np.ndarray) else values)]
 
 
-def _processes() -> int:
-    """Number of processes that share the work."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return 1
-
-
-def _some(values: list[int]) -> str:
+def _first_ten(values: list[int]) -> str:
     """Name up to ten values."""
     return ", ".join(map(str, values[:10])) + (f" ... ({len(values)} in all)" if len(values) > 10 else "")
 
 
-def _first(wrong: np.ndarray, rows: np.ndarray) -> str:
+def _first_detection(wrong: np.ndarray, rows: np.ndarray) -> str:
     """Describe the first of the marked detections."""
     index = int(np.argmax(wrong))
     return f"detection {index} with box {rows[index, :4].tolist()} and score {float(rows[index, 4])}"

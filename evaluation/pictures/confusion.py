@@ -67,6 +67,11 @@ def draw_confusion(matrix: ArrayLike, names: Sequence[str]) -> np.ndarray:
     return np.array(picture)
 
 
+def confusion_picture(matrix: ArrayLike, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the picture of :func:`draw_confusion` as ``confusion``; nothing with more than 2000 classes."""
+    return {} if len(names) > MOST_CLASSES else {"confusion": draw_confusion(matrix, names)}
+
+
 def cell_colours(counts: np.ndarray) -> np.ndarray:
     """Colour each cell ``[K, K]`` by its share of its row: ``[K, K, 3]`` uint8."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -144,8 +144,8 @@ def save_id_mask(
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: an id mask is a PNG file; its name must end in .png")
     if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16) or not pixels.size:
-        found = f"{list(pixels.shape)} {pixels.dtype}"
-        raise ValueError(f"{path}: ids must be [h, w] uint8 or uint16, got {found}")
+        given = f"{list(pixels.shape)} {pixels.dtype}"
+        raise ValueError(f"{path}: ids must be [h, w] uint8 or uint16, got {given}")
     if pixels.dtype == np.uint16:
         return _save_png(path, Image.fromarray(np.ascontiguousarray(pixels)))
     table = np.zeros((256, 3), np.uint8)
@@ -185,15 +185,15 @@ def _check_labels(labels: np.ndarray, shape: tuple[int, ...], classes: int) -> N
 
 def _outlines(labels: np.ndarray, width: int) -> np.ndarray:
     """Find pixels with another label at most ``width`` pixels up, down, left or right: ``[h, w]`` bool."""
-    found = np.zeros(labels.shape, dtype=bool)
+    outline = np.zeros(labels.shape, dtype=bool)
     for step in range(1, width + 1):
         across = labels[:, step:] != labels[:, :-step]
         down = labels[step:] != labels[:-step]
-        found[:, step:] |= across
-        found[:, :-step] |= across
-        found[step:] |= down
-        found[:-step] |= down
-    return found
+        outline[:, step:] |= across
+        outline[:, :-step] |= across
+        outline[step:] |= down
+        outline[:-step] |= down
+    return outline
 
 
 def _fitted(name: str, font: ImageFont.FreeTypeFont, width: int) -> str:

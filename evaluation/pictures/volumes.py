@@ -1,4 +1,4 @@
-"""Pictures of slices of scans with the contours of what was found and what is true.
+"""Pictures of slices of scans with the contours of prediction and truth.
 
 Letters in shapes: S spatial axes of one scan (i, j, k or h, w), h w height and width of a picture, K classes.
 """
@@ -19,7 +19,7 @@ from .masks import draw_mask, with_legend
 GROUND, TEXT = (24, 24, 24), (235, 235, 235)
 LARGEST = 4  # times `size`: the longest side of a panel at most
 NARROWEST = 160  # pixels of a panel with its margins, so that there is room for text
-SAMPLE = 2_000_000  # voxels that the window is found from
+SAMPLE = 2_000_000  # voxels that the window is computed from
 PERCENTILES = (1, 99)
 TITLES = ("image", "prediction", "truth")
 POSITIVE = "RAS"  # where the axes of RAS+ coordinates point to
@@ -65,10 +65,9 @@ def slice_picture(
     Each slice is a row of panels: the image, the image with the contours of the prediction, and, with a
     truth, the image with those of the truth. Contours lie on the pixels of a class that have another beside
     them; the class 0 (background) and ignored voxels have none. Which slices: see :func:`mid_and_worst`;
-    where both are the same there is one row. Slices are numbered from 1. A picture of two axes is one row.
-
-    Slices are turned as radiologists look at them, see :func:`turn_of`; letters in the first panel say what
-    is at the top and on the left. A picture of two axes stays as it is.
+    where both are the same there is one row. Slices are numbered from 1, and turned as radiologists look at
+    them, see :func:`turn_of`; letters in the first panel say what is at the top and on the left. A picture of
+    two axes is one row, and stays as it is.
 
     Args:
         image: ``[*S]`` numbers, one channel, on the scan's own grid.
@@ -89,26 +88,22 @@ def slice_picture(
     Raises:
         ValueError: if shapes, types, labels or the axis do not fit.
     """
-    voxels, found = np.asarray(image), np.asarray(predicted)
-    wanted = None if truth is None else np.asarray(truth)
-    _check(voxels, found, wanted, spacing, axis)
+    voxels, predicted = np.asarray(image), np.asarray(predicted)
+    truth = None if truth is None else np.asarray(truth)
+    _check(voxels, predicted, truth, spacing, axis)
     low, high = window or _window(voxels)
     if voxels.ndim == 2:
         turn = Turn(None, 0, 1, (False, False), ("", ""))
-        rows = [(0, _wrong_text(found, wanted))]
+        rows = [(0, _wrong_text(predicted, truth))]
     else:
         axis = slice_axis(spacing) if axis is None else axis
         turn = turn_of(axis, affine)
-        rows = _rows(found, wanted, axis)
-    shape = _panel_size(
-        [(voxels.shape[side], float(spacing[side])) for side in (turn.rows, turn.columns)], size
-    )
+        rows = _rows(predicted, truth, axis)
+    shape = _panel_size([(voxels.shape[i], float(spacing[i])) for i in (turn.rows, turn.columns)], size)
     sheets, shown = [], []
     for number, caption in rows:
         grey = _grey(turn.cut(voxels, number), low, high, shape)
-        masks = [_enlarged(turn.cut(part, number), shape) for part in (found, wanted) if part is not None]
-        # The background has no contour, and no entry in the legend.
-        masks = [np.where(mask == 0, np.uint8(IGNORE_INDEX), mask) for mask in masks]
+        masks = [_contoured(turn.cut(part, number), shape) for part in (predicted, truth) if part is not None]
         panels = [_lettered(grey, turn.letters), *(draw_mask(grey, mask, colours, 0.0) for mask in masks)]
         sheets.append(_captioned(panels, caption))
         shown += masks
@@ -174,15 +169,15 @@ def turn_of(axis: int, affine: np.ndarray | None = None) -> Turn:
 
 def _check(
     voxels: np.ndarray,
-    found: np.ndarray,
-    wanted: np.ndarray | None,
+    predicted: np.ndarray,
+    truth: np.ndarray | None,
     spacing: Sequence[float],
     axis: int | None,
 ) -> None:
     """Raise a ValueError unless everything fits, as :func:`slice_picture` says."""
     if voxels.ndim not in (2, 3) or not voxels.size:
         raise ValueError(f"image must be [h, w] or [i, j, k], got {list(voxels.shape)}")
-    for name, labels in (("predicted", found), ("truth", wanted)):
+    for name, labels in (("predicted", predicted), ("truth", truth)):
         if labels is not None and (labels.shape != voxels.shape or labels.dtype != np.uint8):
             kind = f"{list(labels.shape)} {labels.dtype}"
             raise ValueError(f"{name} must be {list(voxels.shape)} uint8 as the image, got {kind}")
@@ -250,13 +245,17 @@ def _grey(plane: np.ndarray, low: float, high: float, shape: tuple[int, int]) ->
     return np.repeat(np.rint(resized).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _enlarged(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return labels ``[h, w]`` of the given height and width, each pixel of the voxel it lies in."""
+def _contoured(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return labels ``[h, w]`` of the given height and width, each pixel of the voxel it lies in.
+
+    The class 0 (background) is ignored: it has no contour, and no entry in the legend.
+    """
     rows, columns = (
         (np.arange(size) * 2 + 1) * count // (2 * size)
         for size, count in zip(shape, labels.shape, strict=True)
     )
-    return labels[np.ix_(rows, columns)]
+    enlarged = labels[np.ix_(rows, columns)]
+    return np.where(enlarged == 0, np.uint8(IGNORE_INDEX), enlarged)
 
 
 def _lettered(panel: np.ndarray, letters: tuple[str, str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The figures of a set of segmented pictures or volumes.
+"""The metrics of segmented pictures or volumes.
 
 Letters in shapes: S spatial axes of one image (h, w or d, h, w), N pixels, K classes.
 """
@@ -13,101 +13,92 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..tables import text_table
-
-TITLES = {
-    "mIoU": "mean intersection over union",
-    "pixel_accuracy": "pixel accuracy",
-    "mean_class_accuracy": "mean of the classes' accuracies",
-    "mean_Dice": "mean Dice",
-    "frequency_weighted_IoU": "IoU weighted by frequency",
-}
+from ...constants import IGNORE_INDEX
+from ..base import EvaluationContext, Evaluator, Prediction, Result
+from ..distributed import gather_objects
+from ..pictures.confusion import confusion_picture
 
 
-class ClassFigures(NamedTuple):
-    """The figures of one class.
+class ClassMetrics(NamedTuple):
+    """The metrics of one class.
 
     Attributes:
         name: of the class.
         pixels: number of evaluated pixels that belong to it.
-        figures: in 0..1: ``IoU`` and ``Dice`` (NaN for a class that is neither in the truth nor predicted, 0
+        metrics: in 0..1: ``IoU`` and ``Dice`` (NaN for a class that is neither in the truth nor predicted, 0
             for one that is predicted alone), ``accuracy`` (share of its pixels that were recognised, NaN
             without any) and ``precision`` (share of the pixels taken for it that are, NaN without any).
     """
 
     name: str
     pixels: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
-class SegmentationResult:
-    """What an evaluation found. All pixels of all images count alike, as in VOC and Cityscapes.
+class SegmentationResult(Result):
+    """Metrics of segmentations. All pixels of all images count alike, as in VOC and Cityscapes.
 
     Attributes:
-        figures: in 0..1, NaN without pixels: ``mIoU``, ``pixel_accuracy``, ``mean_class_accuracy``,
+        metrics: in 0..1, NaN without pixels: ``mIoU``, ``pixel_accuracy``, ``mean_class_accuracy``,
             ``mean_Dice`` and ``frequency_weighted_IoU`` (each class by its share of the pixels). Means over
-            classes leave out those whose figure is NaN.
+            classes leave out those whose metric is NaN.
         per_class: one entry per class.
         confusion: ``[K, K]`` int64, pixels of the class (row) that were taken for a class (column).
         images: number of images evaluated.
     """
 
-    figures: dict[str, float]
-    per_class: tuple[ClassFigures, ...]
+    per_class: tuple[ClassMetrics, ...]
     confusion: np.ndarray
     images: int
+    titles = {
+        "mIoU": "mean intersection over union",
+        "pixel_accuracy": "pixel accuracy",
+        "mean_class_accuracy": "mean of the classes' accuracies",
+        "mean_Dice": "mean Dice",
+        "frequency_weighted_IoU": "IoU weighted by frequency",
+    }
 
     def summary(self) -> str:
-        """Return the figures, one line each."""
-        lines = [f" {TITLES[name]:<33} = {value:.4f}" for name, value in self.figures.items()]
-        return "\n".join([*lines, f" of {self.images} images, {int(self.confusion.sum())} labelled pixels"])
+        return f"{super().summary()}\n of {self.images} images, {int(self.confusion.sum())} labelled pixels"
 
-    def class_table(self, most: int = 50) -> str:
-        """Return the entries of ``per_class`` as aligned text with a header.
-
-        With more than ``most`` classes these are the ones with the lowest IoU, lowest first, without those
-        that are neither in the truth nor predicted.
-        """
-        shown = list(self.per_class)
-        if len(shown) > most:
-            found = [row for row in shown if not np.isnan(row.figures["IoU"])]
-            shown = sorted(found, key=lambda row: row.figures["IoU"])[:most]
-        cells = [("class", "pixels", *self.per_class[0].figures)]
-        for row in shown:
-            cells.append((row.name, str(row.pixels), *(f"{value:.3f}" for value in row.figures.values())))
-        lines = text_table(cells)
-        if len(shown) < len(self.per_class):
-            lines.append(f"… the {len(shown)} lowest of {len(self.per_class)} classes")
-        return "\n".join(lines)
+    def class_rows(self) -> list[dict[str, Any]]:
+        return [{"name": row.name, "pixels": row.pixels, **row.metrics} for row in self.per_class]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values for a JSON file."""
-        classes = [{"name": row.name, "pixels": row.pixels, **row.figures} for row in self.per_class]
-        return {
-            "images": self.images,
-            "figures": self.figures,
-            "classes": classes,
-            "confusion": self.confusion,
-        }
+        return {"images": self.images, **super().as_dict(), "confusion": self.confusion}
 
 
-class SegmentationEvaluator:
-    """Counts pixels image by image, on their device, and computes figures from the counts.
+class SegmentationEvaluator(Evaluator):
+    """Counts pixels image by image, on their device, and computes metrics from the counts.
 
     Args:
-        class_names: K names.
+        class_names: K names; None for those of the context, from ``prepare``.
         ignore_index: the value of pixels in the truth that are not evaluated.
 
     Raises:
-        ValueError: without a class.
+        ValueError: if there are names, but none in them.
     """
 
-    def __init__(self, class_names: Sequence[str], ignore_index: int = 255) -> None:
-        if not class_names:
-            raise ValueError("class_names is empty; an evaluation needs at least one class")
-        self.class_names = list(class_names)
+    headline = "mIoU"
+
+    def __init__(self, class_names: Sequence[str] | None = None, ignore_index: int = IGNORE_INDEX) -> None:
+        self._given = class_names
+        self.class_names: list[str] = []
         self.ignore_index = ignore_index
+        self.reset()
+        if class_names is not None:
+            self.prepare(EvaluationContext(class_names))
+
+    def prepare(self, context: EvaluationContext) -> None:
+        """Take the class names of the context, unless the constructor was given some.
+
+        Raises:
+            ValueError: without a class.
+        """
+        self.class_names = list(context.class_names if self._given is None else self._given)
+        if not self.class_names:
+            raise ValueError("class_names is empty; an evaluation needs at least one class")
         self.reset()
 
     def reset(self) -> None:
@@ -120,16 +111,23 @@ class SegmentationEvaluator:
         """Number of images added."""
         return self.images
 
+    def update(self, predictions: Sequence[Prediction], batch: Any) -> None:
+        """Add the ``mask`` of each prediction with its mask in ``batch.truth``, see :meth:`add`."""
+        for each, truth in zip(predictions, batch.truth, strict=True):
+            self.add(each["mask"], truth)
+
     def add(self, predicted: Tensor, truth: Tensor) -> None:
-        """Add an image. The host does not wait for the device.
+        """Add an image, without synchronising the device.
 
         Args:
             predicted: ``[*S]`` integers; what they are where the truth is ignored plays no part.
-            truth: ``[*S]`` integers, 0..K-1 or ``ignore_index``. Other values are found by :meth:`counts`.
+            truth: ``[*S]`` integers, 0..K-1 or ``ignore_index``. Other values are an error in :meth:`counts`.
 
         Raises:
-            ValueError: if shapes differ, or a tensor does not hold integers.
+            ValueError: if shapes differ, a tensor does not hold integers, or there are no classes yet.
         """
+        if not self.class_names:
+            raise ValueError("SegmentationEvaluator has no classes; give class_names, or call prepare first")
         if predicted.shape != truth.shape:
             raise ValueError(
                 f"prediction and truth differ in shape: {list(predicted.shape)} and {list(truth.shape)}"
@@ -143,7 +141,7 @@ class SegmentationEvaluator:
         place = torch.where((columns < 0) | (columns >= classes), classes**2 + 2, place)
         place = torch.where((rows < 0) | (rows >= classes), classes**2 + 1, place)
         place = torch.where(rows == self.ignore_index, classes**2, place)
-        # Not bincount, which makes the host wait for the largest number.
+        # Not bincount, which synchronises the device to learn the largest number.
         one = torch.ones(1, dtype=torch.int64, device=place.device)
         self._table = self._table.to(place.device).scatter_add_(0, place, one.expand_as(place))
         self.images += 1
@@ -176,23 +174,31 @@ class SegmentationEvaluator:
             self._table[: len(self.class_names) ** 2] += counts.flatten()
             self.images += images
 
+    def gather(self) -> None:
+        """Add up the counts of all processes.
+
+        Nothing is kept of single images: an image that two processes have seen counts twice. The data modules
+        of this package give each image to one process.
+        """
+        self.merge(gather_objects(self.rows()))
+
     def compute(self) -> SegmentationResult:
-        """Compute the figures of the images added so far.
+        """Compute the metrics of the images added so far.
 
         Raises:
             ValueError: if a pixel held neither a class nor ``ignore_index``.
         """
         confusion = self.counts().numpy()
         right = confusion.diagonal().astype(np.float64)
-        pixels, found = confusion.sum(1), confusion.sum(0)
+        pixels, predicted = confusion.sum(1), confusion.sum(0)
         columns = {
-            "IoU": _shares(right, pixels + found - right),
-            "Dice": _shares(2 * right, pixels + found),
+            "IoU": _shares(right, pixels + predicted - right),
+            "Dice": _shares(2 * right, pixels + predicted),
             "accuracy": _shares(right, pixels),
-            "precision": _shares(right, found),
+            "precision": _shares(right, predicted),
         }
         frequency = _shares(pixels, np.full_like(pixels, pixels.sum()))
-        figures = {
+        metrics = {
             "mIoU": _mean(columns["IoU"]),
             "pixel_accuracy": float(_shares(right.sum(), pixels.sum())),
             "mean_class_accuracy": _mean(columns["accuracy"]),
@@ -202,12 +208,16 @@ class SegmentationEvaluator:
             else float("nan"),
         }
         per_class = tuple(
-            ClassFigures(
-                name, int(pixels[k]), {figure: float(column[k]) for figure, column in columns.items()}
+            ClassMetrics(
+                name, int(pixels[k]), {metric: float(column[k]) for metric, column in columns.items()}
             )
             for k, name in enumerate(self.class_names)
         )
-        return SegmentationResult(figures, per_class, confusion, self.images)
+        return SegmentationResult(metrics, per_class, confusion, self.images)
+
+    def pictures(self, result: SegmentationResult) -> dict[str, np.ndarray]:
+        """Return ``confusion``, a picture of the confusion matrix; nothing with more than 2000 classes."""
+        return confusion_picture(result.confusion, [row.name for row in result.per_class])
 
 
 def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The figures of segmented scans: per case and class, in mm and ml.
+"""The metrics of segmented scans: per case and class, in mm and ml.
 
 Letters in shapes: S spatial axes of one scan (2 or 3), n their number.
 """
@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ...constants import IGNORE_INDEX
-from .result import CaseFigures, VolumeResult, volume_result
+from ..base import EvaluationContext, Evaluator, Prediction
+from ..distributed import gather_objects
+from .result import CaseMetrics, VolumeResult, volume_result
 from .surfaces import surface_distances
 
 
-def case_figures(
+def case_metrics(
     predicted: ArrayLike | Tensor,
     truth: ArrayLike | Tensor,
     regions: Mapping[str, Sequence[int]],
@@ -28,11 +32,11 @@ def case_figures(
 ) -> dict[str, dict[str, float]]:
     """Compare the prediction of one scan with the truth.
 
-    Voxels that the truth ignores are taken out of both, as if nothing were there. The figures are those of
+    Voxels that the truth ignores are taken out of both, as if nothing were there. The metrics are those of
     MONAI's ``compute_dice``, ``compute_hausdorff_distance`` (95th percentile) and ``compute_surface_dice``
     (voxels of the surfaces, without sub-voxels), see :func:`.surfaces.surface_distances`.
 
-    A class that is absent from truth and prediction has no figure: NaN, left out of every mean. One that is
+    A class that is absent from truth and prediction has no metric: NaN, left out of every mean. One that is
     absent from only one of the two has Dice 0, surface Dice 0 and, as HD95, the diagonal of the scan, which
     is the worst that the scan allows: a missed organ costs, and a mean stays finite.
 
@@ -55,49 +59,72 @@ def case_figures(
     Raises:
         ValueError: if shapes, types, sizes or regions are not as above.
     """
-    _check_regions(regions, tolerance)
-    found, wanted, sizes = _checked(predicted, truth, spacing)
+    _check_regions(regions)
+    _check_tolerance(tolerance)
+    labels, wanted, sizes = _checked(predicted, truth, spacing)
     kept = None if (wanted != IGNORE_INDEX).all() else wanted != IGNORE_INDEX
-    diagonal = math.hypot(*(size * width for size, width in zip(found.shape, sizes, strict=True)))
-    flat = found.ndim == 2
+    diagonal = math.hypot(*(size * width for size, width in zip(labels.shape, sizes, strict=True)))
     unit, names = math.prod(sizes) if voxel is None else voxel, ("area_mm2", "true_area_mm2")
-    if not flat:
+    if labels.ndim == 3:
         unit, names = unit / 1000, ("volume_ml", "true_volume_ml")
     result = {}
-    for name, labels in regions.items():
+    for name, values in regions.items():
         table = np.zeros(256, dtype=bool)
-        table[list(labels)] = True
-        mine, true = table[found], table[wanted]
+        table[list(values)] = True
+        mine, true = table[labels], table[wanted]
         if kept is not None:
             mine &= kept
         counts = int(np.count_nonzero(mine)), int(np.count_nonzero(true))
-        figures = {"Dice": _dice(mine, true, sum(counts))}
+        metrics = {"Dice": _dice(mine, true, sum(counts))}
         if surfaces:
-            figures |= _surface_figures(mine, true, counts, sizes, tolerance, diagonal)
+            metrics |= _surface_metrics(mine, true, counts, sizes, tolerance, diagonal)
         volumes = {key: count * unit for key, count in zip(names, counts, strict=True)}
-        result[name] = {**figures, **volumes}
+        result[name] = {**metrics, **volumes}
     return result
 
 
-class VolumeEvaluator:
-    """Collects the figures of cases and their means.
+class VolumeEvaluator(Evaluator):
+    """Collects the metrics of cases and their means.
 
     Args:
-        regions: the labels of each class by its name, see :func:`case_figures`.
+        regions: the labels of each class by its name, see :func:`case_metrics`; None for those of the
+            context, from ``prepare``.
         tolerance: distance in mm up to which a surface counts as met, for the surface Dice.
-        surfaces: whether to measure distances between surfaces (HD95 and surface Dice).
+        surfaces: whether to measure distances between surfaces (HD95 and surface Dice), which take most of
+            the time; None for all evaluations but those of a training.
 
     Raises:
-        ValueError: without a region, or with one that is not as above.
+        ValueError: if regions or tolerance are not as above.
     """
 
+    headline = "mean_Dice"
+
     def __init__(
-        self, regions: Mapping[str, Sequence[int]], tolerance: float = 1.0, surfaces: bool = True
+        self,
+        regions: Mapping[str, Sequence[int]] | None = None,
+        tolerance: float = 1.0,
+        surfaces: bool | None = None,
     ) -> None:
-        _check_regions(regions, tolerance)
-        self.regions = {name: tuple(labels) for name, labels in regions.items()}
+        _check_tolerance(tolerance)
+        self._given = regions, surfaces
+        self.regions: dict[str, tuple[int, ...]] = {}
         self.tolerance = tolerance
-        self.surfaces = surfaces
+        self.surfaces = surfaces is not False
+        self.reset()
+        if regions is not None:
+            self.prepare(EvaluationContext(class_names=()))
+
+    def prepare(self, context: EvaluationContext) -> None:
+        """Take the regions of the context, and whether a training goes on, where the constructor had None.
+
+        Raises:
+            ValueError: without a region, or with one that is not as above.
+        """
+        regions, surfaces = self._given
+        regions = context.regions if regions is None else regions
+        _check_regions(regions)
+        self.regions = {name: tuple(labels) for name, labels in regions.items()}
+        self.surfaces = not context.fitting if surfaces is None else surfaces
         self.reset()
 
     def reset(self) -> None:
@@ -107,6 +134,12 @@ class VolumeEvaluator:
     def __len__(self) -> int:
         """Number of cases added."""
         return len(self._cases)
+
+    def update(self, predictions: Sequence[Prediction], batch: Any) -> None:
+        """Add the ``mask`` of the case of a batch, on the grid of the file, see :meth:`add`."""
+        grid = batch.placement.grid
+        for each in predictions:
+            self.add(batch.case.name, each["mask"], batch.truth, grid.spacing, grid.voxel)
 
     def add(
         self,
@@ -123,7 +156,7 @@ class VolumeEvaluator:
             predicted: ``[*S]`` uint8 labels.
             truth: ``[*S]`` uint8 labels, 255 where a voxel is ignored.
             spacing: n voxel sizes in mm.
-            voxel: see :func:`case_figures`.
+            voxel: see :func:`case_metrics`.
 
         Raises:
             ValueError: if shapes or types do not fit; names the case.
@@ -131,31 +164,39 @@ class VolumeEvaluator:
         if case in self._cases:
             return
         try:
-            found = case_figures(
+            metrics = case_metrics(
                 predicted, truth, self.regions, spacing, self.tolerance, self.surfaces, voxel
             )
         except ValueError as error:
             raise ValueError(f"{case}: {error}") from error
-        self._cases[case] = found
+        self._cases[case] = metrics
 
-    def rows(self) -> list[CaseFigures]:
-        """Return the figures of the cases as plain values, to be exchanged between processes."""
+    def rows(self) -> list[CaseMetrics]:
+        """Return the metrics of the cases as plain values, to be exchanged between processes."""
         return list(self._cases.items())
 
-    def merge(self, parts: Sequence[Sequence[CaseFigures]]) -> None:
+    def merge(self, parts: Sequence[Sequence[CaseMetrics]]) -> None:
         """Go on with what :meth:`rows` returned in all processes instead; a case in several counts once."""
         self.reset()
         for part in parts:
-            for case, figures in part:
-                self._cases.setdefault(case, figures)
+            for case, metrics in part:
+                self._cases.setdefault(case, metrics)
+
+    def gather(self) -> None:
+        """Take the cases of all processes; one in several counts as in the lowest rank."""
+        self.merge(gather_objects(self.rows()))
 
     def compute(self) -> VolumeResult:
-        """Compute the means over the cases added so far; all figures are NaN without any."""
+        """Compute the means over the cases added so far; all metrics are NaN without any."""
         return volume_result(list(self.regions), self.rows(), self.tolerance, self.surfaces)
 
+    def write(self, result: VolumeResult, folder: Path) -> dict[str, Path]:
+        """Write ``cases.csv``, a row per case and class, see ``VolumeResult.write_csv``."""
+        return {"cases": result.write_csv(folder / "cases.csv")}
 
-def _check_regions(regions: Mapping[str, Sequence[int]], tolerance: float) -> None:
-    """Raise a ValueError unless regions have labels in 0..254 and the tolerance is a length."""
+
+def _check_regions(regions: Mapping[str, Sequence[int]]) -> None:
+    """Raise a ValueError unless there are regions, with labels in 0..254."""
     if not regions:
         raise ValueError("regions is empty; an evaluation needs at least one class")
     for name, labels in regions.items():
@@ -163,6 +204,10 @@ def _check_regions(regions: Mapping[str, Sequence[int]], tolerance: float) -> No
             raise ValueError(
                 f"region {name!r} has the labels {list(labels)}; it needs at least one, all within 0..254"
             )
+
+
+def _check_tolerance(tolerance: float) -> None:
+    """Raise a ValueError unless it is a length."""
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance must be a length of 0 mm or more, got {tolerance}")
 
@@ -170,7 +215,7 @@ def _check_regions(regions: Mapping[str, Sequence[int]], tolerance: float) -> No
 def _checked(
     predicted: ArrayLike | Tensor, truth: ArrayLike | Tensor, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """Return arrays and voxel sizes as :func:`case_figures` needs them."""
+    """Return arrays and voxel sizes as :func:`case_metrics` needs them."""
     arrays = []
     for name, labels in (("prediction", predicted), ("truth", truth)):
         array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
@@ -179,15 +224,15 @@ def _checked(
                 f"the {name} must hold uint8 labels along 2 or 3 axes, got {list(array.shape)} {array.dtype}"
             )
         arrays.append(array)
-    found, wanted = arrays
-    if found.shape != wanted.shape:
+    predictions, wanted = arrays
+    if predictions.shape != wanted.shape:
         raise ValueError(
-            f"prediction and truth differ in shape: {list(found.shape)} and {list(wanted.shape)}"
+            f"prediction and truth differ in shape: {list(predictions.shape)} and {list(wanted.shape)}"
         )
     sizes = [float(size) for size in spacing]
-    if len(sizes) != found.ndim or not all(math.isfinite(size) and size > 0 for size in sizes):
-        raise ValueError(f"spacing must be {found.ndim} voxel sizes above 0 mm, got {sizes}")
-    return found, wanted, sizes
+    if len(sizes) != predictions.ndim or not all(math.isfinite(size) and size > 0 for size in sizes):
+        raise ValueError(f"spacing must be {predictions.ndim} voxel sizes above 0 mm, got {sizes}")
+    return predictions, wanted, sizes
 
 
 def _dice(mine: np.ndarray, true: np.ndarray, total: int) -> float:
@@ -195,7 +240,7 @@ def _dice(mine: np.ndarray, true: np.ndarray, total: int) -> float:
     return 2 * int(np.count_nonzero(mine & true)) / total if total else math.nan
 
 
-def _surface_figures(
+def _surface_metrics(
     mine: np.ndarray,
     true: np.ndarray,
     counts: tuple[int, int],

@@ -1,4 +1,4 @@
-"""What an evaluation of segmented scans found: means, tables and files."""
+"""The result of an evaluation of segmented scans: means, tables and files."""
 
 from __future__ import annotations
 
@@ -11,25 +11,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..base import Result, class_table
 from ..files import write_csv
-from ..tables import text_table
 
-CaseFigures = tuple[str, dict[str, dict[str, float]]]  # name of the case, class -> figure -> value
+CaseMetrics = tuple[str, dict[str, dict[str, float]]]  # name of the case, class -> metric -> value
 
 RULE = (
-    "A class absent from truth and prediction of a case has no figure there and is left out of every mean. "
+    "A class absent from truth and prediction of a case has no metric there and is left out of every mean. "
     "One absent from only one of the two has Dice 0, surface Dice 0 and the diagonal of the scan as HD95."
 )
-TITLES = {
-    "mean_Dice": "mean Dice",
-    "mean_HD95_mm": "mean 95 % Hausdorff distance, mm",
-    "mean_surface_Dice": "mean surface Dice",
-}
 SIZES = {"volume_ml": "true_volume_ml", "area_mm2": "true_area_mm2"}  # of the prediction -> of the truth
 
 
 class ClassCases(NamedTuple):
-    """The figures of one class over the cases.
+    """The metrics of one class over the cases.
 
     Attributes:
         name: of the class.
@@ -54,39 +49,55 @@ class ClassCases(NamedTuple):
 
 
 @dataclass(frozen=True)
-class VolumeResult:
-    """What an evaluation of scans found. All cases count alike, however large.
+class VolumeResult(Result):
+    """Metrics of segmented scans. All cases count alike, however large.
 
     Attributes:
-        figures: ``mean_Dice`` and, if surfaces were measured, ``mean_HD95_mm`` and ``mean_surface_Dice``:
+        metrics: ``mean_Dice`` and, if surfaces were measured, ``mean_HD95_mm`` and ``mean_surface_Dice``:
             means over the classes of their means over the cases; NaN without a case. Classes that no case
             has are left out.
         per_class: one entry per class.
-        cases: name of each case and its figures by class, see :func:`.volumes.case_figures`, in the order of
+        cases: name of each case and its metrics by class, see :func:`.volumes.case_metrics`, in the order of
             the names.
         tolerance: in mm, of the surface Dice.
     """
 
-    figures: dict[str, float]
     per_class: tuple[ClassCases, ...]
-    cases: tuple[CaseFigures, ...]
+    cases: tuple[CaseMetrics, ...]
     tolerance: float
+    titles = {
+        "mean_Dice": "mean Dice",
+        "mean_HD95_mm": "mean 95 % Hausdorff distance, mm",
+        "mean_surface_Dice": "mean surface Dice",
+    }
 
     def summary(self) -> str:
-        """Return the figures, one line each, and the rule for absent classes."""
-        lines = [f" {TITLES[name]:<33} = {value:.4f}" for name, value in self.figures.items()]
+        """Return the metrics, one line each, and the rule for absent classes."""
         of = f" of {len(self.cases)} cases, means over {len(self.per_class)} classes of their means"
-        if "mean_surface_Dice" in self.figures:
+        if "mean_surface_Dice" in self.metrics:
             of += f"; surface Dice within {self.tolerance:g} mm"
-        return "\n".join([*lines, of, f" {RULE}"])
+        return "\n".join([super().summary(), of, f" {RULE}"])
 
-    def class_table(self) -> str:
-        """Return the entries of ``per_class`` as aligned text with a header: means ± standard deviations."""
-        cells = [("class", "cases", "missed", "invented", *self.per_class[0].means)]
+    def class_rows(self) -> list[dict[str, Any]]:
+        """Return a row per class: numbers of cases, then means, medians and standard deviations."""
+        return [
+            {
+                **{name: getattr(row, name) for name in ClassCases._fields[:5]},
+                **row.means,
+                **{f"median_{name}": value for name, value in row.medians.items()},
+                **{f"deviation_{name}": value for name, value in row.deviations.items()},
+            }
+            for row in self.per_class
+        ]
+
+    def class_table(self, most: int | None = None) -> str:
+        """Return all classes as aligned text with a header: means ± standard deviations."""
+        rows = []
         for row in self.per_class:
-            figures = [f"{mean:.3f} ± {row.deviations[name]:.3f}" for name, mean in row.means.items()]
-            cells.append((row.name, str(row.cases), str(row.missed), str(row.invented), *figures))
-        return "\n".join(text_table(cells))
+            counts = {"name": row.name, "cases": row.cases, "missed": row.missed, "invented": row.invented}
+            means = {name: f"{mean:.3f} ± {row.deviations[name]:.3f}" for name, mean in row.means.items()}
+            rows.append({**counts, **means})
+        return class_table(rows, most)
 
     def worst_cases(self, count: int) -> list[str]:
         """Return the names of the cases with the lowest mean Dice over their classes, lowest first.
@@ -104,14 +115,14 @@ class VolumeResult:
         """Return everything as plain values for a JSON file; ``files.write_json`` writes NaN as null."""
         return {
             "cases": len(self.cases),
-            "figures": self.figures,
+            "metrics": self.metrics,
             "surface_tolerance_mm": self.tolerance,
             "absent_classes": RULE,
             "classes": [row._asdict() for row in self.per_class],
             "per_case": [
-                {"case": case, "class": name, **figures}
+                {"case": case, "class": name, **metrics}
                 for case, classes in self.cases
-                for name, figures in classes.items()
+                for name, metrics in classes.items()
             ],
         }
 
@@ -120,7 +131,7 @@ class VolumeResult:
 
         Columns: ``case``, ``class``, ``Dice``, ``HD95_mm``, ``surface_Dice`` (the last two if surfaces were
         measured), ``volume_ml`` and ``true_volume_ml`` (or ``area_mm2`` and ``true_area_mm2`` of pictures).
-        A figure that is not defined is left empty.
+        A metric that is not defined is left empty.
 
         Args:
             path: the file to write; missing parent folders are created.
@@ -128,50 +139,50 @@ class VolumeResult:
         Raises:
             OSError: if the folder cannot be written.
         """
-        found = {key for _, classes in self.cases for figures in classes.values() for key in figures}
-        sizes = [key for pair in SIZES.items() for key in pair if key in found]
+        present = {key for _, classes in self.cases for metrics in classes.values() for key in metrics}
+        sizes = [key for pair in SIZES.items() for key in pair if key in present]
         columns = [*self.per_class[0].means, *(sizes or ["volume_ml", "true_volume_ml"])]
         rows = [
-            [case, name, *(_cell(figures.get(column)) for column in columns)]
+            [case, name, *(_cell(metrics.get(column)) for column in columns)]
             for case, classes in self.cases
-            for name, figures in classes.items()
+            for name, metrics in classes.items()
         ]
         return write_csv(path, ["case", "class", *columns], rows)
 
 
 def volume_result(
-    class_names: Sequence[str], cases: Sequence[CaseFigures], tolerance: float, surfaces: bool
+    class_names: Sequence[str], cases: Sequence[CaseMetrics], tolerance: float, surfaces: bool
 ) -> VolumeResult:
     """Compute the means over cases and classes.
 
     Args:
         class_names: of the classes or regions, at least one.
-        cases: name of each case and its figures by class.
+        cases: name of each case and its metrics by class.
         tolerance: in mm, of the surface Dice.
         surfaces: whether distances between surfaces were measured.
     """
     names = ("Dice", "HD95_mm", "surface_Dice") if surfaces else ("Dice",)
     cases = tuple(sorted(cases, key=lambda row: row[0]))
     per_class = tuple(_class_cases(name, cases, names) for name in class_names)
-    figures = {f"mean_{name}": _mean([row.means[name] for row in per_class]) for name in names}
-    return VolumeResult(figures, per_class, cases, tolerance)
+    metrics = {f"mean_{name}": _mean([row.means[name] for row in per_class]) for name in names}
+    return VolumeResult(metrics, per_class, cases, tolerance)
 
 
-def _class_cases(name: str, cases: Sequence[CaseFigures], names: Sequence[str]) -> ClassCases:
-    """Compute the figures of these names of one class."""
-    rows = [figures[name] for _, figures in cases]
+def _class_cases(name: str, cases: Sequence[CaseMetrics], names: Sequence[str]) -> ClassCases:
+    """Compute the metrics of these names of one class."""
+    rows = [metrics[name] for _, metrics in cases]
     counted = [row for row in rows if not math.isnan(row["Dice"])]
     sizes = [(row[mine], row[true]) for row in counted for mine, true in SIZES.items() if mine in row]
-    columns = {figure: [row[figure] for row in counted] for figure in names}
+    columns = {metric: [row[metric] for row in counted] for metric in names}
     return ClassCases(
         name=name,
         cases=len(counted),
         absent=len(rows) - len(counted),
         missed=sum(mine == 0 for mine, _ in sizes),
         invented=sum(true == 0 for _, true in sizes),
-        means={figure: _mean(values) for figure, values in columns.items()},
-        medians={figure: _of(np.median, values) for figure, values in columns.items()},
-        deviations={figure: _of(np.std, values) for figure, values in columns.items()},
+        means={metric: _mean(values) for metric, values in columns.items()},
+        medians={metric: _of(np.median, values) for metric, values in columns.items()},
+        deviations={metric: _of(np.std, values) for metric, values in columns.items()},
     )
 
 

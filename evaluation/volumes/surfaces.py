@@ -41,7 +41,7 @@ def surface_distances(predicted: np.ndarray, truth: np.ndarray, spacing: Sequenc
 
     The surface of a mask is its voxels of which a neighbour across a face is outside, and what lies beyond
     the edge of the scan is outside; this and the distances are MONAI's (``get_mask_edges`` and
-    ``get_surface_distance``), and so are the figures from them (``compute_hausdorff_distance`` and
+    ``get_surface_distance``), and so are the metrics from them (``compute_hausdorff_distance`` and
     ``compute_surface_dice`` without sub-voxels). All that is done here besides:
 
     - Both masks are cut to the box around the two first, which changes nothing but time and memory.

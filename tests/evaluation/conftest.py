@@ -1,4 +1,4 @@
-"""A data set and predictions with everything that real ones have, small enough to evaluate in a moment."""
+"""A dataset and predictions with everything that real ones have, small enough to evaluate in a moment."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Two processes give the figures of one, however the images fall to them."""
+"""Two processes give the metrics of one, however the images fall to them."""
 
 import math
 import pickle
@@ -42,7 +42,7 @@ def test_every_rank_finds_what_one_process_finds(found, number):
     for rank in ranks:
         images, result, rows = rank[number]
         assert images == 40
-        assert result.figures == expected.figures
+        assert result.metrics == expected.metrics
         for row, other in zip(result.per_class, expected.per_class, strict=True):
             assert row[:3] == other[:3]
             assert row.ap == other.ap or math.isnan(row.ap) and math.isnan(other.ap)

@@ -1,4 +1,4 @@
-"""Figures of classifications against slow loops and counts by hand."""
+"""Metrics of classifications against slow loops and counts by hand."""
 
 import json
 import math
@@ -23,18 +23,18 @@ def evaluated(guesses, labels, names=NAMES):
     return evaluator.compute()
 
 
-def test_figures_of_five_images_by_hand():
+def test_metrics_of_five_images_by_hand():
     """Two ants (one right), three bees (two right), no cat, but one thing taken for a cat."""
     result = evaluated([0, 2, 1, 1, 0], [0, 0, 1, 1, 1])
     assert result.confusion.tolist() == [[1, 0, 1], [1, 2, 0], [0, 0, 0]]
-    assert result.figures == pytest.approx({"accuracy": 3 / 5, "mean_class_accuracy": (1 / 2 + 2 / 3) / 2})
+    assert result.metrics == pytest.approx({"accuracy": 3 / 5, "mean_class_accuracy": (1 / 2 + 2 / 3) / 2})
     assert [(row.name, row.images) for row in result.per_class] == [("ant", 2), ("bee", 3), ("cat", 0)]
-    shares = [row.figures["accuracy"] for row in result.per_class]
+    shares = [row.metrics["accuracy"] for row in result.per_class]
     assert shares[:2] == pytest.approx([1 / 2, 2 / 3]) and math.isnan(shares[2])
     assert result.images == 5
 
 
-def test_figures_equal_a_slow_loop():
+def test_metrics_equal_a_slow_loop():
     generator = torch.Generator().manual_seed(0)
     classes = 8
     labels = torch.randint(classes, (60,), generator=generator)
@@ -52,16 +52,16 @@ def test_figures_equal_a_slow_loop():
         right += order[0] == label
         within += label in order[:5]
         per_class[label].append(order[0] == label)
-    assert found.figures["accuracy"] == pytest.approx(right / 60)
-    assert found.figures["accuracy_top5"] == pytest.approx(within / 60)
+    assert found.metrics["accuracy"] == pytest.approx(right / 60)
+    assert found.metrics["accuracy_top5"] == pytest.approx(within / 60)
     assert right < within < 60
     means = [sum(hits) / len(hits) for hits in per_class.values()]
-    assert found.figures["mean_class_accuracy"] == pytest.approx(sum(means) / classes)
-    assert [row.figures["accuracy"] for row in found.per_class] == pytest.approx(means)
+    assert found.metrics["mean_class_accuracy"] == pytest.approx(sum(means) / classes)
+    assert [row.metrics["accuracy"] for row in found.per_class] == pytest.approx(means)
 
 
 def test_top5_is_left_out_where_it_says_nothing():
-    assert "accuracy_top5" not in evaluated([0], [0], ["a", "b", "c", "d", "e"]).figures
+    assert "accuracy_top5" not in evaluated([0], [0], ["a", "b", "c", "d", "e"]).metrics
 
 
 def average_precision(scores, truth):
@@ -75,7 +75,7 @@ def average_precision(scores, truth):
     return total / sum(truth)
 
 
-def test_figures_of_several_labels_equal_a_slow_loop():
+def test_metrics_of_several_labels_equal_a_slow_loop():
     """Class 2 has no image and is left out of the means."""
     generator = torch.Generator().manual_seed(1)
     labels = (torch.rand(40, 3, generator=generator) < 0.4).float()
@@ -97,11 +97,11 @@ def test_figures_of_several_labels_equal_a_slow_loop():
     rows = zip(scores.tolist(), labels.tolist(), strict=True)
     right = sum(all((p >= 0.5) == bool(t) for p, t in zip(*row, strict=True)) for row in rows)
     assert 0 < right < 40
-    assert [row.figures["AP"] for row in found.per_class[:2]] == pytest.approx(precisions, rel=1e-5)
-    assert [row.figures["F1"] for row in found.per_class[:2]] == pytest.approx(f1s, rel=1e-5)
-    assert all(math.isnan(value) for value in found.per_class[2].figures.values())
+    assert [row.metrics["AP"] for row in found.per_class[:2]] == pytest.approx(precisions, rel=1e-5)
+    assert [row.metrics["F1"] for row in found.per_class[:2]] == pytest.approx(f1s, rel=1e-5)
+    assert all(math.isnan(value) for value in found.per_class[2].metrics.values())
     expected = {"mAP": sum(precisions) / 2, "F1": sum(f1s) / 2, "subset_accuracy": right / 40}
-    assert found.figures == pytest.approx(expected, rel=1e-5)
+    assert found.metrics == pytest.approx(expected, rel=1e-5)
     assert [row.images for row in found.per_class] == labels.sum(0).int().tolist()
     assert found.confusion is None and found.images == 40
 
@@ -109,22 +109,22 @@ def test_figures_of_several_labels_equal_a_slow_loop():
 def test_images_without_label_are_left_out():
     evaluator = ClassificationEvaluator(NAMES)
     evaluator.add(torch.arange(3), one_hots([0, 1, 2]), torch.tensor([0, -1, 1]))
-    assert len(evaluator) == 2 and evaluator.compute().figures["accuracy"] == 0.5
+    assert len(evaluator) == 2 and evaluator.compute().metrics["accuracy"] == 0.5
     several = ClassificationEvaluator(NAMES, multi_label=True)
     several.add(torch.arange(2), one_hots([0, 1]), torch.tensor([[1.0, 0, 0], [-1, -1, -1]]))
-    assert several.compute().figures["subset_accuracy"] == 1.0 and len(several) == 1
+    assert several.compute().metrics["subset_accuracy"] == 1.0 and len(several) == 1
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_without_images_the_figures_are_not_defined(several):
+def test_without_images_the_metrics_are_not_defined(several):
     evaluator = ClassificationEvaluator(["a", "b", "c", "d", "e", "f"], several)
     result = evaluator.compute()
-    assert result.images == 0 and all(math.isnan(value) for value in result.figures.values())
+    assert result.images == 0 and all(math.isnan(value) for value in result.metrics.values())
     assert "nan" in result.summary() and result.class_table()
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_parts_of_two_processes_give_the_figures_of_one(several):
+def test_parts_of_two_processes_give_the_metrics_of_one(several):
     """The second process saw two images of the first again; a third saw none."""
     generator = torch.Generator().manual_seed(2)
     ids, scores = torch.arange(10) * 3, torch.rand(10, 3, generator=generator)
@@ -143,7 +143,7 @@ def test_parts_of_two_processes_give_the_figures_of_one(several):
     merged = of([])
     merged.merge([part.rows() for part in parts])
     assert len(merged) == 10
-    assert merged.compute().figures == pytest.approx(alone.figures)
+    assert merged.compute().metrics == pytest.approx(alone.metrics)
     merged.merge([merged.rows()])
     assert len(merged) == 10
     merged.reset()
@@ -168,9 +168,9 @@ def test_summary_and_tables_are_aligned_and_show_the_lowest_classes_when_there_a
 
 
 def test_as_dict_is_strict_json(tmp_path):
-    path = write_json(tmp_path / "figures.json", evaluated([0, 2, 1], [0, 0, 1]).as_dict())
+    path = write_json(tmp_path / "metrics.json", evaluated([0, 2, 1], [0, 0, 1]).as_dict())
     found = json.loads(path.read_text())
-    assert found["images"] == 3 and found["figures"]["accuracy"] == pytest.approx(2 / 3)
+    assert found["images"] == 3 and found["metrics"]["accuracy"] == pytest.approx(2 / 3)
     assert found["classes"][2] == {"name": "cat", "images": 0, "accuracy": None}
     assert np.array(found["confusion"]).tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
 

@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from trunkline.evaluation.detection import coco_arrays
-from trunkline.evaluation.detection.coco_arrays import Found, Objects, precision_and_recall
+from trunkline.evaluation.detection.coco_arrays import DetectionRows, Objects, precision_and_recall
 
 IMAGES, CLASSES = 6, 3
 
@@ -31,7 +31,7 @@ def crowded_case(seed, objects=150, detections=500, places=5, side=6, crowd=0.15
     truth = Objects(*where, boxes, areas, rng.random(objects) < crowd)
     where = rng.integers(0, IMAGES, detections), rng.integers(0, CLASSES, detections)
     scores = rng.integers(0, 8, detections) / 8  # many ties
-    return truth, Found(*where, boxes_on_a_grid(rng, detections, places, side), scores)
+    return truth, DetectionRows(*where, boxes_on_a_grid(rng, detections, places, side), scores)
 
 
 def by_pycocotools(truth, found, classes=CLASSES):
@@ -128,7 +128,7 @@ def test_an_object_is_found_once_and_a_crowd_by_all():
     """Three equal detections: on one object, precision 1 and then two false ones; on a crowd, none counts."""
     box = np.array([[0.0, 0.0, 40.0, 40.0]])
     zero, three = np.zeros(1, dtype=np.int64), np.zeros(3, dtype=np.int64)
-    found = Found(three, three, np.repeat(box, 3, axis=0), np.array([0.9, 0.8, 0.7]))
+    found = DetectionRows(three, three, np.repeat(box, 3, axis=0), np.array([0.9, 0.8, 0.7]))
     alone = Objects(zero, zero, box, np.array([1600.0]), np.array([False]))
     precision, recall = precision_and_recall(alone, found, 1)
     assert (precision[..., 0, 0] == pytest.approx(1.0)) and (recall[:, 0, 0] == 1).all()
@@ -141,7 +141,7 @@ def test_an_object_is_found_once_and_a_crowd_by_all():
         np.array([1600.0, 1600.0]),
         np.array([True, False]),
     )
-    last = Found(
+    last = DetectionRows(
         *(np.append(old, new, axis=0) for old, new in zip(found, (zero, zero, far, [0.1]), strict=True))
     )
     precision, _ = precision_and_recall(both, last, 1)

@@ -1,4 +1,4 @@
-"""COCO figures against pycocotools used by itself, and against numbers worked out by hand."""
+"""COCO metrics against pycocotools used by itself, and against numbers worked out by hand."""
 
 import contextlib
 import copy
@@ -64,14 +64,14 @@ def one_image(boxes, crowd=(), categories=((1, "thing"),)):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_figures_equal_pycocotools(real_like, backend):
+def test_metrics_equal_pycocotools(real_like, backend):
     truth, predictions = real_like
     expected, _ = reference(truth, predictions)
     result = evaluator(truth, predictions, backend).compute()
-    assert list(result.figures) == NAMES
+    assert list(result.metrics) == NAMES
     assert result.images == 40
-    np.testing.assert_allclose(list(result.figures.values()), expected, rtol=0, atol=1e-6)
-    assert expected.min() > 0.05 and expected.max() < 0.95  # every figure says something
+    np.testing.assert_allclose(list(result.metrics.values()), expected, rtol=0, atol=1e-6)
+    assert expected.min() > 0.05 and expected.max() < 0.95  # every metric says something
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -96,15 +96,15 @@ def test_only_added_images_count(real_like, backend):
     assert result.images == 15
     seen = [item for item in truth["annotations"] if item["image_id"] in part and not item["iscrowd"]]
     assert sum(row.objects for row in result.per_class) == len(seen) < len(truth["annotations"]) / 2
-    np.testing.assert_allclose(list(result.figures.values()), expected, rtol=0, atol=1e-6)
-    assert result.figures["AP"] != evaluator(truth, predictions, backend).compute().figures["AP"]
+    np.testing.assert_allclose(list(result.metrics.values()), expected, rtol=0, atol=1e-6)
+    assert result.metrics["AP"] != evaluator(truth, predictions, backend).compute().metrics["AP"]
 
 
 def test_order_of_images_does_not_matter(real_like):
     truth, predictions = real_like
     backward = dict(reversed(predictions.items()))
     one, other = evaluator(truth, predictions).compute(), evaluator(truth, backward).compute()
-    assert one.figures == other.figures
+    assert one.metrics == other.metrics
 
 
 def test_summary_is_what_pycocotools_prints(real_like, capsys):
@@ -128,14 +128,14 @@ def test_two_objects_by_hand(backend):
     found = [(100, 0, 150, 31), (300, 300, 350, 350), (0, 0, 50, 50)]  # 50 x 31 inside 50 x 50: IoU 0.62
     result = evaluator(truth, {0: (found, [0.7, 0.8, 0.9], [1, 1, 1])}, backend).compute()
     low, high = (51 + 50 * 2 / 3) / 101, 51 / 101
-    assert result.figures["AP50"] == pytest.approx(low, abs=1e-12)
-    assert result.figures["AP75"] == pytest.approx(high, abs=1e-12)
-    assert result.figures["AP"] == pytest.approx((3 * low + 7 * high) / 10, abs=1e-12)
-    assert result.figures["AR1"] == pytest.approx(0.5)
-    assert result.figures["AR100"] == pytest.approx((3 * 1 + 7 * 0.5) / 10)
-    assert result.figures["APm"] == pytest.approx(result.figures["AP"])  # 2,500 pixels lie in 32²..96²
-    assert math.isnan(result.figures["APs"]) and math.isnan(result.figures["ARl"])
-    assert result.per_class == ((1, "thing", 2, result.figures["AP"], result.figures["AP50"]),)
+    assert result.metrics["AP50"] == pytest.approx(low, abs=1e-12)
+    assert result.metrics["AP75"] == pytest.approx(high, abs=1e-12)
+    assert result.metrics["AP"] == pytest.approx((3 * low + 7 * high) / 10, abs=1e-12)
+    assert result.metrics["AR1"] == pytest.approx(0.5)
+    assert result.metrics["AR100"] == pytest.approx((3 * 1 + 7 * 0.5) / 10)
+    assert result.metrics["APm"] == pytest.approx(result.metrics["AP"])  # 2,500 pixels lie in 32²..96²
+    assert math.isnan(result.metrics["APs"]) and math.isnan(result.metrics["ARl"])
+    assert result.per_class == ((1, "thing", 2, result.metrics["AP"], result.metrics["AP50"]),)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -144,7 +144,7 @@ def test_first_annotation_with_id_zero_is_matched(backend):
     truth = one_image([(0, 0, 50, 50)])
     truth["annotations"][0]["id"] = 0
     result = evaluator(truth, {0: ([(0, 0, 50, 50)], [0.5], [1])}, backend).compute()
-    assert result.figures["AP"] == pytest.approx(1.0)
+    assert result.metrics["AP"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -153,18 +153,18 @@ def test_detections_on_a_crowd_are_neither_right_nor_wrong(backend):
     inside = [(110, 110, 150, 150), (200, 200, 290, 290), (120, 200, 180, 260)]
     found = ([*inside, (0, 0, 50, 50)], [0.9, 0.8, 0.7, 0.6], [1] * 4)
     result = evaluator(truth, {0: found}, backend).compute()
-    assert result.figures["AP"] == pytest.approx(1.0)
+    assert result.metrics["AP"] == pytest.approx(1.0)
     assert result.per_class[0].objects == 1
     for item in truth["annotations"]:
         item["iscrowd"] = 0
-    assert evaluator(truth, {0: found}, backend).compute().figures["AP"] < 0.3
+    assert evaluator(truth, {0: found}, backend).compute().metrics["AP"] < 0.3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_undefined_figures_are_nan(backend):
+def test_undefined_metrics_are_nan(backend):
     truth = one_image([], categories=((1, "thing"), (5, "other")))
     result = evaluator(truth, {0: ([(0, 0, 9, 9)], [0.5], [5])}, backend).compute()
-    assert all(math.isnan(value) for value in result.figures.values())
+    assert all(math.isnan(value) for value in result.metrics.values())
     for row in result.per_class:
         assert row.objects == 0 and math.isnan(row.ap) and math.isnan(row.ap50)
     assert "= nan" in result.summary() and "nan" in result.class_table()
@@ -173,14 +173,14 @@ def test_undefined_figures_are_nan(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_detection_at_all_is_zero(backend):
     result = evaluator(one_image([(0, 0, 50, 50)]), {0: ([], [], [])}, backend).compute()
-    assert result.figures["AP"] == 0 and result.figures["AR100"] == 0
+    assert result.metrics["AP"] == 0 and result.metrics["AR100"] == 0
 
 
 def test_missing_area_is_that_of_the_box():
     truth, found = one_image([(0, 0, 20, 20)]), {0: ([(0, 0, 20, 20)], [0.5], [1])}
-    assert evaluator(truth, found).compute().figures["APs"] == pytest.approx(1.0)
+    assert evaluator(truth, found).compute().metrics["APs"] == pytest.approx(1.0)
     truth["annotations"][0]["area"] = 40.0**2
-    assert math.isnan(evaluator(truth, found).compute().figures["APs"])
+    assert math.isnan(evaluator(truth, found).compute().metrics["APs"])
 
 
 def test_class_table_is_aligned_and_in_order_of_ids():
@@ -262,7 +262,7 @@ def test_reset_forgets_detections_and_keeps_the_ground_truth(real_like):
     assert len(used) == 0 and used.results() == []
     for image_id, rows in predictions.items():
         used.add(image_id, *rows)
-    assert used.compute().figures == evaluator(truth, predictions).compute().figures
+    assert used.compute().metrics == evaluator(truth, predictions).compute().metrics
 
 
 def test_ground_truth_is_left_alone(real_like):

@@ -1,4 +1,4 @@
-"""Figures of segmentations against slow loops, torchmetrics and counts by hand."""
+"""Metrics of segmentations against slow loops, torchmetrics and counts by hand."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from trunkline.evaluation.files import write_json
 from trunkline.evaluation.segmentation.evaluator import SegmentationEvaluator
 
 NAMES = ["ant", "bee", "cat"]
-FIGURES = ["mIoU", "pixel_accuracy", "mean_class_accuracy", "mean_Dice", "frequency_weighted_IoU"]
+METRICS = ["mIoU", "pixel_accuracy", "mean_class_accuracy", "mean_Dice", "frequency_weighted_IoU"]
 
 
 def evaluated(predicted, truth, names=NAMES, **options):
@@ -27,7 +27,7 @@ def evaluated(predicted, truth, names=NAMES, **options):
 
 
 def columns(result):
-    return {name: [row.figures[name] for row in result.per_class] for name in result.per_class[0].figures}
+    return {name: [row.metrics[name] for row in result.per_class] for name in result.per_class[0].metrics}
 
 
 def masks(seed, shape=(9, 11), classes=5, kind=torch.uint8):
@@ -40,18 +40,18 @@ def masks(seed, shape=(9, 11), classes=5, kind=torch.uint8):
     return predicted.to(kind), truth.to(kind)
 
 
-def test_figures_of_eight_pixels_by_hand():
+def test_metrics_of_eight_pixels_by_hand():
     """Ants: 2 of 3 right, one taken for a bee; bees: 1 of 2, one taken for an ant; cats: 1 of 1."""
     result = evaluated([[0, 0, 1, 1], [0, 2, 0, 1]], [[0, 0, 0, 1], [1, 2, 255, 255]])
     assert result.confusion.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
-    assert list(result.figures) == FIGURES
+    assert list(result.metrics) == METRICS
     found = columns(result)
     assert found["IoU"] == pytest.approx([2 / 4, 1 / 3, 1.0])
     assert found["Dice"] == pytest.approx([4 / 6, 2 / 4, 1.0])
     assert found["accuracy"] == pytest.approx([2 / 3, 1 / 2, 1.0])
     assert found["precision"] == pytest.approx([2 / 3, 1 / 2, 1.0])
     assert [(row.name, row.pixels) for row in result.per_class] == [("ant", 3), ("bee", 2), ("cat", 1)]
-    assert result.figures == pytest.approx(
+    assert result.metrics == pytest.approx(
         {
             "mIoU": (1 / 2 + 1 / 3 + 1) / 3,
             "pixel_accuracy": 4 / 6,
@@ -65,37 +65,37 @@ def test_figures_of_eight_pixels_by_hand():
 def test_a_class_that_is_nowhere_is_left_out():
     result = evaluated([0, 0, 1], [0, 1, 1])
     assert result.per_class[2].pixels == 0
-    assert all(math.isnan(value) for value in result.per_class[2].figures.values())
-    assert result.figures["mIoU"] == pytest.approx((1 / 2 + 1 / 2) / 2)
-    assert result.figures["mean_Dice"] == pytest.approx(2 / 3)
-    assert result.figures["mean_class_accuracy"] == pytest.approx((1 + 1 / 2) / 2)
+    assert all(math.isnan(value) for value in result.per_class[2].metrics.values())
+    assert result.metrics["mIoU"] == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert result.metrics["mean_Dice"] == pytest.approx(2 / 3)
+    assert result.metrics["mean_class_accuracy"] == pytest.approx((1 + 1 / 2) / 2)
 
 
 def test_a_class_that_is_predicted_alone_counts_nothing():
     result = evaluated([0, 0, 2], [0, 1, 1])
-    cat = result.per_class[2].figures
+    cat = result.per_class[2].metrics
     assert cat["IoU"] == cat["Dice"] == cat["precision"] == 0 and math.isnan(cat["accuracy"])
-    assert result.per_class[1].figures["IoU"] == 0 and math.isnan(result.per_class[1].figures["precision"])
-    assert result.figures["mIoU"] == pytest.approx((1 / 2 + 0 + 0) / 3)
-    assert result.figures["mean_class_accuracy"] == pytest.approx(1 / 2)
-    assert result.figures["frequency_weighted_IoU"] == pytest.approx(1 / 3 * 1 / 2)
+    assert result.per_class[1].metrics["IoU"] == 0 and math.isnan(result.per_class[1].metrics["precision"])
+    assert result.metrics["mIoU"] == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert result.metrics["mean_class_accuracy"] == pytest.approx(1 / 2)
+    assert result.metrics["frequency_weighted_IoU"] == pytest.approx(1 / 3 * 1 / 2)
 
 
 @pytest.mark.parametrize("truth", [None, [255, 255, 255], []])
-def test_no_pixels_are_no_figures(truth):
+def test_no_pixels_are_no_metrics(truth):
     evaluator = SegmentationEvaluator(NAMES)
     if truth is not None:
         evaluator.add(torch.zeros(len(truth), dtype=torch.uint8), torch.tensor(truth, dtype=torch.uint8))
     result = evaluator.compute()
     assert result.images == len(evaluator) == (truth is not None)
-    assert all(math.isnan(value) for value in result.figures.values())
-    assert all(math.isnan(value) for row in result.per_class for value in row.figures.values())
+    assert all(math.isnan(value) for value in result.metrics.values())
+    assert all(math.isnan(value) for row in result.per_class for value in row.metrics.values())
     assert not result.confusion.any()
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.int32])
 @pytest.mark.parametrize("shape", [(9, 11), (3, 4, 5), (40,)])
-def test_figures_equal_a_slow_loop(shape, kind):
+def test_metrics_equal_a_slow_loop(shape, kind):
     evaluator = SegmentationEvaluator(list("abcde"))
     inside, either, truths, founds = ([0] * 5 for _ in range(4))
     right = every = 0
@@ -122,10 +122,10 @@ def test_figures_equal_a_slow_loop(shape, kind):
     assert found["precision"] == pytest.approx([inside[k] / founds[k] for k in range(5)])
     weighted = sum(truths[k] * iou[k] for k in range(5)) / every
     expected = [sum(iou) / 5, right / every, sum(accuracy) / 5, sum(dice) / 5, weighted]
-    assert result.figures == pytest.approx(dict(zip(FIGURES, expected, strict=True)))
+    assert result.metrics == pytest.approx(dict(zip(METRICS, expected, strict=True)))
 
 
-def test_figures_equal_torchmetrics():
+def test_metrics_equal_torchmetrics():
     evaluator = SegmentationEvaluator(list("abcde"))
     peers = {
         ("mIoU", "IoU"): MulticlassJaccardIndex,
@@ -147,9 +147,9 @@ def test_figures_equal_torchmetrics():
     for mean, column in peers:
         assert columns(result)[column] == pytest.approx(each[mean, column].compute().tolist(), rel=1e-5)
         if mean:
-            assert result.figures[mean] == pytest.approx(means[mean, column].compute().item(), rel=1e-5)
-    assert result.figures["frequency_weighted_IoU"] == pytest.approx(weighted.compute().item(), rel=1e-5)
-    assert result.figures["pixel_accuracy"] == pytest.approx(pixels.compute().item(), rel=1e-5)
+            assert result.metrics[mean] == pytest.approx(means[mean, column].compute().item(), rel=1e-5)
+    assert result.metrics["frequency_weighted_IoU"] == pytest.approx(weighted.compute().item(), rel=1e-5)
+    assert result.metrics["pixel_accuracy"] == pytest.approx(pixels.compute().item(), rel=1e-5)
 
 
 def test_predictions_on_ignored_pixels_play_no_part():
@@ -184,7 +184,7 @@ def test_numbers_outside_the_classes_are_found(wrong):
         evaluator.compute()
     evaluator.reset()
     evaluator.add(good, good)
-    assert evaluator.compute().figures["mIoU"] == 1
+    assert evaluator.compute().metrics["mIoU"] == 1
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_merged_parts_are_the_whole():
         assert part.images == 5 and torch.equal(part.counts(), whole.counts())
     for evaluator in (whole, parts[1]):
         evaluator.add(*masks(9))
-    assert parts[1].compute().figures == whole.compute().figures
+    assert parts[1].compute().metrics == whole.compute().metrics
     assert rows[0][0].dtype == torch.int64 and rows[0][0].shape == (5, 5)
 
 
@@ -276,7 +276,7 @@ def test_everything_goes_into_a_json_file(tmp_path):
     result = evaluated([0, 0, 1], [0, 1, 255])
     read = json.loads(write_json(tmp_path / "a.json", result.as_dict()).read_text())
     assert read["images"] == 1 and read["confusion"] == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
-    assert read["figures"] == pytest.approx(result.figures)
+    assert read["metrics"] == pytest.approx(result.metrics)
     ant, bee, cat = read["classes"]
     assert ant == {
         "name": "ant",

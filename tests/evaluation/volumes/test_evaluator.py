@@ -1,4 +1,4 @@
-"""Figures of scans against MONAI, slow loops and numbers worked out by hand."""
+"""Metrics of scans against MONAI, slow loops and numbers worked out by hand."""
 
 import csv
 import itertools
@@ -12,11 +12,11 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from trunkline.evaluation.files import write_json
-from trunkline.evaluation.volumes.evaluator import VolumeEvaluator, case_figures
+from trunkline.evaluation.volumes.evaluator import VolumeEvaluator, case_metrics
 from trunkline.evaluation.volumes.surfaces import surface_distances
 
 ONE = {"organ": (1,)}
-FIGURES = ["Dice", "HD95_mm", "surface_Dice", "volume_ml", "true_volume_ml"]
+METRICS = ["Dice", "HD95_mm", "surface_Dice", "volume_ml", "true_volume_ml"]
 
 
 def blobs(seed, shape=(22, 17, 12), classes=3):
@@ -46,7 +46,7 @@ def slow_surface(mask):
     return np.array(found)
 
 
-def slow_figures(predicted, truth, spacing, tolerance):
+def slow_metrics(predicted, truth, spacing, tolerance):
     one, other = (slow_surface(mask) * np.array(spacing) for mask in (predicted, truth))
     apart = np.sqrt(((one[:, None] - other[None]) ** 2).sum(-1))
     ways = apart.min(1), apart.min(0)
@@ -54,17 +54,17 @@ def slow_figures(predicted, truth, spacing, tolerance):
     return max(np.percentile(way, 95) for way in ways), near / sum(map(len, ways))
 
 
-# Figures of one case
+# Metrics of one case
 
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")  # MONAI of itself
 @pytest.mark.parametrize("shape", [(22, 17, 12), (31, 26)], ids=["3-D", "2-D"])
-def test_figures_are_monais(shape):
+def test_metrics_are_monais(shape):
     from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 
     predicted, truth = blobs(0, shape)
     spacing = (0.7, 1.3, 3.0)[: len(shape)]
-    found = case_figures(predicted, truth, {"b": (1,), "c": (2,)}, spacing, tolerance=1.5)
+    found = case_metrics(predicted, truth, {"b": (1,), "c": (2,)}, spacing, tolerance=1.5)
     pair = [
         torch.nn.functional.one_hot(torch.tensor(mask).long(), 3).movedim(-1, 0)[None].float()
         for mask in (predicted, truth)
@@ -74,17 +74,17 @@ def test_figures_are_monais(shape):
         "HD95_mm": compute_hausdorff_distance(*pair, percentile=95, spacing=spacing),
         "surface_Dice": compute_surface_dice(*pair, class_thresholds=[1.5, 1.5], spacing=spacing),
     }
-    for figure, values in monai.items():
-        assert [found[name][figure] for name in "bc"] == pytest.approx(values[0].tolist(), rel=1e-5)
-        assert 0 < found["b"][figure] != found["c"][figure]
+    for metric, values in monai.items():
+        assert [found[name][metric] for name in "bc"] == pytest.approx(values[0].tolist(), rel=1e-5)
+        assert 0 < found["b"][metric] != found["c"][metric]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_figures_are_those_of_a_slow_loop(seed):
+def test_metrics_are_those_of_a_slow_loop(seed):
     predicted, truth = blobs(seed, (9, 10, 7), 2)
     spacing = (1.1, 0.6, 2.3)
-    found = case_figures(predicted, truth, ONE, spacing, tolerance=1.25)["organ"]
-    hausdorff, surface = slow_figures(predicted == 1, truth == 1, spacing, 1.25)
+    found = case_metrics(predicted, truth, ONE, spacing, tolerance=1.25)["organ"]
+    hausdorff, surface = slow_metrics(predicted == 1, truth == 1, spacing, 1.25)
     assert found["HD95_mm"] == pytest.approx(hausdorff, rel=1e-6)
     assert found["surface_Dice"] == pytest.approx(surface)
 
@@ -100,7 +100,7 @@ def test_a_shifted_cube_by_hand():
     shape, spacing = (8, 8, 9), (1.0, 1.0, 3.0)
     predicted, truth = cube(shape, (2, 2, 3), (4, 4, 4)), cube(shape, (2, 2, 2), (4, 4, 4))
     for tolerance, near in ((0.5, 36), (1.0, 40), (2.9, 40), (3.0, 56)):
-        found = case_figures(predicted, truth, ONE, spacing, tolerance)["organ"]
+        found = case_metrics(predicted, truth, ONE, spacing, tolerance)["organ"]
         assert found["surface_Dice"] == pytest.approx(near / 56), tolerance
     assert found["Dice"] == 0.75
     assert found["HD95_mm"] == 3.0
@@ -109,30 +109,30 @@ def test_a_shifted_cube_by_hand():
 
 def test_volumes_and_areas_by_hand():
     predicted, truth = cube((6, 6, 6), (0, 0, 0), (3, 3, 3)), cube((6, 6, 6), (0, 0, 0), (2, 3, 4))
-    found = case_figures(predicted, truth, ONE, (0.5, 2.0, 5.0))["organ"]
-    assert list(found) == FIGURES
+    found = case_metrics(predicted, truth, ONE, (0.5, 2.0, 5.0))["organ"]
+    assert list(found) == METRICS
     assert (found["volume_ml"], found["true_volume_ml"]) == pytest.approx((27 * 5 / 1000, 24 * 5 / 1000))
-    flat = case_figures(predicted[0], truth[0], ONE, (0.5, 2.0))["organ"]
-    assert list(flat) == [*FIGURES[:3], "area_mm2", "true_area_mm2"]
+    flat = case_metrics(predicted[0], truth[0], ONE, (0.5, 2.0))["organ"]
+    assert list(flat) == [*METRICS[:3], "area_mm2", "true_area_mm2"]
     assert (flat["area_mm2"], flat["true_area_mm2"]) == pytest.approx((9, 12))
 
 
-def test_the_figures_of_a_perfect_prediction():
+def test_the_metrics_of_a_perfect_prediction():
     _, truth = blobs(1)
-    for figures in case_figures(truth, truth, {"b": (1,), "c": (2,)}, (1, 1, 2), tolerance=0.0).values():
-        assert (figures["Dice"], figures["HD95_mm"], figures["surface_Dice"]) == (1, 0, 1)
+    for metrics in case_metrics(truth, truth, {"b": (1,), "c": (2,)}, (1, 1, 2), tolerance=0.0).values():
+        assert (metrics["Dice"], metrics["HD95_mm"], metrics["surface_Dice"]) == (1, 0, 1)
 
 
 def test_absent_classes_follow_the_stated_rule():
     """A 3 x 4 x 12 voxel scan of 1 mm has a diagonal of 13 mm."""
     empty, full = np.zeros((3, 4, 12), np.uint8), cube((3, 4, 12), (0, 0, 0), (1, 1, 1))
-    both = case_figures(empty, empty, ONE, (1, 1, 1))["organ"]
-    assert all(math.isnan(both[name]) for name in FIGURES[:3])
+    both = case_metrics(empty, empty, ONE, (1, 1, 1))["organ"]
+    assert all(math.isnan(both[name]) for name in METRICS[:3])
     assert (both["volume_ml"], both["true_volume_ml"]) == (0, 0)
     for predicted, truth in ((empty, full), (full, empty)):
-        found = case_figures(predicted, truth, ONE, (1, 1, 1))["organ"]
+        found = case_metrics(predicted, truth, ONE, (1, 1, 1))["organ"]
         assert (found["Dice"], found["HD95_mm"], found["surface_Dice"]) == (0, 13, 0)
-    turned = case_figures(empty, full, ONE, (5 / 3, 3, 1))["organ"]
+    turned = case_metrics(empty, full, ONE, (5 / 3, 3, 1))["organ"]
     assert turned["HD95_mm"] == pytest.approx(math.sqrt(5**2 + 12**2 + 12**2))
 
 
@@ -140,26 +140,26 @@ def test_ignored_voxels_are_taken_out_of_both():
     predicted, truth = blobs(2)
     hidden = np.random.default_rng(0).random(truth.shape) < 0.1
     marked = np.where(hidden, np.uint8(255), truth)
-    by_hand = case_figures(
+    by_hand = case_metrics(
         np.where(hidden, 0, predicted).astype(np.uint8),
         np.where(hidden, 0, truth).astype(np.uint8),
         ONE,
         (1, 1, 2),
     )
-    assert case_figures(predicted, marked, ONE, (1, 1, 2)) == by_hand
+    assert case_metrics(predicted, marked, ONE, (1, 1, 2)) == by_hand
     noise = np.where(hidden, 1, predicted).astype(np.uint8)
-    assert case_figures(noise, marked, ONE, (1, 1, 2)) == by_hand
-    nothing = case_figures(predicted, np.full_like(truth, 255), ONE, (1, 1, 2))["organ"]
+    assert case_metrics(noise, marked, ONE, (1, 1, 2)) == by_hand
+    nothing = case_metrics(predicted, np.full_like(truth, 255), ONE, (1, 1, 2))["organ"]
     assert math.isnan(nothing["Dice"]) and nothing["volume_ml"] == 0
 
 
 def test_regions_may_overlap():
     predicted, truth = blobs(3, classes=4)
     regions = {"whole": (1, 2, 3), "core": (2, 3), "rim": (1,)}
-    found = case_figures(predicted, truth, regions, (1, 1, 2))
+    found = case_metrics(predicted, truth, regions, (1, 1, 2))
     for name, labels in regions.items():
         pair = (np.isin(mask, labels).astype(np.uint8) for mask in (predicted, truth))
-        assert found[name] == case_figures(*pair, ONE, (1, 1, 2))["organ"]
+        assert found[name] == case_metrics(*pair, ONE, (1, 1, 2))["organ"]
     assert found["whole"]["volume_ml"] == pytest.approx(
         found["core"]["volume_ml"] + found["rim"]["volume_ml"]
     )
@@ -169,8 +169,8 @@ def test_where_a_structure_lies_in_a_large_scan_changes_nothing():
     """The same masks in the middle of much more background, where cutting to their box has work to do."""
     predicted, truth = (np.pad(mask, 1) for mask in blobs(4, (9, 8, 7), 2))
     wide = ((40, 3), (0, 25), (11, 30))
-    small = case_figures(predicted, truth, ONE, (1, 2, 3))["organ"]
-    large = case_figures(np.pad(predicted, wide), np.pad(truth, wide), ONE, (1, 2, 3))["organ"]
+    small = case_metrics(predicted, truth, ONE, (1, 2, 3))["organ"]
+    large = case_metrics(np.pad(predicted, wide), np.pad(truth, wide), ONE, (1, 2, 3))["organ"]
     assert large == small
 
 
@@ -180,16 +180,16 @@ def test_the_edge_of_the_scan_is_surface():
     assert len(surface_distances(full, full, (1, 1, 1)).truth) == 98
 
 
-def test_a_scan_of_one_slice_has_the_figures_of_a_picture():
+def test_a_scan_of_one_slice_has_the_metrics_of_a_picture():
     predicted, truth = blobs(5, (20, 24), 2)
-    flat = case_figures(predicted, truth, ONE, (0.8, 0.9))["organ"]
+    flat = case_metrics(predicted, truth, ONE, (0.8, 0.9))["organ"]
     for axis in range(3):
         spacing = np.insert([0.8, 0.9], axis, 7.0)
         pair = (np.expand_dims(mask, axis) for mask in (predicted, truth))
-        slab = case_figures(*pair, ONE, spacing)["organ"]
-        assert {name: slab[name] for name in FIGURES[:3]} == {name: flat[name] for name in FIGURES[:3]}
+        slab = case_metrics(*pair, ONE, spacing)["organ"]
+        assert {name: slab[name] for name in METRICS[:3]} == {name: flat[name] for name in METRICS[:3]}
     assert flat["HD95_mm"] > 0 and flat["surface_Dice"] < 1
-    dot = case_figures(np.ones((1, 1, 1), np.uint8), np.ones((1, 1, 1), np.uint8), ONE, (1, 1, 1))["organ"]
+    dot = case_metrics(np.ones((1, 1, 1), np.uint8), np.ones((1, 1, 1), np.uint8), ONE, (1, 1, 1))["organ"]
     assert (dot["HD95_mm"], dot["surface_Dice"]) == (0, 1)
 
 
@@ -197,24 +197,24 @@ def test_voxel_sizes_rounded_to_float32_do_not_tip_the_tolerance():
     predicted, truth = cube((6, 6, 6), (1, 1, 1), (3, 3, 3)), cube((6, 6, 6), (1, 1, 2), (3, 3, 3))
     sizes = [np.nextafter(np.float32(1), np.float32(side)) for side in (0, 2)]
     assert sizes[0] < 1 < sizes[1]
-    assert [case_figures(predicted, truth, ONE, (1, 1, size))["organ"]["surface_Dice"] for size in sizes] == [
+    assert [case_metrics(predicted, truth, ONE, (1, 1, size))["organ"]["surface_Dice"] for size in sizes] == [
         1,
         1,
     ]
-    assert case_figures(predicted, truth, ONE, (1, 1, 1.001))["organ"]["surface_Dice"] < 1
+    assert case_metrics(predicted, truth, ONE, (1, 1, 1.001))["organ"]["surface_Dice"] < 1
 
 
 def test_without_surfaces_there_are_counts_alone():
     predicted, truth = blobs(6)
-    found = case_figures(predicted, truth, ONE, (1, 1, 1), surfaces=False)["organ"]
-    full = case_figures(predicted, truth, ONE, (1, 1, 1))["organ"]
+    found = case_metrics(predicted, truth, ONE, (1, 1, 1), surfaces=False)["organ"]
+    full = case_metrics(predicted, truth, ONE, (1, 1, 1))["organ"]
     assert found == {name: full[name] for name in ("Dice", "volume_ml", "true_volume_ml")}
 
 
 def test_tensors_are_welcome():
     predicted, truth = blobs(7)
     tensors = (torch.tensor(predicted), torch.tensor(truth))
-    assert case_figures(*tensors, ONE, (1, 1, 1)) == case_figures(predicted, truth, ONE, (1, 1, 1))
+    assert case_metrics(*tensors, ONE, (1, 1, 1)) == case_metrics(predicted, truth, ONE, (1, 1, 1))
 
 
 ZEROS = np.zeros((3, 3, 3), np.uint8)
@@ -236,7 +236,7 @@ ZEROS = np.zeros((3, 3, 3), np.uint8)
 )
 def test_what_does_not_fit_is_an_error(predicted, truth, regions, spacing, words):
     with pytest.raises(ValueError, match=words):
-        case_figures(predicted, truth, regions, spacing)
+        case_metrics(predicted, truth, regions, spacing)
 
 
 def test_a_tolerance_is_a_length():
@@ -250,7 +250,7 @@ def test_no_surface_no_distance():
         surface_distances(ZEROS == 1, ZEROS == 0, (1, 1, 1))
 
 
-# Figures of many cases
+# Metrics of many cases
 
 
 REGIONS = {"kidney, left": (1,), "liver": (2,), "spleen": (3,)}
@@ -292,16 +292,16 @@ def test_means_of_four_cases_by_hand():
     assert (liver.cases, liver.absent, liver.missed, liver.invented) == (1, 3, 0, 1)
     assert (spleen.cases, spleen.absent) == (0, 4)
     columns = {"Dice": [1, 2 / 3, 0, 1], "HD95_mm": [0, 1.85, 7, 0], "surface_Dice": [1, 5 / 6, 0, 1]}
-    for figure, values in columns.items():
-        assert kidney.means[figure] == pytest.approx(sum(values) / 4)
-        assert kidney.medians[figure] == pytest.approx(sum(sorted(values)[1:3]) / 2)
+    for metric, values in columns.items():
+        assert kidney.means[metric] == pytest.approx(sum(values) / 4)
+        assert kidney.medians[metric] == pytest.approx(sum(sorted(values)[1:3]) / 2)
         spread = sum((value - sum(values) / 4) ** 2 for value in values) / 4
-        assert kidney.deviations[figure] == pytest.approx(math.sqrt(spread))
-        assert math.isnan(spleen.means[figure]) and math.isnan(spleen.medians[figure])
+        assert kidney.deviations[metric] == pytest.approx(math.sqrt(spread))
+        assert math.isnan(spleen.means[metric]) and math.isnan(spleen.medians[metric])
     expected = {"mean_Dice": (8 / 3 / 4 + 0) / 2, "mean_HD95_mm": (8.85 / 4 + 7) / 2}
     expected["mean_surface_Dice"] = (17 / 6 / 4 + 0) / 2
-    assert result.figures == pytest.approx(expected)
-    assert list(result.figures)[0] == "mean_Dice"
+    assert result.metrics == pytest.approx(expected)
+    assert list(result.metrics)[0] == "mean_Dice"
     assert [case for case, _ in result.cases] == ["a", "b", "c", "d"]
 
 
@@ -330,14 +330,14 @@ def test_a_case_added_twice_counts_once():
     cases = four_cases()
     evaluator = evaluated({"a": cases["a"]})
     evaluator.add("a", *cases["d"], (1, 1, 1))
-    assert len(evaluator) == 1 and evaluator.compute().figures["mean_Dice"] == 0
+    assert len(evaluator) == 1 and evaluator.compute().metrics["mean_Dice"] == 0
 
 
-def test_options_of_the_evaluator_reach_the_figures():
+def test_options_of_the_evaluator_reach_the_metrics():
     assert evaluated(tolerance=2.0).compute().per_class[0].means["surface_Dice"] == pytest.approx(3 / 4)
     plain = evaluated(surfaces=False).compute()
-    assert list(plain.figures) == ["mean_Dice"]
-    assert plain.figures["mean_Dice"] == evaluated().compute().figures["mean_Dice"]
+    assert list(plain.metrics) == ["mean_Dice"]
+    assert plain.metrics["mean_Dice"] == evaluated().compute().metrics["mean_Dice"]
     assert "surface" not in plain.summary().splitlines()[1]
 
 
@@ -346,10 +346,10 @@ def test_an_error_names_the_case():
         VolumeEvaluator(ONE).add("case_07", ZEROS, ZEROS[:2], (1, 1, 1))
 
 
-def test_without_a_case_all_figures_are_nan(tmp_path):
+def test_without_a_case_all_metrics_are_nan(tmp_path):
     result = VolumeEvaluator(REGIONS).compute()
-    assert list(result.figures) == ["mean_Dice", "mean_HD95_mm", "mean_surface_Dice"]
-    assert all(math.isnan(value) for value in result.figures.values())
+    assert list(result.metrics) == ["mean_Dice", "mean_HD95_mm", "mean_surface_Dice"]
+    assert all(math.isnan(value) for value in result.metrics.values())
     assert result.worst_cases(3) == []
     assert "of 0 cases" in result.summary() and "spleen" in result.class_table()
     header = result.write_csv(tmp_path / "cases.csv").read_text()
@@ -361,7 +361,7 @@ def test_the_csv_has_a_row_per_case_and_class(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["cases.csv"]  # no half-written file
     with open(path, newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["case", "class", *FIGURES]
+    assert rows[0] == ["case", "class", *METRICS]
     assert [row[:2] for row in rows[1:4]] == [["a", name] for name in REGIONS]
     assert len(rows) == 1 + 4 * 3
     assert rows[4] == ["b", "kidney, left", "0.666667", "1.85", "0.833333", "0.002", "0.004"]
@@ -381,13 +381,13 @@ def test_json_states_the_rule_and_has_null_for_nan(tmp_path):
     found = json.loads(write_json(tmp_path / "result.json", result.as_dict()).read_text())
     assert found["cases"] == 4 and found["surface_tolerance_mm"] == 1.0
     assert "absent from truth and prediction" in found["absent_classes"]
-    assert found["figures"] == result.figures
+    assert found["metrics"] == result.metrics
     assert found["classes"][2]["means"] == {"Dice": None, "HD95_mm": None, "surface_Dice": None}
     assert found["per_case"][0] == {"case": "a", "class": "kidney, left"} | result.cases[0][1]["kidney, left"]
     assert found["per_case"][2]["Dice"] is None and len(found["per_case"]) == 12
 
 
-def test_the_texts_show_the_figures():
+def test_the_texts_show_the_metrics():
     result = evaluated().compute()
     lines = result.summary().splitlines()
     values = [float(line.split()[-1]) for line in lines[:3]]
@@ -402,7 +402,7 @@ def test_the_texts_show_the_figures():
 
 def test_volumes_of_oblique_voxels():
     mask = cube((4, 4, 4), (0, 0, 0), (2, 2, 2))
-    given = case_figures(mask, mask, ONE, (2, 3, 5), voxel=28.0)["organ"]
+    given = case_metrics(mask, mask, ONE, (2, 3, 5), voxel=28.0)["organ"]
     assert given["volume_ml"] == given["true_volume_ml"] == pytest.approx(8 * 0.028)
     assert given["Dice"] == 1 and given["HD95_mm"] == 0
     evaluator = VolumeEvaluator(ONE)
