@@ -18,6 +18,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torchvision
+from lightning_fabric.utilities import move_data_to_device
 from torch import nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -25,7 +26,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from tqdm import tqdm
 
-from common import curve_parser, environment, train_or_plot, write_result
+from common import curve_parser, environment, train_or_plot, with_metrics, write_result
 from trunkline.backbones import FPN, ResNet
 from trunkline.data.detection.module import CocoDetection
 from trunkline.evaluation.detection.evaluator import CocoEvaluator
@@ -67,8 +68,8 @@ class Trunkline(nn.Module):
         return sum(self.task.head.losses(raw, batch).values())
 
     def detect(self, batch):
-        found = self.task.to_original(self.task(batch.image, batch.image_sizes), batch)
-        return [(row["boxes"], row["scores"], row["labels"]) for row in found]
+        rows = self.task.to_original(self.task(batch.image, batch.image_sizes), batch)
+        return [(row["boxes"], row["scores"], row["labels"]) for row in rows]
 
 
 class Torchvision(nn.Module):
@@ -116,28 +117,24 @@ class Torchvision(nn.Module):
     def detect(self, batch):
         rows = []
         scales = (batch.original_sizes / batch.image_sizes).flip(1).repeat(1, 2)  # [B, 4] for x1 y1 x2 y2
-        for found, scale in zip(self.model(self.images(batch)), scales, strict=True):
-            rows.append((found["boxes"] * scale, found["scores"], found["labels"] - 1))
+        for each, scale in zip(self.model(self.images(batch)), scales, strict=True):
+            rows.append((each["boxes"] * scale, each["scores"], each["labels"] - 1))
         return rows
 
 
 @torch.no_grad()
 def evaluate(model, data, device) -> dict[str, float]:
-    """Return the 12 COCO figures on the validation images."""
+    """Return the 12 COCO metrics on the validation images."""
     model.eval()
-    evaluator = CocoEvaluator(data.val_index.as_coco())
-    ids = torch.tensor([category.id for category in data.categories])
+    evaluator = CocoEvaluator(data.evaluation_truth("detection", "validate"))
+    ids = torch.tensor([each.id for each in data.label_classes("detection")])
     for batch in data.val_dataloader():
-        batch = to(batch, device)
+        batch = move_data_to_device(batch, device)
         for image_id, (boxes, scores, labels) in zip(
             batch.image_ids.tolist(), model.detect(batch), strict=True
         ):
             evaluator.add(image_id, boxes.cpu(), scores.cpu(), ids[labels.cpu()])
-    return evaluator.compute().figures
-
-
-def to(batch, device):
-    return type(batch)(**{name: value.to(device) for name, value in vars(batch).items()})
+    return evaluator.compute().metrics
 
 
 def train(options) -> None:
@@ -157,7 +154,7 @@ def train(options) -> None:
     )
     data.prepare_data()
     data.setup("fit")
-    classes = len(data.categories)
+    classes = len(data.label_classes("detection"))
     kind = {"trunkline": Trunkline, "torchvision": Torchvision}[options.model]
     model = kind(classes, options.channels, options.short_side).to(device)
     loader = data.train_dataloader()
@@ -171,7 +168,7 @@ def train(options) -> None:
         loader.sampler.set_epoch(epoch)
         total = 0.0
         for batch in tqdm(loader, desc=f"{options.model} epoch {epoch + 1}/{options.epochs}", leave=False):
-            loss = model.loss(to(batch, device))
+            loss = model.loss(move_data_to_device(batch, device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
@@ -179,10 +176,10 @@ def train(options) -> None:
             cosine.step()
             warmup.step()
             total += loss.item()
-        figures = evaluate(model, data, device) if (epoch + 1) % options.evaluate_every == 0 else None
+        metrics = evaluate(model, data, device) if (epoch + 1) % options.evaluate_every == 0 else None
         row = {"epoch": epoch + 1, "train_loss": total / len(loader)}
-        curve.append({**row, **({"figures": figures} if figures else {})})
-        scored = f", AP50 {figures['AP50']:.4f}, AP {figures['AP']:.4f}" if figures else ""
+        curve.append({**row, **({"metrics": metrics} if metrics else {})})
+        scored = f", AP50 {metrics['AP50']:.4f}, AP {metrics['AP']:.4f}" if metrics else ""
         print(f"{options.model} epoch {epoch + 1}: loss {row['train_loss']:.3f}{scored}", flush=True)
         settings = {k: v for k, v in vars(options).items() if k not in ("data", "plot", "tag")}
         write_result(
@@ -201,11 +198,11 @@ def plot() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     for path in sorted(RESULTS.glob("accuracy_detection_*.json")):
         result = json.loads(path.read_text())
-        scored = [row for row in result["curve"] if "figures" in row]
+        scored = with_metrics(result)
         label = path.stem.removeprefix("accuracy_detection_").replace("_", " ")
         for axis, name in zip(axes, ("AP50", "AP"), strict=True):
             axis.plot(
-                [r["epoch"] for r in scored], [r["figures"][name] for r in scored], marker=".", label=label
+                [r["epoch"] for r in scored], [r["metrics"][name] for r in scored], marker=".", label=label
             )
             axis.set(xlabel="epoch", ylabel=f"{name} on the validation images")
             axis.xaxis.get_major_locator().set_params(integer=True)

@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from torch import nn
 from tqdm import tqdm
 
-from common import curve_parser, environment, train_or_plot, write_result
+from common import curve_parser, environment, train_or_plot, with_metrics, write_result
 from trunkline.backbones import ResidualEncoder
 from trunkline.backbones.base import Backbone, FeatureLevel
 from trunkline.data.scans.formats.files import read_scan
@@ -83,10 +84,10 @@ class DynUNetHead(SegmentationHead):
         return 0.5 ** (index + 1)
 
     def forward(self, features, image_size):
-        found = self.network(features[0])
-        if found.ndim == 5:  # outside of training: the finest scale alone
-            return RawSegmentation(found, ())
-        return RawSegmentation(found[:, 0], tuple(found[:, 1:].unbind(1)))  # [B, scales, K, *S]
+        scores = self.network(features[0])
+        if scores.ndim == 5:  # outside of training: the finest scale alone
+            return RawSegmentation(scores, ())
+        return RawSegmentation(scores[:, 0], tuple(scores[:, 1:].unbind(1)))  # [B, scales, K, *S]
 
 
 def build(name: str, classes: int, channels: list[int], blocks: list[int]) -> VolumeSegmentation:
@@ -132,12 +133,12 @@ def augment() -> list[dict]:
 
 
 def regions(data) -> dict[str, tuple[int, ...]]:
-    return {c.name: (k,) for k, c in enumerate(data.classes) if k}
+    return {c.name: (k,) for k, c in enumerate(data.label_classes("segmentation")) if k}
 
 
 @torch.no_grad()
 def evaluate(model, data, surfaces: bool, pictures: Path | None = None):
-    """Return the figures on the whole validation scans; draw the first and the worst of them if asked to."""
+    """Return the metrics on the whole validation scans; draw the first and the worst of them if asked to."""
     model.eval()
     evaluator = VolumeEvaluator(regions(data), surfaces=surfaces)
     kept = {}
@@ -155,8 +156,8 @@ def evaluate(model, data, surfaces: bool, pictures: Path | None = None):
 
 def draw(case, mask, data):
     scan = read_scan(case.case.images[0])
-    colours = np.array([c.colour for c in data.classes], dtype=np.uint8)
-    names = [c.name for c in data.classes]
+    colours = np.array([c.colour for c in data.label_classes("segmentation")], dtype=np.uint8)
+    names = [c.name for c in data.label_classes("segmentation")]
     return slice_picture(
         scan.voxels[0], mask, case.truth, names, colours, scan.grid.spacing, affine=scan.grid.affine
     )
@@ -180,7 +181,8 @@ def train(options) -> None:
     )
     data.prepare_data()
     data.setup("fit")
-    model = build(options.model, len(data.classes), options.channels, options.blocks).to(device)
+    classes = len(data.label_classes("segmentation"))
+    model = build(options.model, classes, options.channels, options.blocks).to(device)
     model.branch.patch = list(options.patch)
     steps = options.epochs * options.steps_per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.01)
@@ -193,10 +195,10 @@ def train(options) -> None:
         last = epoch == options.epochs
         if last or epoch % options.evaluate_every == 0:
             result = evaluate(model, data, surfaces=last, pictures=RESULTS / f"{name}.jpg" if last else None)
-            row["figures"] = result.figures
+            row["metrics"] = result.metrics
             row["classes"] = result.as_dict()["classes"]
             print(
-                f"{options.model} epoch {epoch}: loss {row['train_loss']:.3f}, {result.figures}", flush=True
+                f"{options.model} epoch {epoch}: loss {row['train_loss']:.3f}, {result.metrics}", flush=True
             )
             if last:
                 result.write_csv(RESULTS / f"{name}.csv")
@@ -218,7 +220,7 @@ def train_epoch(model, loader, epoch, optimizer, schedule, device, options) -> f
     loader.sampler.set_epoch(epoch - 1)
     total = 0.0
     for batch in tqdm(loader, desc=f"{options.model} epoch {epoch}/{options.epochs}", leave=False):
-        batch = type(batch)(**{key: value.to(device) for key, value in vars(batch).items()})
+        batch = move_data_to_device(batch, device)
         losses = model.head.losses(model.raw(batch.image, batch.image_sizes), batch)
         loss = sum(losses.values())
         optimizer.zero_grad(set_to_none=True)
@@ -242,15 +244,14 @@ def plot() -> None:
     for path in sorted(RESULTS.glob("accuracy_scans_*.json")):
         result = json.loads(path.read_text())
         name, seed = result["settings"]["model"], result["settings"]["seed"]
-        rows = result["curve"]
-        scored = [row for row in rows if "figures" in row]
+        rows, scored = result["curve"], with_metrics(result)
         style = {
             "color": colours[name],
             "linestyle": ("-", "--", ":")[seed % 3],
             "label": f"{name}, seed {seed}",
         }
         axes[0].plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], **style)
-        axes[1].plot([r["epoch"] for r in scored], [r["figures"]["mean_Dice"] for r in scored], **style)
+        axes[1].plot([r["epoch"] for r in scored], [r["metrics"]["mean_Dice"] for r in scored], **style)
     axes[0].set(xlabel="epoch", ylabel="training loss with auxiliary maps (dynunet 2, trunkline 1)")
     axes[1].set(xlabel="epoch", ylabel="mean Dice on the validation scans")
     for axis in axes:

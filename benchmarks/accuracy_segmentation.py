@@ -10,7 +10,7 @@ ResNet-18, ``torchvision`` its FCN head on its ResNet-18, both with an auxiliary
 stride 32 (torchvision's ResNet-18 cannot be dilated), ``smp-unet`` the U-Net of segmentation_models_pytorch,
 which has another decoder and no auxiliary classifier; ``trunkline-unet`` is our U-Net. All see the same crops
 in the same order, have the same optimiser, schedule and loss, and are scored on whole images by the same
-figures. None uses pretrained weights. Each call trains one model and writes its learning curve to
+metrics. None uses pretrained weights. Each call trains one model and writes its learning curve to
 benchmarks/results/; --plot draws all curves found there.
 """
 
@@ -22,10 +22,11 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from lightning_fabric.utilities import move_data_to_device
 from torch import nn
 from tqdm import tqdm
 
-from common import curve_parser, environment, train_or_plot, write_result
+from common import curve_parser, environment, train_or_plot, with_metrics, write_result
 from trunkline.backbones import ResNet
 from trunkline.data.segmentation.module import ImageSegmentation
 from trunkline.evaluation.segmentation.evaluator import SegmentationEvaluator
@@ -67,8 +68,8 @@ class Peer(nn.Module):
 
     def outputs(self, batch):
         image = (batch.image.float() / 255 - self.mean) / self.std
-        found = self.model(image)
-        return found if isinstance(found, dict) else {"out": found}
+        scores = self.model(image)
+        return scores if isinstance(scores, dict) else {"out": scores}
 
     def loss(self, batch):
         weights = {"out": 1.0, "aux": AUX_WEIGHT}
@@ -105,14 +106,9 @@ def build(name: str, classes: int) -> nn.Module:
     return Peer(torchvision_fcn(classes) if name == "torchvision" else smp_unet(classes))
 
 
-def to(batch, device):
-    moved = {name: value.to(device) for name, value in vars(batch).items() if name != "truth"}
-    return type(batch)(**moved, truth=tuple(mask.to(device) for mask in batch.truth))
-
-
 @torch.no_grad()
 def evaluate(model, data, device, padding: str | None = "replicate"):
-    """Return the figures on the whole validation images.
+    """Return the metrics on the whole validation images.
 
     CamVid's images have 360 and 480 pixels a side, not all multiples of the coarsest stride, 32, as smp's
     U-Net demands. So every model gets them with a border to the right and below, whose scores are cut off.
@@ -121,9 +117,9 @@ def evaluate(model, data, device, padding: str | None = "replicate"):
         padding: ``replicate`` or ``constant`` (zero, the mean colour), what the border shows; None for none.
     """
     model.eval()
-    evaluator = SegmentationEvaluator([c.name for c in data.classes])
+    evaluator = SegmentationEvaluator([c.name for c in data.label_classes("segmentation")])
     for batch in data.val_dataloader():
-        batch = to(batch, device)
+        batch = move_data_to_device(batch, device)
         height, width = batch.image.shape[2:]
         if padding is not None:
             border = (0, -width % 32, 0, -height % 32)
@@ -163,7 +159,7 @@ def train(options) -> None:
     )
     data.prepare_data()
     data.setup("fit")
-    model = build(options.model, len(data.classes)).to(device)
+    model = build(options.model, len(data.label_classes("segmentation"))).to(device)
     loader = data.train_dataloader()
     steps = options.epochs * len(loader)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.01)
@@ -174,7 +170,7 @@ def train(options) -> None:
         loader.sampler.set_epoch(epoch - 1)
         total = 0.0
         for batch in tqdm(loader, desc=f"{options.model} epoch {epoch}/{options.epochs}", leave=False):
-            loss = model.loss(to(batch, device))
+            loss = model.loss(move_data_to_device(batch, device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -183,17 +179,17 @@ def train(options) -> None:
         row = {"epoch": epoch, "train_loss": total / len(loader)}
         if epoch % options.evaluate_every == 0 or epoch == options.epochs:
             result = evaluate(model, data, device)
-            row["figures"] = result.figures
-            row["IoU"] = {each.name: each.figures["IoU"] for each in result.per_class}
-            scored = f"mIoU {result.figures['mIoU']:.4f}, pixels {result.figures['pixel_accuracy']:.4f}"
+            row["metrics"] = result.metrics
+            row["IoU"] = {each.name: each.metrics["IoU"] for each in result.per_class}
+            scored = f"mIoU {result.metrics['mIoU']:.4f}, pixels {result.metrics['pixel_accuracy']:.4f}"
             print(f"{options.model} epoch {epoch}: loss {row['train_loss']:.3f}, {scored}", flush=True)
             if epoch == options.epochs and options.model == "trunkline":
                 row["by_padding"] = {
-                    str(padding): evaluate(model, data, device, padding).figures
+                    str(padding): evaluate(model, data, device, padding).metrics
                     for padding in (None, "constant", "replicate")
                 }
         curve.append(row)
-        if "figures" not in row:
+        if "metrics" not in row:
             continue
         settings = {k: v for k, v in vars(options).items() if k not in ("data", "plot", "tag")}
         parameters = sum(p.numel() for p in model.parameters())
@@ -219,12 +215,12 @@ def plot() -> None:
     colours = dict(zip(MODELS, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=True))
     for path in sorted(RESULTS.glob("accuracy_segmentation_*.json")):
         result = json.loads(path.read_text())
-        scored = [row for row in result["curve"] if "figures" in row]
+        scored = with_metrics(result)
         name, seed = result["settings"]["model"], result["settings"]["seed"]
         for axis, key in zip(axes, ("mIoU", "pixel_accuracy"), strict=True):
             axis.plot(
                 [row["epoch"] for row in scored],
-                [row["figures"][key] for row in scored],
+                [row["metrics"][key] for row in scored],
                 color=colours[name],
                 linestyle=("-", "--", ":")[seed % 3],
                 label=f"{name}, seed {seed}",

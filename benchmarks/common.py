@@ -71,6 +71,12 @@ def curve_parser(description: str, data: str, models: Sequence[str]) -> argparse
     return parser
 
 
+def with_metrics(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a learning curve that have ``metrics``, which older files call ``figures``."""
+    rows = [{"metrics": row.get("figures"), **row} for row in result["curve"]]
+    return [row for row in rows if row["metrics"]]
+
+
 def train_or_plot(
     parser: argparse.ArgumentParser, train: Callable[[argparse.Namespace], None], plot: Callable[[], None]
 ) -> None:

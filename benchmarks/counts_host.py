@@ -1,11 +1,11 @@
-"""What keeps a GPU waiting, counted: waits of the host, operators, graph breaks, new shapes; and FLOPs.
+"""What keeps a GPU idle, counted: synchronisations, operators, graph breaks, new shapes; and FLOPs.
 
     python benchmarks/counts_host.py
 
-Counts need no GPU. Where there is one, waits are counted by ``torch.cuda.set_sync_debug_mode``; elsewhere by
-the operators that make the host wait on a GPU: those whose result is a number for Python, or has a shape that
-depends on values. Both detectors run the way they do on a GPU: ours with no shape that depends on values,
-torchvision's with NMS of all groups of an image at once.
+Counts need no GPU. Where there is one, synchronisations are counted by ``torch.cuda.set_sync_debug_mode``;
+elsewhere by the operators that synchronise a GPU: those whose result is a number for Python, or has a shape
+that depends on values. Both detectors run the way they do on a GPU: ours with no shape that depends on
+values, torchvision's with NMS of all groups of an image at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pairs import RESULTS, device_name, synchronise
 from trunkline.data.shared.canvas import CanvasBatchSampler, default_canvases, scaled_sizes
 from trunkline.heads.detection import boxes, pooling, roi, suppression
 
-WAITING = {
+SYNCHRONISING = {
     "aten::_local_scalar_dense",
     "aten::_unique2",
     "aten::equal",
@@ -91,18 +91,18 @@ def as_on_devices() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(tv_boxes, "batched_nms", batched_nms_of_devices))
         for module in (boxes, pooling, roi, suppression):
-            stack.enter_context(mock.patch.object(module, "on_host", lambda x: False))
+            stack.enter_context(mock.patch.object(module, "runs_on_cpu", lambda x: False))
         yield
 
 
-def waits_and_operators(run: Callable[[], Any]) -> tuple[int, int]:
-    """How often a call makes the host wait, and how many operators it starts."""
+def syncs_and_operators(run: Callable[[], Any]) -> tuple[int, int]:
+    """How often a call synchronises the device, and how many operators it starts."""
     run()
     with as_on_devices(), Operators() as seen:
         run()
     started = sum(n for name, n in seen.counts.items() if name.split("::")[1] not in VIEWS)
     if DEVICE == "cpu":
-        return sum(seen.counts[name] for name in WAITING), started
+        return sum(seen.counts[name] for name in SYNCHRONISING), started
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -235,8 +235,8 @@ def detector_rows(setting: Setting, peak: float) -> Iterator[dict[str, Any]]:
     runs = {"training step": (training(task, our_loss), training(peer, their_loss))}
     where = f"batch {setting.batch}, {setting.size[0]}x{setting.size[1]}"
     for name, (ours, theirs) in runs.items():
-        (waits, started), (their_waits, their_started) = map(waits_and_operators, (ours, theirs))
-        yield row(f"waits of the host, {name}, {where}", "per step", waits, their_waits, 2)
+        (syncs, started), (their_syncs, their_started) = map(syncs_and_operators, (ours, theirs))
+        yield row(f"synchronisations, {name}, {where}", "per step", syncs, their_syncs, 2)
         yield row(f"operators, {name}, {where}", "per step", started, their_started)
         work, their_work = flops(ours), flops(theirs)
         rate, their_rate = work / median_seconds(ours, 5), their_work / median_seconds(theirs, 5)
@@ -255,8 +255,8 @@ def detector_rows(setting: Setting, peak: float) -> Iterator[dict[str, Any]]:
         with autocast():
             return peer(images)
 
-    (waits, started), (their_waits, their_started) = map(waits_and_operators, (detect, detect_theirs))
-    yield row(f"waits of the host, inference, {where}", "per batch", waits, their_waits)
+    (syncs, started), (their_syncs, their_started) = map(syncs_and_operators, (detect, detect_theirs))
+    yield row(f"synchronisations, inference, {where}", "per batch", syncs, their_syncs)
     yield row(f"operators, inference, {where}", "per batch", started, their_started)
 
 
@@ -292,7 +292,7 @@ def main() -> None:
     for batch in (2,) if DEVICE == "cpu" else (2, 16):
         rows += detector_rows(Setting(batch, size), peak)
     rows += compile_rows()
-    what = "what makes a device wait for its host or for new code, counted; and the share of its peak"
+    what = "synchronisations and new code of a device, counted; and the share of its peak"
     path = options.output or RESULTS / f"counts_host_{device_name()}.json"
     write_result(path, {"question": "host", "what": what, "rows": rows})
 

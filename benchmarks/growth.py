@@ -1,12 +1,12 @@
-"""How time and memory grow: Faster R-CNN beside torchvision's, COCO figures beside faster-coco-eval's.
+"""How time and memory grow: Faster R-CNN beside torchvision's, COCO metrics beside faster-coco-eval's.
 
     python benchmarks/growth.py
     python benchmarks/growth.py --only objects
 
 One quantity at a time leaves the usual setting: images in a batch, side of the images, objects per image,
-classes; for the figures, images and classes. Both detectors are the small ones of accuracy_detection.py
+classes; for the metrics, images and classes. Both detectors are the small ones of accuracy_detection.py
 (ResNet-18 FPN) with the same weights, on the same random images; they take turns. Before a point is timed,
-both must give the same detections or figures; losses, which rest on random samples, must be near each other.
+both must give the same detections or metrics; losses, which rest on random samples, must be near each other.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torchvision
 from accuracy_detection import Torchvision, Trunkline
+from lightning_fabric.utilities import move_data_to_device
 from speed_evaluation import pair as evaluation_pair
 from torch import Tensor, nn
 
@@ -124,8 +125,7 @@ def loss_difference(ours: Tensor, theirs: Tensor) -> float:
 
 def detection_pairs(settings: dict[str, int], device: str) -> Iterator[Pair]:
     """Inference first: a training step changes the running means."""
-    batch = random_batch(**settings)
-    batch = DetectionBatch(**{name: value.to(device) for name, value in vars(batch).items()})
+    batch = move_data_to_device(random_batch(**settings), device)
     ours, peer = models(batch, settings["classes"], device)
     yield Pair(
         name="inference",
@@ -173,7 +173,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             print(f"\n{settings}", end="")
             rows.append({**compare(pair, options.repeats), "axes": names})
     for settings, names in points(EVALUATION_AXES, EVALUATION_USUAL, options.only):
-        pair = evaluation_pair("COCO figures", "faster", settings)
+        pair = evaluation_pair("COCO metrics", "faster", settings)
         print(f"\n{settings}", end="")
         rows.append({**compare(pair, options.repeats), "axes": names})
     return rows

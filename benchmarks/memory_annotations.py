@@ -3,11 +3,11 @@
     python benchmarks/memory_annotations.py
     python benchmarks/memory_annotations.py --annotations 100000 --workers 0 2
 
-Beside us stands the plain way, a data set that holds a pycocotools ``COCO`` object, as torchvision's
+Beside us stands the plain way, a dataset that holds a pycocotools ``COCO`` object, as torchvision's
 ``CocoDetection`` does. Forked workers share such objects at first, but reading one counts a reference, which
 writes to its page, which copies the page; spawned workers get a copy each from the beginning.
 
-Every figure is the proportional set size (Linux: shared pages are divided among those who share them) of the
+Every number is the proportional set size (Linux: shared pages are divided among those who share them) of the
 main process and its workers together, in a run of its own, less that of the same run with a hundred
 annotations, which leaves out interpreters and libraries. No images are needed.
 """
@@ -42,7 +42,7 @@ PEER_LIMIT = 4_000_000  # annotations x workers: beyond that the peer fills the 
 
 
 class Ours(Dataset):
-    """Walks over our data set's annotations."""
+    """Walks over our dataset's annotations."""
 
     def __init__(self, path: str) -> None:
         self.dataset = CocoDetectionDataset(read_coco(path, "images"))
@@ -99,7 +99,7 @@ def write_annotations(path: Path, count: int) -> Path:
 
 
 def measure(kind: str, path: str, method: str, workers: int) -> dict[str, float]:
-    """Let every worker walk over all annotations; return what they found and the bytes of all processes."""
+    """Let every worker walk over all annotations; return their totals and the bytes of all processes."""
     dataset = {"ours": Ours, "peer": Plain}[kind](path)
     options = {"persistent_workers": True, "multiprocessing_context": method} if workers else {}
     loader = DataLoader(
@@ -113,7 +113,9 @@ def measure(kind: str, path: str, method: str, workers: int) -> dict[str, float]
     totals = [float(total) for total in loader]
     processes = ["self", *(str(child.pid) for child in multiprocessing.active_children())]
     if len(processes) != workers + 1 or len(set(totals)) != 1:
-        raise RuntimeError(f"{len(processes) - 1} of {workers} workers are alive, and found {set(totals)}")
+        raise RuntimeError(
+            f"{len(processes) - 1} of {workers} workers are alive, with the totals {set(totals)}"
+        )
     return {"total": totals[0], "bytes": sum(map(proportional_size, processes))}
 
 
@@ -152,7 +154,7 @@ def compare(folder: Path, count: int, method: str, workers: list[int]) -> list[d
         rows.append(
             {
                 "name": name,
-                "peer": "pycocotools' COCO in a data set",
+                "peer": "pycocotools' COCO in a dataset",
                 "settings": {"annotations": count, "workers": number, "method": method},
                 "note": "ratio is of memory, peer / ours",
                 "target": None,

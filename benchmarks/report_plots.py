@@ -82,8 +82,8 @@ def _within(tick: float, axis: Axes) -> bool:
 def _curves(rows: Sequence[dict[str, Any]], device: str, path: Path) -> Path:
     """Seconds and peak memory on logarithmic scales, one panel per quantity that grows, four in a row."""
     panels: list[tuple[str, list[dict[str, Any]], bool]] = []
-    for figures in (False, True):
-        group = [row for row in rows if (row["name"] == "COCO figures") == figures]
+    for metrics in (False, True):
+        group = [row for row in rows if row["name"].startswith("COCO ") == metrics]
         names = dict.fromkeys(name for row in group for name in row["axes"])
         for seconds in (True, False):
             panels += [(name, [row for row in group if name in row["axes"]], seconds) for name in names]

@@ -3,7 +3,7 @@
     python benchmarks/speed_data.py
     python benchmarks/speed_data.py --data COCO_FOLDER --images 256
 
-Everything runs on one core without worker processes, so the figures are images per second and core. The peers
+Everything runs on one core without worker processes, so the numbers are images per second and core. The peers
 are what people write: torchvision's transforms v2 on Pillow images, in the order of torchvision's detection
 reference, once with normalised float pixels and once with pixels that stay uint8 as ours do; and
 albumentations on what OpenCV reads. All load the same images in the same batches, flip half of them, resize
@@ -71,7 +71,7 @@ class ResizeShortSide(v2.Transform):
 
 
 def torchvision_data(root: Path, index: Any, sides: tuple[int, int], flip: float, floats: bool) -> Dataset:
-    """torchvision's COCO data set with its transforms v2."""
+    """torchvision's COCO dataset with its transforms v2."""
     normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     transforms = v2.Compose(
         [
@@ -148,7 +148,7 @@ class Setting:
         self.root, self.sides, self.batch_size, self.reduced = root, sides, batch_size, reduced
         self.count = images // batch_size
         self.module = self._module(FLIP)
-        self.index = self.module.train_index
+        self.index = self.module.index_of("train")
         requests = itertools.islice(self.module.train_dataloader().sampler, self.count)
         self.batches = [[request.index for request in batch] for batch in requests]
 
@@ -187,26 +187,26 @@ class Setting:
 
 def our_images(batches: Iterator[DetectionBatch]) -> dict[int, Loaded]:
     """Take our batches apart."""
-    found = {}
+    images_by_id = {}
     for batch in batches:
         for n, (height, width) in enumerate(batch.image_sizes.tolist()):
             real = batch.labels[n] >= 0
             pixels = batch.image[n, :, :height, :width].float()
-            found[int(batch.image_ids[n])] = Loaded(pixels, batch.boxes[n, real])
-    return found
+            images_by_id[int(batch.image_ids[n])] = Loaded(pixels, batch.boxes[n, real])
+    return images_by_id
 
 
 def peer_images(batches: Iterator[Any]) -> dict[int, Loaded]:
     """Take a peer's batches apart, and undo the normalisation."""
-    found = {}
+    images_by_id = {}
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
     for images, sizes, targets in batches:
         for image, (height, width), target in zip(images, sizes, targets, strict=True):
             pixels = image[:, :height, :width]
             if pixels.is_floating_point():
                 pixels = (pixels * std + mean) * 255
-            found[int(target["image_id"])] = Loaded(pixels.float(), target["boxes"])
-    return found
+            images_by_id[int(target["image_id"])] = Loaded(pixels.float(), target["boxes"])
+    return images_by_id
 
 
 def disagreement(ours: dict[int, Loaded], theirs: dict[int, Loaded]) -> float:

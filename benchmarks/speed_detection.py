@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torchvision
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -121,7 +122,7 @@ def example(setting: Setting) -> DetectionBatch:
         image_ids=torch.arange(setting.batch),
         original_sizes=sizes,
     )
-    return DetectionBatch(**{name: value.to(DEVICE) for name, value in vars(batch).items()})
+    return move_data_to_device(batch, DEVICE)
 
 
 def as_theirs(batch: DetectionBatch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -199,11 +200,11 @@ def loss_difference(setting: Setting) -> float:
     task = our_network(peer, every).train()
     batch = example(small)
     with torch.no_grad():
-        found = task.head.losses(task.raw(batch.image, batch.image_sizes), batch)
+        losses = task.head.losses(task.raw(batch.image, batch.image_sizes), batch)
         expected = peer(*as_theirs(batch))
     names = {"rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}
     names |= {"roi_class": "loss_classifier", "roi_box": "loss_box_reg"}
-    return max(float((found[a] - expected[b]).abs() / expected[b].abs()) for a, b in names.items())
+    return max(float((losses[a] - expected[b]).abs() / expected[b].abs()) for a, b in names.items())
 
 
 def step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:

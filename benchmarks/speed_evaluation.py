@@ -1,6 +1,6 @@
-"""Time and memory of the COCO figures: CocoEvaluator beside pycocotools and faster-coco-eval by themselves.
+"""Time and memory of the COCO metrics: CocoEvaluator beside pycocotools and faster-coco-eval by themselves.
 
-All start from the same arrays of detections, one set per image, and end with the 12 figures; reading the
+All start from the same arrays of detections, one set per image, and end with the 12 metrics; reading the
 ground truth is left out on both sides.
 
     python benchmarks/speed_evaluation.py
@@ -51,7 +51,7 @@ def synthetic(
         "categories": [{"id": index, "name": f"class {index}"} for index in range(1, classes + 1)],
         "annotations": [],
     }
-    found: Detections = {}
+    predicted: Detections = {}
     for image_id in range(1, images + 1):
         number = int(rng.integers(0, 15)) if objects is None else objects
         sizes = np.exp(rng.uniform(2, 5.5 if objects is None else 3.5, (number, 2)))
@@ -61,8 +61,8 @@ def synthetic(
             row = {"id": len(truth["annotations"]) + 1, "image_id": image_id, "category_id": category}
             row |= {"bbox": corner + size, "area": size[0] * size[1], "iscrowd": int(rng.random() < 0.02)}
             truth["annotations"].append(row)
-        found[image_id] = _detections(rng, corners, sizes, categories, detections, classes)
-    return truth, found
+        predicted[image_id] = _detections(rng, corners, sizes, categories, detections, classes)
+    return truth, predicted
 
 
 def _detections(
@@ -84,18 +84,18 @@ def _detections(
     return boxes, rng.uniform(0, 1, number).astype(np.float32), labels
 
 
-def ours(evaluator: CocoEvaluator, found: Detections) -> np.ndarray:
-    """The 12 figures by CocoEvaluator with its default backend."""
+def ours(evaluator: CocoEvaluator, predicted: Detections) -> np.ndarray:
+    """The 12 metrics by CocoEvaluator with its default backend."""
     evaluator.reset()
-    for image_id, rows in found.items():
+    for image_id, rows in predicted.items():
         evaluator.add(image_id, *rows)
-    return np.array(list(evaluator.compute().figures.values()))
+    return np.array(list(evaluator.compute().metrics.values()))
 
 
-def plain(kind: type, truth: Any, found: Detections) -> np.ndarray:
-    """The 12 figures by pycocotools or faster-coco-eval as their own examples use them."""
+def plain(kind: type, truth: Any, predicted: Detections) -> np.ndarray:
+    """The 12 metrics by pycocotools or faster-coco-eval as their own examples use them."""
     results = []
-    for image_id, (boxes, scores, labels) in found.items():
+    for image_id, (boxes, scores, labels) in predicted.items():
         boxes = boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
         for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
@@ -110,14 +110,14 @@ def plain(kind: type, truth: Any, found: Detections) -> np.ndarray:
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Largest difference of two sets of figures; infinite if other ones are undefined."""
+    """Largest difference of two sets of metrics; infinite if other ones are undefined."""
     if (np.isnan(one) != np.isnan(other)).any():
         return np.inf
     return float(np.nanmax(np.abs(one - other)))
 
 
 def pair(name: str, peer: str, settings: dict[str, Any], **more: Any) -> Pair:
-    """Compare on one synthetic data set.
+    """Compare on one synthetic dataset.
 
     Args:
         name: of the row.
@@ -125,7 +125,7 @@ def pair(name: str, peer: str, settings: dict[str, Any], **more: Any) -> Pair:
         settings: arguments of :func:`synthetic`.
         more: of :class:`Pair`.
     """
-    dataset, found = synthetic(**settings)
+    dataset, predicted = synthetic(**settings)
     evaluator = CocoEvaluator(dataset)
     truth_kind, kind, title = PEERS[peer]
     truth = truth_kind()
@@ -135,11 +135,11 @@ def pair(name: str, peer: str, settings: dict[str, Any], **more: Any) -> Pair:
     return Pair(
         name=name,
         peer=title,
-        ours=lambda: ours(evaluator, found),
-        theirs=lambda: plain(kind, truth, found),
+        ours=lambda: ours(evaluator, predicted),
+        theirs=lambda: plain(kind, truth, predicted),
         difference=difference,
         tolerance=1e-6,
-        agrees_on="the 12 figures",
+        agrees_on="the 12 metrics",
         settings=settings,
         **more,
     )
@@ -151,12 +151,12 @@ def pairs(images: int) -> Iterator[Pair]:
     classes = {"images": images // 10, "detections": 100, "classes": 1200}
     objects = {"images": images // 10, "detections": 1000, "classes": 10, "objects": 1000}
     crowded = {"images": max(1, images // 500), "detections": 1000, "classes": 10, "objects": 1000}
-    yield pair("COCO figures, 80 classes", "pycocotools", usual, target=5.0)
-    yield pair("COCO figures, 80 classes", "faster", usual)
-    yield pair("COCO figures, 1,200 classes", "pycocotools", classes, target=5.0)
-    yield pair("COCO figures, 1,200 classes", "faster", classes)
-    yield pair("COCO figures, 1,000 objects an image", "pycocotools", crowded, target=5.0)
-    yield pair("COCO figures, 1,000 objects an image", "faster", objects)
+    yield pair("COCO metrics, 80 classes", "pycocotools", usual, target=5.0)
+    yield pair("COCO metrics, 80 classes", "faster", usual)
+    yield pair("COCO metrics, 1,200 classes", "pycocotools", classes, target=5.0)
+    yield pair("COCO metrics, 1,200 classes", "faster", classes)
+    yield pair("COCO metrics, 1,000 objects an image", "pycocotools", crowded, target=5.0)
+    yield pair("COCO metrics, 1,000 objects an image", "faster", objects)
 
 
 def main() -> None:
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000, help="of the first rows (default 5000)")
     options = parser.parse_args()
     logging.getLogger("faster_coco_eval").setLevel(logging.ERROR)
-    what = "Seconds from arrays of detections to the 12 COCO figures; ratio = peer / ours."
+    what = "Seconds from arrays of detections to the 12 COCO metrics; ratio = peer / ours."
     run_pairs("evaluation", what, pairs(options.images), options)
 
 

@@ -5,7 +5,7 @@
 
 Images a second of whole steps: decoding, augmentation, transfer, forward, backward, optimiser. Both train a
 Faster R-CNN with an FPN from scratch on the same files, flip half of them and resize the shorter side. The
-peer is what torchvision's detection reference does: its COCO data set with transforms v2 on Pillow images,
+peer is what torchvision's detection reference does: its COCO dataset with transforms v2 on Pillow images,
 while the model resizes and normalises on the device. Whole runs of the two take turns; the first batches do
 not count.
 
@@ -124,7 +124,7 @@ def ours(root: Path, setting: Setting) -> Clock:
 
 
 def plain_data(root: Path) -> Dataset:
-    """torchvision's COCO data set with the transforms of its detection reference."""
+    """torchvision's COCO dataset with the transforms of its detection reference."""
     transforms = v2.Compose(
         [
             v2.ToImage(),
@@ -262,10 +262,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         need = max(setting.batch * setting.batches for setting in settings(options.workers))
         root = options.data or write_photos(Path(folder), need)
-        found = list(rows(options, root))
+        results = list(rows(options, root))
     what = "images a second of training from JPEG files, whole steps with all that belongs to them"
     path = options.output or RESULTS / f"speed_fit_{device_name()}.json"
-    write_result(path, {"question": "fit", "what": what, "rows": found})
+    write_result(path, {"question": "fit", "what": what, "rows": results})
 
 
 if __name__ == "__main__":

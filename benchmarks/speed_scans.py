@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import monai
 import numpy as np
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 from monai.networks.nets import DynUNet
@@ -94,7 +95,7 @@ def volume_pair(layers, classes: int, repeats: int) -> Pair:
 
     @torch.inference_mode()
     def theirs() -> np.ndarray:
-        found = sliding_window_inference(
+        probabilities = sliding_window_inference(
             torch.from_numpy(image)[None].to(DEVICE),
             WINDOW,
             sw_batch_size=1,
@@ -103,7 +104,7 @@ def volume_pair(layers, classes: int, repeats: int) -> Pair:
             mode="gaussian",
             sigma_scale=0.125,
         )
-        return found.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        return probabilities.argmax(1)[0].to(torch.uint8).cpu().numpy()
 
     return Pair(
         name=f"volume to labels, {classes} classes, {parameters(network)}",
@@ -141,8 +142,9 @@ def patches(classes: int) -> ScanBatch:
     torch.manual_seed(2)
     mask = torch.randint(0, classes, (2, *PATCH), dtype=torch.uint8)
     sizes = torch.tensor([PATCH] * 2)
-    batch = ScanBatch(torch.randn(2, 1, *PATCH), mask, sizes, torch.arange(2))
-    return type(batch)(**{name: value.to(DEVICE) for name, value in vars(batch).items()})
+    image = torch.randn(2, 1, *PATCH)
+    batch = ScanBatch(image=image, mask=mask, image_sizes=sizes, image_ids=torch.arange(2))
+    return move_data_to_device(batch, DEVICE)
 
 
 def dynunet(channels, classes: int) -> nn.Module:

@@ -23,6 +23,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 import torchvision
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models._utils import IntermediateLayerGetter
@@ -71,8 +72,10 @@ def batch_of(size: tuple[int, int], count: int) -> SegmentationBatch:
     mask = torch.randint(0, CLASSES, (count, *size), dtype=torch.uint8)
     mask[torch.rand(mask.shape) < 0.05] = 255
     sizes = torch.tensor([size] * count)
-    moved = [value.to(DEVICE) for value in (image, sizes, mask, torch.arange(count), sizes)]
-    return SegmentationBatch(*moved)
+    batch = SegmentationBatch(
+        image=image, image_sizes=sizes, mask=mask, image_ids=torch.arange(count), original_sizes=sizes
+    )
+    return move_data_to_device(batch, DEVICE)
 
 
 # -- the networks
@@ -96,8 +99,8 @@ def normalised(batch: SegmentationBatch) -> Tensor:
 
 
 def their_scores(network: nn.Module, batch: SegmentationBatch) -> tuple[Tensor, ...]:
-    found = network(normalised(batch))
-    return tuple(found.values()) if isinstance(found, dict) else (found,)
+    scores = network(normalised(batch))
+    return tuple(scores.values()) if isinstance(scores, dict) else (scores,)
 
 
 def torchvision_fcn() -> nn.Module:
@@ -127,8 +130,7 @@ def step(side: Side, batch: SegmentationBatch, loss) -> Callable[[], Tensor]:
     def run() -> Tensor:
         side.network.zero_grad(set_to_none=True)
         with precision():
-            found = side.scores(side.network, batch)
-            value = loss(found, batch)
+            value = loss(side.scores(side.network, batch), batch)
         value.backward()
         return value.detach()
 

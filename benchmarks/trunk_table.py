@@ -167,7 +167,7 @@ def count_parameters(net: nn.Module) -> int:
 def count_multiply_adds(net: nn.Module, row: Row) -> int:
     """Return the multiplications with an addition, of one image.
 
-    Counted are convolutions and matrix products, as published figures count them; norms, activations and
+    Counted are convolutions and matrix products, as published numbers count them; norms, activations and
     pooling are left out.
     """
     with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
