@@ -139,18 +139,18 @@ def check_class_images(indices: Sequence[ClassIndex], mode: CheckImages = "heade
     """
     if mode == "off":
         return
-    places = [(index, position) for index in indices for position in range(len(index))]
-    outcomes = in_threads(lambda place: _channels_or_problem(*place, mode), places, "checking images")
+    images = [(index, position) for index in indices for position in range(len(index))]
+    outcomes = in_threads(lambda image: _channels_or_problem(*image, mode), images, "checking images")
     problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
     if problems:
         raise ImageError(
-            f"{len(problems)} of {number_of(len(places), 'image')} cannot be used:\n{listing(problems)}"
+            f"{len(problems)} of {number_of(len(images), 'image')} cannot be used:\n{listing(problems)}"
         )
     usual = Counter(outcomes).most_common(1)[0][0] if outcomes else 0
     others = [n for n, channels in enumerate(outcomes) if channels != usual]
     if others:
-        kinds = [f"{places[n][0].path(places[n][1])}: {_kind(outcomes[n])}" for n in others]
-        example = places[outcomes.index(usual)]
+        kinds = [f"{images[n][0].path(images[n][1])}: {_kind(outcomes[n])}" for n in others]
+        example = images[outcomes.index(usual)]
         raise ImageError(
             f"{example[0].path(example[1])}: {_kind(usual)}, as most are, but\n{listing(kinds)}\n"
             "all images of a dataset need the same number of channels and axes"

@@ -19,14 +19,14 @@ from ..shared.locate import SPLIT_NAMES, DataNotFoundError, list_images
 from .archive import Archive, read_archive
 from .index import ClassIndex, LabelError, index_of_archive
 from .scans import SCAN_SUFFIXES
-from .table import ClassTable, read_class_table
+from .table import ImageTable, read_image_table
 
 logger = logging.getLogger("trunkline")
 
 SUFFIXES = (*IMAGE_SUFFIXES, *SCAN_SUFFIXES)
 
 
-class Place(NamedTuple):
+class SplitSource(NamedTuple):
     """Where a split is.
 
     Attributes:
@@ -75,9 +75,9 @@ class ClassSources:
         self.root = None if root is None else Path(root).expanduser()
         self.given = given
         self._archives: dict[Path, Archive] = {}
-        self._tables: dict[Path, ClassTable] = {}
+        self._tables: dict[Path, ImageTable] = {}
 
-    def find(self, split: str) -> Place:
+    def find(self, split: str) -> SplitSource:
         """Return where a split is.
 
         Raises:
@@ -89,37 +89,37 @@ class ClassSources:
             return self._find_given(split, self.given[split])
         if self.root is None:
             raise DataNotFoundError(f"no {split} data: give data.root or data.{split}")
-        if Place(self.root).is_table:
+        if SplitSource(self.root).is_table:
             return self._find_rows(self.root, split)
         candidates = [str(self.root / name) for name in SPLIT_NAMES[split]]
-        if Place(self.root).is_archive:
+        if SplitSource(self.root).is_archive:
             for name in SPLIT_NAMES[split]:
                 if (inside := self._folder_inside(self.root, name)) is not None:
-                    return Place(self.root, inside)
+                    return SplitSource(self.root, inside)
         else:
             for path in (self.root / f"{n}{end}" for n in SPLIT_NAMES[split] for end in (".csv", "", ".zip")):
                 if path.exists():
-                    return self._place(path, split)
+                    return self._source_at(path, split)
             candidates = [f"{name}, {name}.csv or {name}.zip" for name in candidates]
-        looked = "\n".join(f"  {place}" for place in candidates)
+        looked = "\n".join(f"  {candidate}" for candidate in candidates)
         raise DataNotFoundError(
             f"no {split} data found, looked for\n{looked}\ngive data.root or data.{split}"
         )
 
-    def class_names(self, place: Place) -> tuple[tuple[str, ...], bool]:
+    def class_names(self, source: SplitSource) -> tuple[tuple[str, ...], bool]:
         """Return the class names of a split, and whether an image may show several.
 
         Classes of folders are the sorted names of the folders, also of empty ones.
         """
-        if place.is_table:
-            table = self._table(place.path)
-            return table.class_names(place.split), table.multi_label
-        if place.is_archive:
-            return tuple(self._tree_of_archive(place).folders), False
-        folders = (e.name for e in os.scandir(place.path) if e.is_dir() and not e.name.startswith("."))
+        if source.is_table:
+            table = self._table(source.path)
+            return table.class_names(source.split), table.multi_label
+        if source.is_archive:
+            return tuple(self._tree_of_archive(source).folders), False
+        folders = (e.name for e in os.scandir(source.path) if e.is_dir() and not e.name.startswith("."))
         return tuple(sorted(folders)), False
 
-    def index(self, place: Place, class_names: Sequence[str]) -> ClassIndex:
+    def index(self, source: SplitSource, class_names: Sequence[str]) -> ClassIndex:
         """Read a split, and number its labels by ``class_names``.
 
         Raises:
@@ -127,16 +127,16 @@ class ClassSources:
             LabelError: if an image lies in no class folder, or shows a class not among ``class_names``.
             ImageError: if pictures and scans are mixed.
         """
-        if place.is_table:
-            return self._table(place.path).index(place.split, class_names, self.root)
-        inside_zip = place.is_archive
-        tree = self._tree_of_archive(place) if inside_zip else _tree_of_folder(place.path)
-        _check_tree(place, tree, class_names)
+        if source.is_table:
+            return self._table(source.path).index(source.split, class_names, self.root)
+        inside_zip = source.is_archive
+        tree = self._tree_of_archive(source) if inside_zip else _tree_of_folder(source.path)
+        _check_tree(source, tree, class_names)
         number = {name: label for label, name in enumerate(class_names)}
         labels = torch.tensor([number[name] for name in tree.classes], dtype=torch.int64)
         if inside_zip:
-            return index_of_archive(self._archive(place.path), tree.chosen, labels, class_names)
-        return ClassIndex(str(place.path), PackedNames.pack(tree.chosen), labels, tuple(class_names))
+            return index_of_archive(self._archive(source.path), tree.chosen, labels, class_names)
+        return ClassIndex(str(source.path), PackedNames.pack(tree.chosen), labels, tuple(class_names))
 
     def index_for_prediction(
         self, given: Sequence[str], class_names: Sequence[str], several: bool
@@ -153,9 +153,9 @@ class ClassSources:
             DataNotFoundError: if something does not exist, or there is no image.
         """
         path = Path(given[0]).expanduser()
-        if len(given) == 1 and path.exists() and Place(path).is_table:
-            index = read_class_table(path, labelled=False).index(None, None, self.root)
-        elif len(given) == 1 and path.exists() and Place(path).is_archive:
+        if len(given) == 1 and path.exists() and SplitSource(path).is_table:
+            index = read_image_table(path, labelled=False).index(None, None, self.root)
+        elif len(given) == 1 and path.exists() and SplitSource(path).is_archive:
             archive = self._archive(path)
             chosen = [n for n, name in enumerate(archive.names) if name.lower().endswith(SUFFIXES)]
             chosen.sort(key=archive.names.__getitem__)
@@ -172,30 +172,30 @@ class ClassSources:
             index.folder, index.names, labels, tuple(class_names), index.members, index.table, index.lines
         )
 
-    def _find_given(self, split: str, given: str) -> Place:
-        if self.root is not None and Place(self.root).is_archive:
+    def _find_given(self, split: str, given: str) -> SplitSource:
+        if self.root is not None and SplitSource(self.root).is_archive:
             if (inside := self._folder_inside(self.root, given.strip("/"))) is None:
                 raise DataNotFoundError(f"data.{split}: {self.root} has no folder {given}")
-            return Place(self.root, inside)
+            return SplitSource(self.root, inside)
         base = Path() if self.root is None else self.root if self.root.is_dir() else self.root.parent
         path = base / Path(given).expanduser()
         if not path.exists():
             raise DataNotFoundError(f"data.{split}: {path} does not exist; it is relative to data.root")
-        return self._place(path, split)
+        return self._source_at(path, split)
 
-    def _place(self, path: Path, split: str) -> Place:
-        if Place(path).is_table:
-            return self._find_rows(path, split) if self._table(path).splits is not None else Place(path)
-        if Place(path).is_archive:
-            places = [self._folder_inside(path, name) for name in SPLIT_NAMES[split]]
+    def _source_at(self, path: Path, split: str) -> SplitSource:
+        if SplitSource(path).is_table:
+            return self._find_rows(path, split) if self._table(path).splits is not None else SplitSource(path)
+        if SplitSource(path).is_archive:
+            inner = [self._folder_inside(path, name) for name in SPLIT_NAMES[split]]
             # A folder of that name with images right inside it is a class (such as COCO's train).
-            holding = (inside for inside in places if inside and self._has_class_folders(path, inside))
-            return Place(path, next(holding, self._top(path)))
+            holding = (inside for inside in inner if inside and self._has_class_folders(path, inside))
+            return SplitSource(path, next(holding, self._top(path)))
         if path.is_dir():
-            return Place(path)
+            return SplitSource(path)
         raise DataNotFoundError(f"data.{split}: {path} is neither a folder nor a .zip nor a .csv")
 
-    def _find_rows(self, path: Path, split: str) -> Place:
+    def _find_rows(self, path: Path, split: str) -> SplitSource:
         table = self._table(path)
         if table.splits is None:
             raise DataNotFoundError(
@@ -204,16 +204,16 @@ class ClassSources:
             )
         if split not in table.splits:
             raise DataNotFoundError(f"no {split} data found: {path} has no row whose split is {split}")
-        return Place(path, split=split)
+        return SplitSource(path, split=split)
 
     def _archive(self, path: Path) -> Archive:
         if path not in self._archives:
             self._archives[path] = read_archive(path)
         return self._archives[path]
 
-    def _table(self, path: Path) -> ClassTable:
+    def _table(self, path: Path) -> ImageTable:
         if path not in self._tables:
-            self._tables[path] = read_class_table(path)
+            self._tables[path] = read_image_table(path)
         return self._tables[path]
 
     def _top(self, path: Path) -> str:
@@ -244,9 +244,9 @@ class ClassSources:
         start = f"{inside}/"
         return any("/" in name[len(start) :] for name in self._archive(path).names if name.startswith(start))
 
-    def _tree_of_archive(self, place: Place) -> _Tree:
-        archive = self._archive(place.path)
-        start = f"{place.inside}/" if place.inside else ""
+    def _tree_of_archive(self, source: SplitSource) -> _Tree:
+        archive = self._archive(source.path)
+        start = f"{source.inside}/" if source.inside else ""
         folders = {name[len(start) :].split("/")[0] for name in archive.folders if name.startswith(start)}
         found: list[tuple[str, str, int]] = []
         stray: list[str] = []
@@ -273,9 +273,9 @@ def _tree_of_folder(folder: Path) -> _Tree:
     names: list[str] = []
     for name in folders:
         found: list[str] = []
-        for place, inner, files in os.walk(folder / name, followlinks=True):
+        for parent, inner, files in os.walk(folder / name, followlinks=True):
             inner[:] = [entry for entry in inner if not entry.startswith(".")]
-            below = os.path.relpath(place, folder)
+            below = os.path.relpath(parent, folder)
             found += [
                 f"{below}/{file}" for file in files if file.lower().endswith(SUFFIXES) and file[0] != "."
             ]
@@ -284,22 +284,22 @@ def _tree_of_folder(folder: Path) -> _Tree:
     return _Tree(folders, classes, names, stray)
 
 
-def _check_tree(place: Place, tree: _Tree, class_names: Sequence[str]) -> None:
+def _check_tree(source: SplitSource, tree: _Tree, class_names: Sequence[str]) -> None:
     if tree.stray:
         raise LabelError(
-            f"{place}: {number_of(len(tree.stray), 'image')} in no class folder:\n{listing(tree.stray)}\n"
+            f"{source}: {number_of(len(tree.stray), 'image')} in no class folder:\n{listing(tree.stray)}\n"
             "move each into a folder with the name of its class, or list them in a CSV"
         )
     if not tree.classes:
         raise DataNotFoundError(
-            f"no images found in class folders in {place} (there are {len(tree.folders)} folders; looked for "
-            f"{', '.join(SUFFIXES)} below each)"
+            f"no images found in class folders in {source} (there are {len(tree.folders)} folders; "
+            f"looked for {', '.join(SUFFIXES)} below each)"
         )
     filled = set(tree.classes)
     if unknown := sorted(filled - set(class_names)):
         raise LabelError(
-            f"{place}: the training data lack the class{'es' if len(unknown) > 1 else ''} "
+            f"{source}: the training data lack the class{'es' if len(unknown) > 1 else ''} "
             f"{', '.join(unknown[:20])}; they have {', '.join(class_names[:20])}"
         )
     if empty := [name for name in tree.folders if name not in filled]:
-        logger.warning("%s: no images in the class folders %s", place, ", ".join(empty[:20]))
+        logger.warning("%s: no images in the class folders %s", source, ", ".join(empty[:20]))

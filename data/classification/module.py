@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-from torch import Tensor
-
-from ..shared.common import require_positive, without_paths
+from ..shared.common import require_positive
 from ..shared.io import ImageError, Interpolation
-from ..shared.loading import ImageBatchSampler, PlainErrorLoader, batch_loader, global_seed, ranks_of
+from ..shared.labels import LabelClass
+from ..shared.loading import ImageBatchSampler, PlainErrorLoader, batch_loader
 from ..shared.locate import CheckImages, DataNotFoundError
+from ..shared.module import SplitData
 from .batches import collate_classification
 from .dataset import ClassificationDataset
 from .index import ClassIndex, LabelError, check_class_images, check_training_classes
-from .layouts import ClassSources, Place
+from .layouts import ClassSources, SplitSource
 from .transforms import PictureTransform, Policy, ScanTransform
 
 logger = logging.getLogger("trunkline")
 
-FLIP = [{"HorizontalFlip": {"p": 0.5}}]
 
-_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-
-
-class ImageClassification(pl.LightningDataModule):
+class ImageClassification(SplitData[ClassIndex]):
     """Pictures or scans with classes, for training, validation, testing and prediction.
 
     Each split is one of
@@ -73,7 +70,7 @@ class ImageClassification(pl.LightningDataModule):
         interpolation: for resizing pictures, and for the policy.
         augment: albumentations transforms for training pictures, each a name with its arguments, applied to
             the original pixels. What is not of the wanted size afterwards is resized and cut as in
-            evaluation. A horizontal flip if null.
+            evaluation. None if null.
         policy: an automatic augmentation policy for training pictures, after the transforms.
         random_erasing: probability of painting a rectangle in the mean colour over a training picture, last.
         repeated_augmentation: how often an image comes up in a row, each time augmented anew; an epoch then
@@ -84,6 +81,9 @@ class ImageClassification(pl.LightningDataModule):
             file, decode all of it, off nothing.
         seed: fixes order and augmentation; if null, the seed given to seed_everything, else 0.
     """
+
+    label_kinds = ("classification",)
+    stand_ins = {"val": "test", "test": "val"}
 
     def __init__(
         self,
@@ -109,40 +109,32 @@ class ImageClassification(pl.LightningDataModule):
         seed: int | None = None,
     ):
         super().__init__()
-        sides = (size,) if isinstance(size, int) else tuple(size)
-        require_positive(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            size=min(sides),
-            train_size=train_size,
-            repeated_augmentation=repeated_augmentation,
-        )
-        if len(sides) not in (1, 3):
-            raise ValueError(f"size is {size}; give one number, or depth, height and width of scans")
-        if resize is not None and (len(sides) > 1 or resize < size):
-            raise ValueError(f"resize is {resize}; it must be at least size ({size}), which is cut out of it")
-        for name, value in (("random_erasing", random_erasing), ("intensity", intensity)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}; it must be 0 to 1")
-        if len(set(flip_axes)) < len(flip_axes) or not set(flip_axes) <= {0, 1, 2}:
-            raise ValueError(f"flip_axes is {flip_axes}; axes are 0, 1 and 2, each once")
         # The arguments stay in self.hparams, which goes into checkpoints.
         self.save_hyperparameters(logger=False)
-        for name, value in self.hparams.items():
-            self.hparams[name] = without_paths(value)
+        self.keep_arguments()
+        self._check_arguments()
         self.batch_size = batch_size
-        self.class_names: list[str] = []
-        self.multi_label = False
-        self.train_index: ClassIndex | None = None
-        self.val_index: ClassIndex | None = None
-        self.test_index: ClassIndex | None = None
-        self.predict_index: ClassIndex | None = None
-        self.predict_paths: dict[int, str] = {}
-        self._sources = ClassSources(
-            self.hparams.root, {s: self.hparams[s] for s in ("train", "val", "test")}
-        )
-        self._read: dict[str, ClassIndex] = {}
-        self._train_place: Place | None = None
+        given = self.hparams
+        self._sources = ClassSources(given.root, {s: given[s] for s in ("train", "val", "test")})
+        self._train_source: SplitSource | None = None
+
+    def _check_arguments(self) -> None:
+        given = self.hparams
+        sides = (given.size,) if isinstance(given.size, int) else tuple(given.size)
+        names = ("batch_size", "eval_batch_size", "train_size", "repeated_augmentation")
+        require_positive(size=min(sides), **{name: given[name] for name in names})
+        if len(sides) not in (1, 3):
+            raise ValueError(f"size is {given.size}; give one number, or depth, height and width of scans")
+        if given.resize is not None and (len(sides) > 1 or given.resize < given.size):
+            raise ValueError(
+                f"resize is {given.resize}; it must be at least size ({given.size}), which is cut out of it"
+            )
+        for name in ("random_erasing", "intensity"):
+            if not 0 <= given[name] <= 1:
+                raise ValueError(f"{name} is {given[name]}; it must be 0 to 1")
+        axes = given.flip_axes
+        if len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
+            raise ValueError(f"flip_axes is {axes}; axes are 0, 1 and 2, each once")
 
     def prepare_data(self) -> None:
         """Check the images of the coming stage, on one process of the machine.
@@ -150,8 +142,7 @@ class ImageClassification(pl.LightningDataModule):
         Raises:
             ImageError: listing missing or unreadable images, or scans with other numbers of channels.
         """
-        stage = None if self.trainer is None else self.trainer.state.fn
-        check_class_images(list(self._indices(stage).values()), self.hparams.check_images)
+        check_class_images(list(self.indices(self.stage).values()), self.hparams.check_images)
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs.
@@ -166,27 +157,10 @@ class ImageClassification(pl.LightningDataModule):
             AugmentationError: if ``augment`` is wrong.
             ValueError: if an argument does not fit the kind of images.
         """
-        indices = self._indices(stage)
-        for split, index in indices.items():
-            setattr(self, f"{split}_index", index)
-            self.class_names, self.multi_label = list(index.class_names), index.multi_label
-        if "predict" in indices:
-            self.predict_paths = {i: indices["predict"].path(i) for i in range(len(indices["predict"]))}
-        if "train" in indices and "val" not in indices:
-            logger.warning("training without validation: no val or test data in %s", self.hparams.root)
+        indices = self.indices(stage)
         self._check_kinds(indices)
         if "train" in indices:
             check_training_classes(indices["train"])
-
-    def class_counts(self) -> Tensor:
-        """Return ``[K]`` int64, how many training images show each class; for class weights.
-
-        Raises:
-            RuntimeError: before ``setup("fit")``.
-        """
-        if self.train_index is None:
-            raise RuntimeError("the training data have not been read: call setup('fit') first")
-        return self.train_index.counts()
 
     def image_layout(self) -> tuple[int, int]:
         """Return the number of channels and of spatial axes of the images.
@@ -195,41 +169,88 @@ class ImageClassification(pl.LightningDataModule):
             RuntimeError: before ``setup``.
             ImageError: if the first file is a scan and cannot be read.
         """
-        for index in (self.train_index, self.val_index, self.test_index, self.predict_index):
-            if index is not None:
-                return index.layout()
-        raise RuntimeError("no data have been read: call setup(stage) first")
+        return self._any_index().layout()
 
-    def train_dataloader(self) -> PlainErrorLoader:
-        """Return the loader of augmented, shuffled training batches."""
-        return self._loader(self.train_index, training=True)
+    def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
+        """Return the classes, with their numbers as ids; empty if nothing was read but images to predict on.
 
-    def val_dataloader(self) -> PlainErrorLoader | list[PlainErrorLoader]:
-        """Return the validation loader, or an empty list if there is no validation data."""
-        return [] if self.val_index is None else self._loader(self.val_index)
+        Raises:
+            RuntimeError: before ``setup``.
+        """
+        return [LabelClass(number, name) for number, name in enumerate(self._any_index().class_names)]
 
-    def test_dataloader(self) -> PlainErrorLoader:
-        """Return the test loader."""
-        return self._loader(self.test_index)
+    def label_counts(self, kind: str, head: str = "") -> Sequence[int]:
+        """Return how many training images show each class.
 
-    def predict_dataloader(self) -> PlainErrorLoader:
-        """Return the loader of images to predict on; their labels are -1."""
-        return self._loader(self.predict_index)
+        Raises:
+            RuntimeError: before ``setup("fit")``.
+        """
+        return self.index_of("train").counts().tolist()
 
-    def _loader(self, index: ClassIndex | None, training: bool = False) -> PlainErrorLoader:
-        if index is None:
-            raise RuntimeError("the data has not been read: call setup(stage) before asking for a loader")
+    def multi_label(self, head: str = "") -> bool:
+        """Return whether an image may show several classes, or none.
+
+        Raises:
+            RuntimeError: before ``setup``.
+        """
+        return self._any_index().multi_label
+
+    def prediction_paths(self) -> dict[int, Path]:
+        """Return the file of each image to predict on, by its position in the index."""
+        index = self.index_of("predict")
+        return {position: Path(index.path(position)) for position in range(len(index))}
+
+    def has_split(self, split: str) -> bool:
+        """Return whether there are images with classes; if the user named some, they have to be there."""
+        try:
+            self._sources.find(split)
+        except DataNotFoundError:
+            if self.hparams[split] is not None:
+                raise
+            return False
+        return True
+
+    def read_split(self, split: str) -> ClassIndex:
+        """Read the images and classes of a split; labels are numbered by the classes of the training data."""
+        source = self._sources.find(split)
+        own = self._sources.class_names(source)
+        known = self._known_classes()
+        if known is None:
+            logger.warning("there are no training data: the classes are those of the %s data", split)
+        class_names, several = known or own
+        if own[1] != several:
+            shown = "any number of classes" if own[1] else "one class"
+            raise LabelError(
+                f"{source}: an image shows {shown}, unlike in the training data; use the same columns in both"
+            )
+        if split != "train" and source == self._train_source and source.is_table:
+            raise LabelError(
+                f"{source}: holds both the training and the {split} data; add a column split, or give a file "
+                "for each"
+            )
+        return self._sources.index(source, class_names)
+
+    def read_prediction(self, given: list[str]) -> ClassIndex:
+        """Index the images to predict on; their labels are -1."""
+        classes = self._known_classes() or self._classes_of("val") or self._classes_of("test")
+        return self._sources.index_for_prediction(given, *(classes or ((), False)))
+
+    def make_loader(self, split: str, index: ClassIndex) -> PlainErrorLoader:
+        """Return the loader of a split; evaluation mixes the classes, always in the same order."""
+        training, given = split == "train", self.hparams
         sampler = ImageBatchSampler(
             len(index),
-            self.batch_size if training else self.hparams.eval_batch_size or self.batch_size,
-            shuffle=training,
-            seed=global_seed(self.hparams.seed),
-            **ranks_of(self.trainer),
-            repeats=self.hparams.repeated_augmentation if training else 1,
-            spread=index is not self.predict_index,
+            **self.sampler_options(split),
+            repeats=given.repeated_augmentation if training else 1,
+            spread=split != "predict",
         )
         dataset = ClassificationDataset(index, self._transform(index, training))
-        return batch_loader(dataset, sampler, collate_classification, self.hparams.workers, self.trainer)
+        return batch_loader(dataset, sampler, collate_classification, given.workers, self.trainer)
+
+    def _any_index(self) -> ClassIndex:
+        if not self.splits:
+            raise RuntimeError("no data have been read: call setup(stage) first")
+        return next(iter(self.splits.values()))
 
     def _transform(self, index: ClassIndex, training: bool) -> PictureTransform | ScanTransform:
         given = self.hparams
@@ -239,10 +260,14 @@ class ImageClassification(pl.LightningDataModule):
         short = given.size if given.resize is None else given.resize
         if not training:
             return PictureTransform(given.size, short, given.interpolation)
-        augment = FLIP if given.augment is None else given.augment
         side = given.train_size or given.size
         return PictureTransform(
-            side, max(short, side), given.interpolation, augment, given.policy, given.random_erasing
+            side,
+            max(short, side),
+            given.interpolation,
+            given.augment or (),
+            given.policy,
+            given.random_erasing,
         )
 
     def _check_kinds(self, indices: dict[str, ClassIndex]) -> None:
@@ -265,77 +290,17 @@ class ImageClassification(pl.LightningDataModule):
         if "train" in indices:
             self._transform(indices["train"], training=True)  # finds what is wrong in augment
 
-    def _indices(self, stage: str | None) -> dict[str, ClassIndex]:
-        """Read the splits of a stage, each once in the life of the module."""
-        stage = stage or "fit"
-        splits = [s for s in _SPLITS[stage] if s != "val" or stage != "fit" or self._has_validation()]
-        for split in splits:
-            if split not in self._read:
-                self._read[split] = self._read_predict() if split == "predict" else self._read_split(split)
-        return {split: self._read[split] for split in splits}
-
-    def _has_validation(self) -> bool:
-        try:
-            self._place("val")
-        except DataNotFoundError:
-            if self.hparams.val is not None:
-                raise
-            return False
-        return True
-
-    def _place(self, split: str) -> tuple[str, Place]:
-        """Find a split, and say which it is: validation and test data stand in for each other."""
-        try:
-            return split, self._sources.find(split)
-        except DataNotFoundError as error:
-            other = {"val": "test", "test": "val"}.get(split)
-            if other is None or self.hparams[split] is not None:
-                raise
-            try:
-                return other, self._sources.find(other)
-            except DataNotFoundError:
-                raise error from None
-
-    def _read_split(self, split: str) -> ClassIndex:
-        name, place = self._place(split)
-        if name != split:
-            logger.warning("there is no %s data: the %s data (%s) take their place", split, name, place)
-        own = self._sources.class_names(place)
-        known = self._known_classes()
-        if known is None:
-            logger.warning("there is no training data: the classes are those of the %s data", name)
-        class_names, several = known or own
-        if own[1] != several:
-            shown = "any number of classes" if own[1] else "one class"
-            raise LabelError(
-                f"{place}: an image shows {shown}, unlike in the training data; use the same columns in both"
-            )
-        if split != "train" and place == self._train_place and place.is_table:
-            raise LabelError(
-                f"{place}: holds both the training and the {name} data; add a column split, or give a file "
-                "for each"
-            )
-        return self._sources.index(place, class_names)
-
     def _known_classes(self) -> tuple[tuple[str, ...], bool] | None:
-        """Return the classes of the training data, or None if there is none."""
-        if self._train_place is None:
+        """Return the classes of the training data, or None if there are none."""
+        if self._train_source is None:
             try:
-                self._train_place = self._sources.find("train")
+                self._train_source = self._sources.find("train")
             except DataNotFoundError:
                 return None
-        return self._sources.class_names(self._train_place)
+        return self._sources.class_names(self._train_source)
 
-    def _read_predict(self) -> ClassIndex:
-        given = self.hparams.predict
-        if not given:
-            raise DataNotFoundError(
-                "nothing to predict on: set data.predict to an image, a folder, a zip or a CSV"
-            )
-        classes = self._known_classes()
-        if classes is None:
-            try:
-                classes = self._sources.class_names(self._place("val")[1])
-            except DataNotFoundError:
-                classes = ((), False)
-        return self._sources.index_for_prediction([given] if isinstance(given, str) else given, *classes)
+    def _classes_of(self, split: str) -> tuple[tuple[str, ...], bool] | None:
+        try:
+            return self._sources.class_names(self._sources.find(split))
+        except DataNotFoundError:
+            return None

@@ -22,7 +22,7 @@ _FLAGS = {"0": False, "0.0": False, "1": True, "1.0": True}
 
 
 @dataclass(frozen=True)
-class ClassTable:
+class ImageTable:
     """The rows of a CSV.
 
     The columns are ``path``; optionally ``split`` (train, val or test); and the classes of an image in one of
@@ -110,7 +110,7 @@ class ClassTable:
         return root if (root / self.paths[rows[0]]).exists() else near
 
 
-def read_class_table(source: Path, labelled: bool = True) -> ClassTable:
+def read_image_table(source: Path, labelled: bool = True) -> ImageTable:
     """Read a CSV with a header.
 
     Args:
@@ -173,7 +173,7 @@ def _read_rows(
     columns: list[str],
     records: list[tuple[int, list[str]]],
     problems: list[str],
-) -> ClassTable:
+) -> ImageTable:
     """Read all rows, and write down what is wrong with which line."""
     paths: list[str] = []
     splits: list[str] = []
@@ -200,7 +200,7 @@ def _read_rows(
         lines.append(line)
     named = columns in (["label"], ["labels"])
     classes = _sorted_names({name for names in labels for name in names}) if named else tuple(columns)
-    return ClassTable(
+    return ImageTable(
         source,
         paths,
         splits if "split" in header else None,

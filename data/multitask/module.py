@@ -22,14 +22,14 @@ from ..detection.index import CocoIndex
 from ..detection.module import CocoDetection
 from ..segmentation.coco_masks import Overlaps
 from ..segmentation.index import SegmentationIndex, check_classes, check_indices, count_pixels
-from ..segmentation.layouts import Choices, Place, SegmentationSources
+from ..segmentation.layouts import Choices, SegmentationSources, SplitPaths
 from ..segmentation.masks import MaskSource
 from ..shared.augment import Augmentation, AugmentationError
 from ..shared.batches import padded
 from ..shared.canvas import Request
+from ..shared.class_table import Background, MaskError
 from ..shared.common import listing
 from ..shared.io import resize_mask
-from ..shared.label_classes import Background, MaskError
 from ..shared.labels import LabelClass
 from ..shared.locate import IMAGE_PLACES, find
 
@@ -264,9 +264,9 @@ class CocoDetectionAndMasks(CocoDetection):
     def _given(self, split: str) -> bool:
         return super()._given(split) or self.hparams[f"{split}_masks"] is not None
 
-    def _place(self, split: str) -> Place:
+    def _place(self, split: str) -> SplitPaths:
         given, root = self.hparams, self.hparams.root
-        return Place(
+        return SplitPaths(
             find(root, given[f"{split}_images"], IMAGE_PLACES, split, "images").absolute(),
             find(root, given[f"{split}_masks"], MASK_PLACES, split, "masks").absolute(),
         )
@@ -292,7 +292,7 @@ class CocoDetectionAndMasks(CocoDetection):
         )
         return SegmentationSources(given.root, paths, choices)
 
-    def _report_missing(self, index: CocoIndex, positions: Tensor, place: Place) -> None:
+    def _report_missing(self, index: CocoIndex, positions: Tensor, place: SplitPaths) -> None:
         without = torch.nonzero(positions < 0).flatten().tolist()
         if not without:
             return

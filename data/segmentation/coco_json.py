@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from ..shared.class_table import UNKNOWN, Background, ClassTable, row_id
 from ..shared.coco_json import AnnotationError, read_categories, read_images
 from ..shared.common import PackedNames, listing, number_of
-from ..shared.label_classes import UNKNOWN, Background, ClassTable, row_id
 from ..shared.labels import LabelClass
 from ..shared.locate import DataNotFoundError
 from .coco_masks import InstanceMasks, Overlaps, PanopticMasks, Shapes
+from .pairs import Unpaired
 
 logger = logging.getLogger("trunkline")
 
@@ -47,7 +48,7 @@ def read_mask_json(
     categories: Sequence[str | int] | None = None,
     background: Background = "class",
     overlaps: Overlaps = "smaller",
-    missing: str = "error",
+    missing: Unpaired = "error",
 ) -> tuple[list[str], InstanceMasks | PanopticMasks]:
     """Read a COCO instances or panoptic file.
 
@@ -140,12 +141,12 @@ def _packed_run_lengths(outline: dict[str, Any]) -> _Outline:
 def _shapes(
     source: Path, table: ClassTable, records: list[dict], image_ids: np.ndarray, sizes: np.ndarray
 ) -> Shapes:
-    place_of = {int(image_id): place for place, image_id in enumerate(image_ids)}
+    position_of = {int(image_id): position for position, image_id in enumerate(image_ids)}
     known = {row.id for row in table.rows}
-    kept: list[tuple[int, int, dict]] = []  # place of the image, label, record
+    kept: list[tuple[int, int, dict]] = []  # position of the image, label, record
     problems: list[str] = []
     for number, record in enumerate(records):
-        problem = _annotation_problem(record, place_of, known, sizes)
+        problem = _annotation_problem(record, position_of, known, sizes)
         label = UNKNOWN if problem else int(table.labels(np.array(record["category_id"])))
         drawn = not problem and (label != table.rest or record["category_id"] in table.ignored)
         if drawn:
@@ -154,7 +155,7 @@ def _shapes(
             name = record.get("id", f"number {number}") if isinstance(record, dict) else f"number {number}"
             problems.append(f"annotation id {name}: {problem}")
         elif drawn:
-            kept.append((place_of[record["image_id"]], label, record))
+            kept.append((position_of[record["image_id"]], label, record))
     if problems:
         raise AnnotationError(
             f"{source}: {len(problems)} of {number_of(len(records), 'annotation')} cannot be drawn; correct "
@@ -166,17 +167,17 @@ def _shapes(
     return _pack(sorted(kept, key=lambda entry: entry[0]), len(image_ids))
 
 
-def _annotation_problem(record: Any, place_of: dict[int, int], known: set[int], sizes: np.ndarray) -> str:
+def _annotation_problem(record: Any, position_of: dict[int, int], known: set[int], sizes: np.ndarray) -> str:
     if not isinstance(record, dict):
         return "is no object"
     image_id, category_id = record.get("image_id"), record.get("category_id")
-    if type(image_id) is not int or image_id not in place_of:
+    if type(image_id) is not int or image_id not in position_of:
         return f"image_id {image_id!r} is not that of an image in the file"
     if type(category_id) is not int or category_id not in known:
         return f"category_id {category_id!r} is not that of a category in the file"
     outline = record.get("segmentation")
     if isinstance(outline, _Outline) and outline.size is not None:
-        height, width = sizes[place_of[image_id]].tolist()
+        height, width = sizes[position_of[image_id]].tolist()
         if outline.size != (height, width):
             return f"run lengths of size {list(outline.size)}, but the image has [{height}, {width}]"
     return ""
@@ -186,10 +187,10 @@ def _pack(kept: list[tuple[int, int, dict]], images: int) -> Shapes:
     outlines: list[_Outline] = [record["segmentation"] for _, _, record in kept]
     pieces = [piece for outline in outlines for piece in outline.pieces]
     content = np.frombuffer(b"".join(pieces), dtype=np.uint8).copy()  # torch wants writable memory
-    places = np.array([place for place, _, _ in kept], dtype=np.int64)
+    positions = np.array([position for position, _, _ in kept], dtype=np.int64)
     areas = [record.get("area") for _, _, record in kept]
     return Shapes(
-        rows=torch.from_numpy(np.searchsorted(places, np.arange(images + 1)).astype(np.int64)),
+        rows=torch.from_numpy(np.searchsorted(positions, np.arange(images + 1)).astype(np.int64)),
         labels=torch.tensor([label for _, label, _ in kept], dtype=torch.uint8),
         crowd=torch.tensor([bool(record.get("iscrowd", 0)) for _, _, record in kept], dtype=torch.bool),
         area=torch.tensor([a if isinstance(a, int | float) else 0.0 for a in areas], dtype=torch.float64),
@@ -210,22 +211,22 @@ def _panoptic(
     records: list[Any],
     image_ids: np.ndarray,
     names: list[str],
-    missing: str,
+    missing: Unpaired,
 ) -> tuple[list[str], PanopticMasks]:
-    place_of = {int(image_id): place for place, image_id in enumerate(image_ids)}
+    position_of = {int(image_id): position for position, image_id in enumerate(image_ids)}
     record_of: dict[int, dict] = {}
     problems: list[str] = []
     known = {row.id for row in table.rows}
     for number, record in enumerate(records):
-        problem = _panoptic_problem(record, place_of, known)
-        if not problem and record_of.setdefault(place_of[record["image_id"]], record) is not record:
+        problem = _panoptic_problem(record, position_of, known)
+        if not problem and record_of.setdefault(position_of[record["image_id"]], record) is not record:
             problem = f"image id {record['image_id']} has two"
         if problem:
             problems.append(f"annotation number {number}: {problem}")
     alone = [
-        f"image id {image_ids[place]} ({name}): no annotation"
-        for place, name in enumerate(names)
-        if place not in record_of
+        f"image id {image_ids[position]} ({name}): no annotation"
+        for position, name in enumerate(names)
+        if position not in record_of
     ]
     if missing != "error":
         if missing == "skip" and alone:
@@ -234,27 +235,27 @@ def _panoptic(
     if problems or alone:
         raise AnnotationError(
             f"{source}: {number_of(len(problems) + len(alone), 'problem')}:\n{listing([*problems, *alone])}\n"
-            "correct the file, or set data.missing_masks to skip to leave out images without annotation"
+            "correct the file, or set data.missing to skip to leave out images without annotation"
         )
     kept = sorted(record_of)
     segments = [sorted((s["id"], s["category_id"]) for s in record_of[p]["segments_info"]) for p in kept]
-    ids = np.array([pair[0] for some in segments for pair in some], dtype=np.int64)
-    category_ids = np.array([pair[1] for some in segments for pair in some], dtype=np.int64)
+    ids = np.array([pair[0] for pairs in segments for pair in pairs], dtype=np.int64)
+    category_ids = np.array([pair[1] for pairs in segments for pair in pairs], dtype=np.int64)
     masks = PanopticMasks(
         str(_panoptic_folder(source, record_of[kept[0]]["file_name"])),
-        PackedNames.pack(record_of[place]["file_name"] for place in kept),
+        PackedNames.pack(record_of[position]["file_name"] for position in kept),
         table,
-        _starts([len(some) for some in segments]),
+        _starts([len(pairs) for pairs in segments]),
         torch.from_numpy(ids),
         torch.from_numpy(table.labels(category_ids).astype(np.uint8)),
     )
-    return [names[place] for place in kept], masks
+    return [names[position] for position in kept], masks
 
 
-def _panoptic_problem(record: Any, place_of: dict[int, int], known: set[int]) -> str:
+def _panoptic_problem(record: Any, position_of: dict[int, int], known: set[int]) -> str:
     if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
         return "no file_name"
-    if type(record.get("image_id")) is not int or record["image_id"] not in place_of:
+    if type(record.get("image_id")) is not int or record["image_id"] not in position_of:
         return f"image_id {record.get('image_id')!r} is not that of an image in the file"
     segments = record.get("segments_info")
     if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):

@@ -17,9 +17,9 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ...constants import IGNORE_INDEX
+from ..shared.class_table import UNKNOWN, ClassTable, MaskError
 from ..shared.common import PackedNames
 from ..shared.io import ImageError, read_mask
-from ..shared.label_classes import UNKNOWN, ClassTable, MaskError
 from .masks import MaskFiles, Survey, described
 
 Overlaps = Literal["smaller", "ignore"]
@@ -148,7 +148,7 @@ class InstanceMasks:
         counts = np.bincount(labels.reshape(-1), minlength=IGNORE_INDEX + 1)
         return Survey(labels.shape, np.append(counts[: len(self.classes)], counts[IGNORE_INDEX]), {})
 
-    def labelled(self, position: int) -> float:
+    def labelled_pixels(self, position: int) -> float:
         """Return the sum of the areas in the file, in pixels, of objects of a class but the background."""
         rows = self._annotations(position)
         labels = self.shapes.labels[rows.start : rows.stop]
@@ -173,8 +173,8 @@ class InstanceMasks:
         )
 
     def _annotations(self, position: int) -> range:
-        place = int(self.positions[position])
-        return range(*self.shapes.rows[place : place + 2].tolist())
+        image = int(self.positions[position])
+        return range(*self.shapes.rows[image : image + 2].tolist())
 
 
 class PanopticMasks(MaskFiles):
@@ -234,7 +234,7 @@ class PanopticMasks(MaskFiles):
         # The segments of an image are neighbours: by how much they move in the new order.
         moved = torch.repeat_interleave(self.rows[:-1][chosen] - rows[:-1], lengths)
         kept = torch.arange(len(moved)) + moved
-        names = PackedNames.pack(self.names[place] for place in chosen.tolist())
+        names = PackedNames.pack(self.names[n] for n in chosen.tolist())
         return PanopticMasks(self.folder, names, self.table, rows, self.segments[kept], self.labels[kept])
 
     def _labels(self, position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -247,8 +247,8 @@ class PanopticMasks(MaskFiles):
         mine = slice(*self.rows[position : position + 2].tolist())
         segments = np.append(self.segments[mine].numpy(), np.iinfo(np.int64).max)
         labels = np.append(self.labels[mine].numpy().astype(np.int16), UNKNOWN)
-        place = np.searchsorted(segments, numbers)
-        found = np.where(segments[place] == numbers, labels[place], UNKNOWN)
+        nearest = np.searchsorted(segments, numbers)
+        found = np.where(segments[nearest] == numbers, labels[nearest], UNKNOWN)
         return np.where(numbers == 0, IGNORE_INDEX, found).astype(np.int16), numbers
 
     def _told(self, position: int) -> str:

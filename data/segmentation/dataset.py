@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from ...constants import IGNORE_INDEX
 from ..shared.augment import AugmentationError, MaskAugmentation
 from ..shared.canvas import scaled_sizes
+from ..shared.class_table import MaskError
 from ..shared.io import ImageError, read_image, resize, resize_mask
-from ..shared.label_classes import MaskError
 from ..shared.loading import ImageBatchSampler, ImageRequest
 from .batches import SegmentationSample
 from .index import SegmentationIndex

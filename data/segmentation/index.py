@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..shared.class_table import MaskError
 from ..shared.common import PackedNames, in_threads, listing, number_of
 from ..shared.io import ImageError, read_image, stored_size
-from ..shared.label_classes import MaskError
 from ..shared.labels import LabelClass
 from ..shared.locate import CheckImages
 from .masks import MaskSource, Survey, described
@@ -58,8 +58,8 @@ class SegmentationIndex:
         Raises:
             ImageError: listing the files that are missing or no images.
         """
-        places = range(len(self))
-        outcomes = in_threads(lambda p: _image_size(self.path(p), "header"), places, "reading image sizes")
+        positions = range(len(self))
+        outcomes = in_threads(lambda p: _image_size(self.path(p), "header"), positions, "reading image sizes")
         _raise_listed(ImageError, [o for o in outcomes if isinstance(o, str)], len(self), "cannot be used")
         return np.array([outcome.upright for outcome in outcomes], dtype=np.int64).reshape(-1, 2)
 
@@ -76,7 +76,7 @@ class SegmentationIndex:
         Raises:
             ImageError: if a mask has to be decoded for it and cannot.
         """
-        labelled = in_threads(self.masks.labelled, range(len(self)), "counting pixels")
+        labelled = in_threads(self.masks.labelled_pixels, range(len(self)), "counting pixels")
         return self.subset([position for position, pixels in enumerate(labelled) if pixels >= wanted])
 
 
@@ -112,19 +112,21 @@ def check_indices(
         MaskError: listing the first 20 masks of another size than their picture, or with values that are
             no class.
     """
-    places = [(split, index, position) for split, index in indices.items() for position in range(len(index))]
+    pictures = [
+        (split, index, position) for split, index in indices.items() for position in range(len(index))
+    ]
     if images == "off" and not masks:
         return {}
     outcomes = in_threads(
-        lambda place: _check(place[1], place[2], images, masks), places, "checking pictures and masks"
+        lambda picture: _check(picture[1], picture[2], images, masks), pictures, "checking pictures and masks"
     )
-    count = len(places)
+    count = len(pictures)
     _raise_listed(ImageError, [o.damaged for o in outcomes if o.damaged], count, "cannot be used")
     _raise_listed(MaskError, [o.misfit for o in outcomes if o.misfit], count, "do not fit their masks")
-    _raise_unknown(places, outcomes)
+    _raise_unknown(pictures, outcomes)
     found: dict[str, Tensor] = {}
     for split in indices:
-        surveys = [o.survey for place, o in zip(places, outcomes, strict=True) if place[0] == split]
+        surveys = [o.survey for picture, o in zip(pictures, outcomes, strict=True) if picture[0] == split]
         counted = [survey.counts for survey in surveys if survey is not None]
         if counted and len(counted) == len(surveys):
             found[split] = torch.from_numpy(np.stack(counted))
@@ -219,11 +221,11 @@ def _misfit(path: str, size: _ImageSize, name: str, of_mask: tuple[int, int]) ->
 
 
 def _raise_unknown(
-    places: Sequence[tuple[str, SegmentationIndex, int]], outcomes: Sequence[_Outcome]
+    pictures: Sequence[tuple[str, SegmentationIndex, int]], outcomes: Sequence[_Outcome]
 ) -> None:
     bad = [
         (f"{index.masks.name(position)}: {described(outcome.survey.unknown)}", outcome.survey.unknown, index)
-        for (_, index, position), outcome in zip(places, outcomes, strict=True)
+        for (_, index, position), outcome in zip(pictures, outcomes, strict=True)
         if outcome.survey is not None and outcome.survey.unknown
     ]
     if not bad:
@@ -234,7 +236,7 @@ def _raise_unknown(
     sums = ", ".join(f"{value} ({pixels} pixels)" for value, pixels in total.most_common(20))
     known = ", ".join(f"{entry.id} {entry.name}" for entry in bad[0][2].classes[:20])
     raise MaskError(
-        f"{len(bad)} of {number_of(len(places), 'mask')} hold what is no class:\n"
+        f"{len(bad)} of {number_of(len(pictures), 'mask')} hold what is no class:\n"
         f"{listing([text for text, _, _ in bad])}\nin all: {sums}\nthe classes are {known}; add what is "
         "missing to data.classes, or to data.ignore what is not to be learned"
     )

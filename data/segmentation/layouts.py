@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...constants import IGNORE_INDEX
-from ..shared.common import PackedNames, in_threads
-from ..shared.label_classes import Background, ClassTable, MaskError, rows_of_names
-from ..shared.label_table import (
+from ..shared.class_lists import (
     CITYSCAPES_IGNORED,
     CITYSCAPES_ROWS,
     VOC_BORDER,
@@ -22,6 +20,8 @@ from ..shared.label_table import (
     find_class_file,
     read_class_rows,
 )
+from ..shared.class_table import Background, ClassTable, MaskError, rows_of_names
+from ..shared.common import PackedNames, in_threads
 from ..shared.labels import LabelClass
 from ..shared.locate import (
     ANNOTATION_PLACES,
@@ -59,7 +59,7 @@ _LOOKED_FOR = (
 VOC_PARTS = ("JPEGImages", "LabelClass", "ImageSets/Segmentation/{split}.txt")
 
 
-class Place(NamedTuple):
+class SplitPaths(NamedTuple):
     """Where a split is.
 
     Attributes:
@@ -85,7 +85,7 @@ class Choices(NamedTuple):
     categories: Sequence[str | int] | None = None
     background: Background = "class"
     overlaps: Overlaps = "smaller"
-    missing_masks: Unpaired = "error"
+    missing: Unpaired = "error"
 
 
 class SegmentationSources:
@@ -103,7 +103,7 @@ class SegmentationSources:
         self.choices = choices
         self._table: ClassTable | None = None
 
-    def find(self, split: str) -> Place:
+    def find(self, split: str) -> SplitPaths:
         """Return where a split is.
 
         Raises:
@@ -112,17 +112,17 @@ class SegmentationSources:
         if self.root is not None and not self._base.is_dir():
             raise DataNotFoundError(f"data.root: {self._base} is no folder")
         if self.given[f"{split}_images"] is not None or self.given[f"{split}_masks"] is not None:
-            return self._given_place(split)
+            return self._given_paths(split)
         if self.root is None:
             raise DataNotFoundError(f"no {split} data: give data.root, or data.{split}_images and _masks")
         half_there: list[str] = []
-        for place in self._usual_places(split):
-            parts = [part for part in place if part is not None]
+        for paths in self._usual_paths(split):
+            parts = [part for part in paths if part is not None]
             missing = [str(part) for part in parts if not part.exists()]
             if not missing:
-                return place
-            if place.images.exists() and split in str(place):
-                half_there.append(f"  {place} is there, but not {' and '.join(missing)}")
+                return paths
+            if paths.images.exists() and split in str(paths):
+                half_there.append(f"  {paths} is there, but not {' and '.join(missing)}")
         looked = [f"  {self._base / line.format(split=split)}" for line in _LOOKED_FOR]
         raise DataNotFoundError(
             f"no {split} pictures with masks found, looked for\n"
@@ -130,7 +130,7 @@ class SegmentationSources:
             + f"\ngive data.root, or data.{split}_images and data.{split}_masks"
         )
 
-    def index(self, place: Place) -> SegmentationIndex:
+    def index(self, paths: SplitPaths) -> SegmentationIndex:
         """Read a split.
 
         Raises:
@@ -138,11 +138,11 @@ class SegmentationSources:
             MaskError: if pictures and masks do not pair, or the classes are wrong.
             AnnotationError: if a COCO file is wrong.
         """
-        if _is_json(place.masks):
-            return self._coco_index(place)
-        pairs = self._pairs(place)
+        if _is_json(paths.masks):
+            return self._coco_index(paths)
+        pairs = self._pairs(paths)
         if self._table is None:
-            self._table = self._table_of(place, pairs)
+            self._table = self._table_of(paths, pairs)
         names = PackedNames.pack(pairs.mask_names)
         return SegmentationIndex(
             pairs.folder, PackedNames.pack(pairs.names), MaskFiles(pairs.mask_folder, names, self._table)
@@ -169,38 +169,40 @@ class SegmentationSources:
         names = PackedNames.pack(str(path) for path in list_images(given))
         return SegmentationIndex("", names, None)
 
-    def _pairs(self, place: Place) -> Pairs:
-        missing = self.choices.missing_masks
-        if place.listed is None:
-            return pair_folders(place.images, place.masks, missing)
-        return pair_list(place.listed, place.images, place.masks, missing)
+    def _pairs(self, paths: SplitPaths) -> Pairs:
+        missing = self.choices.missing
+        if paths.listed is None:
+            return pair_folders(paths.images, paths.masks, missing)
+        return pair_list(paths.listed, paths.images, paths.masks, missing)
 
     @property
     def _base(self) -> Path:
         return Path() if self.root is None else Path(self.root).expanduser()
 
-    def _usual_places(self, split: str) -> Iterator[Place]:
+    def _usual_paths(self, split: str) -> Iterator[SplitPaths]:
         for folder in VOC_FOLDERS:
             images, masks, listed = (self._base / folder / part.format(split=split) for part in VOC_PARTS)
             if split != "test":  # its masks are not public
-                yield Place(images, masks, listed)
+                yield SplitPaths(images, masks, listed)
         if split != "test":  # likewise: there are files, but empty ones
-            yield Place(self._base / "leftImg8bit" / split, self._base / "gtFine" / split)
+            yield SplitPaths(self._base / "leftImg8bit" / split, self._base / "gtFine" / split)
         for name in SPLIT_NAMES[split]:
             for images in IMAGE_FOLDERS:
                 for masks in MASK_FOLDERS:
-                    yield Place(self._base / images / name, self._base / masks / name)
-                    yield Place(self._base / name / images, self._base / name / masks)
+                    yield SplitPaths(self._base / images / name, self._base / masks / name)
+                    yield SplitPaths(self._base / name / images, self._base / name / masks)
             for ending in ("annot", "_masks", "_labels"):
-                yield Place(self._base / name, self._base / f"{name}{ending}")
+                yield SplitPaths(self._base / name, self._base / f"{name}{ending}")
         for masks in () if any(self.given.values()) else ANNOTATION_PLACES:
             for images in IMAGE_PLACES:
-                yield Place(self._base / images.format(split=split), self._base / masks.format(split=split))
+                yield SplitPaths(
+                    self._base / images.format(split=split), self._base / masks.format(split=split)
+                )
 
-    def _given_place(self, split: str) -> Place:
+    def _given_paths(self, split: str) -> SplitPaths:
         images, masks = self.given[f"{split}_images"], self.given[f"{split}_masks"]
         if masks is not None and _is_json(masks):
-            return Place(
+            return SplitPaths(
                 find(self.root, images, IMAGE_PLACES, split, "images"),
                 find(self.root, masks, (), split, "masks"),
             )
@@ -211,10 +213,10 @@ class SegmentationSources:
             listed = find(self.root, images, (), split, "images")
             folder = self._listed_folder(split, masks, listed)
             near = [str(folder.parent / "LabelClass"), *(str(folder.parent / m) for m in MASK_FOLDERS)]
-            return Place(folder, find(self.root, masks, near, split, "masks"), listed)
+            return SplitPaths(folder, find(self.root, masks, near, split, "masks"), listed)
         image_places = [f"{i}/{n}" for n in names for i in IMAGE_FOLDERS]
         image_places += [f"{n}/{i}" for n in names for i in IMAGE_FOLDERS]
-        return Place(
+        return SplitPaths(
             find(self.root, images, [*image_places, *IMAGE_FOLDERS], split, "images"),
             find(self.root, masks, [*mask_places, *MASK_FOLDERS], split, "masks"),
         )
@@ -230,7 +232,7 @@ class SegmentationSources:
         looked = "\n".join(f"  {folder}" for folder in folders)
         raise DataNotFoundError(f"{listed}: no folder of the listed pictures found, looked for\n{looked}")
 
-    def _table_of(self, place: Place, pairs: Pairs) -> ClassTable:
+    def _table_of(self, paths: SplitPaths, pairs: Pairs) -> ClassTable:
         """Make the table of classes that all splits share."""
         given = self.choices
         ignore = list(given.ignore)
@@ -239,35 +241,35 @@ class SegmentationSources:
         if isinstance(given.classes, list):
             rows: Sequence[LabelClass] = rows_of_names(given.classes, given.mask_values)
             source = "data.classes"
-        elif (path := self._class_file(place)) is not None:
+        elif (path := self._class_file(paths)) is not None:
             rows, source = read_class_rows(path), str(path)
         else:
-            rows, source, ignored = self._known_rows(place, pairs)
+            rows, source, ignored = self._known_rows(paths, pairs)
             ignore += ignored
         return ClassTable(rows, ignore, given.categories, given.background, source)
 
-    def _class_file(self, place: Place) -> Path | None:
+    def _class_file(self, paths: SplitPaths) -> Path | None:
         if isinstance(self.choices.classes, str):
             path = self._base / Path(self.choices.classes).expanduser()
             if not path.is_file():
                 raise DataNotFoundError(f"data.classes: {path} does not exist; it is relative to data.root")
             return path
-        near = [place.masks, *place.masks.parents[:2]] if self.root is None else [self._base, place.masks]
+        near = [paths.masks, *paths.masks.parents[:2]] if self.root is None else [self._base, paths.masks]
         return next((path for folder in near if (path := find_class_file(folder)) is not None), None)
 
-    def _known_rows(self, place: Place, pairs: Pairs) -> tuple[Sequence[LabelClass], str, Sequence[int]]:
+    def _known_rows(self, paths: SplitPaths, pairs: Pairs) -> tuple[Sequence[LabelClass], str, Sequence[int]]:
         """Know the classes by the names of the files, or number the values that occur in training masks."""
         first = Path(pairs.mask_names[0]).stem
         if first.endswith(CITYSCAPES_MASKS[0]):
             return CITYSCAPES_ROWS, "Cityscapes", CITYSCAPES_IGNORED
         if first.endswith(CITYSCAPES_MASKS[1]):
             return cityscapes_train_rows(), "Cityscapes", ()
-        if place.images.name == "JPEGImages":
+        if paths.images.name == "JPEGImages":
             return (*VOC_ROWS, VOC_BORDER), "Pascal VOC", (IGNORE_INDEX,)
         pairs = self._training_pairs() or pairs
-        paths = [str(Path(pairs.mask_folder) / name) for name in pairs.mask_names]
-        found = in_threads(lambda path: occurring(values_of(path))[0], paths, "looking for classes in masks")
-        values = sorted({int(value) for some in found for value in some} - {IGNORE_INDEX})
+        files = [str(Path(pairs.mask_folder) / name) for name in pairs.mask_names]
+        found = in_threads(lambda file: occurring(values_of(file))[0], files, "looking for classes in masks")
+        values = sorted({int(value) for of_file in found for value in of_file} - {IGNORE_INDEX})
         if not values or values[-1] >= IGNORE_INDEX:
             raise MaskError(
                 f"{pairs.mask_folder}: masks hold the values "
@@ -283,27 +285,27 @@ class SegmentationSources:
     def _training_pairs(self) -> Pairs | None:
         """Pair the training data, so that classes are the same whichever split is read first."""
         try:
-            place = self.find("train")
+            paths = self.find("train")
         except DataNotFoundError:
             return None
-        return None if _is_json(place.masks) else self._pairs(place)
+        return None if _is_json(paths.masks) else self._pairs(paths)
 
-    def _coco_index(self, place: Place) -> SegmentationIndex:
+    def _coco_index(self, paths: SplitPaths) -> SegmentationIndex:
         given = self.choices
         if given.classes is not None:
             raise MaskError(
-                f"data.classes cannot be used: {place.masks} names its classes; data.categories chooses some"
+                f"data.classes cannot be used: {paths.masks} names its classes; data.categories chooses some"
             )
         names, masks = read_mask_json(
-            place.masks, given.ignore, given.categories, given.background, given.overlaps, given.missing_masks
+            paths.masks, given.ignore, given.categories, given.background, given.overlaps, given.missing
         )
         if self._table is None:
             self._table = masks.table
         if masks.classes != self._table.classes:
             raise MaskError(
-                f"{place.masks}: the classes differ from those of {self._table.source}; use the same in both"
+                f"{paths.masks}: the classes differ from those of {self._table.source}; use the same in both"
             )
-        return SegmentationIndex(str(place.images), PackedNames.pack(names), masks)
+        return SegmentationIndex(str(paths.images), PackedNames.pack(names), masks)
 
 
 def _is_json(path: str | Path) -> bool:

@@ -1,6 +1,6 @@
 """Where the masks of a split come from: files of values or colours; and the survey of what they hold.
 
-COCO's masks are in ``seg_coco``. Letters in shapes: I masks, h w height and width of a mask in pixels, K
+COCO's masks are in ``coco_masks``. Letters in shapes: I masks, h w height and width of a mask in pixels, K
 classes, V different values of a mask.
 """
 
@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ...constants import IGNORE_INDEX
+from ..shared.class_table import UNKNOWN, ClassTable, MaskError
 from ..shared.common import PackedNames
 from ..shared.io import ImageError, image_size, read_mask
-from ..shared.label_classes import UNKNOWN, ClassTable, MaskError
 from ..shared.labels import LabelClass
 
 _MOST_VALUES = 4096  # different ones of a mask that are remembered: a photograph has very many
@@ -63,7 +63,7 @@ class MaskSource(Protocol):
     def survey(self, position: int) -> Survey:
         """Count what a mask holds; unlike ``mask`` this does not stop at unknown values."""
 
-    def labelled(self, position: int) -> float:
+    def labelled_pixels(self, position: int) -> float:
         """Return the pixels of a mask that are of a class other than the background."""
 
     def present(self) -> np.ndarray | None:
@@ -136,7 +136,7 @@ class MaskFiles:
         pixels = np.bincount(known, weights=counts[~strange], minlength=len(self.classes) + 1)
         return Survey(codes.shape, pixels.astype(np.int64), unknown)
 
-    def labelled(self, position: int) -> float:
+    def labelled_pixels(self, position: int) -> float:
         """Return the pixels of a class other than the background; this decodes the mask."""
         counts = self.survey(position).counts[:-1].copy()
         if self.background is not None:

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 from torch import Tensor
 
 from ..shared.augment import MaskAugmentation
-from ..shared.common import require_positive, without_paths
-from ..shared.label_classes import Background, MaskError
+from ..shared.class_table import Background, MaskError
+from ..shared.common import require_positive
 from ..shared.labels import LabelClass
-from ..shared.loading import PlainErrorLoader, batch_loader, global_seed, ranks_of
-from ..shared.locate import CheckImages, DataNotFoundError
+from ..shared.loading import PlainErrorLoader, batch_loader
+from ..shared.locate import CheckImages, DataNotFoundError, Missing
+from ..shared.module import SplitData
 from .batches import collate_segmentation
 from .coco_masks import Overlaps
 from .dataset import SegmentationBatchSampler, SegmentationDataset, evaluation_sizes
 from .index import SegmentationIndex, check_classes, check_indices, count_pixels
 from .layouts import Choices, SegmentationSources
-from .pairs import MissingMasks
 
 logger = logging.getLogger("trunkline")
 
-FLIP = [{"HorizontalFlip": {"p": 0.5}}]
 
-_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-
-
-class ImageSegmentation(pl.LightningDataModule):
+class ImageSegmentation(SplitData[SegmentationIndex]):
     """Pictures with a class per pixel, for training, validation, testing and prediction.
 
     What is not given is looked for under ``root``, in this order:
@@ -83,21 +79,23 @@ class ImageSegmentation(pl.LightningDataModule):
             reference training on COCO.
         min_pixels: leave out training pictures with fewer pixels of classes other than the background; of
             COCO instances by the areas in the file, as torchvision does.
-        missing_masks: what to do with pictures without a mask, and masks without a picture: error or skip.
+        missing: what to do with pictures without a mask, and masks without a picture: error or skip.
         batch_size: training pictures per batch and device.
         eval_batch_size: the same for everything but training; as batch_size if null.
         workers: loader processes per device and loader; fewer if there are fewer processor cores. 0 loads
             in the main process.
         augment: albumentations transforms for training, each a name with its arguments, applied to picture
-            and mask together. Pixels that a transform uncovers or blanks are ignored.
+            and mask together. Pixels that a transform uncovers or blanks are ignored. None if null.
         eval_short_side: length of the shorter side in evaluation and prediction, in pixels; the native size
-            if null. Figures are always at native size.
+            if null. Metrics are always at native size.
         eval_long_side: limit of the longer side then, in pixels.
         check_images: before starting, check the pictures: header reads the beginning of each file, decode all
             of it, off nothing.
         check_masks: before starting, decode all masks once and count what they hold.
         seed: fixes order and augmentation; if null, the seed given to seed_everything, else 0.
     """
+
+    label_kinds = ("segmentation",)
 
     def __init__(
         self,
@@ -116,11 +114,11 @@ class ImageSegmentation(pl.LightningDataModule):
         background: Background = "class",
         overlaps: Overlaps = "smaller",
         min_pixels: int = 0,
-        missing_masks: MissingMasks = "error",
+        missing: Missing = "error",
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         workers: int = 4,
-        augment: list[dict[str, dict[str, Any] | None]] = FLIP,
+        augment: list[dict[str, dict[str, Any] | None]] | None = None,
         eval_short_side: int | None = None,
         eval_long_side: int | None = None,
         check_images: CheckImages = "header",
@@ -143,21 +141,13 @@ class ImageSegmentation(pl.LightningDataModule):
             raise ValueError(f"min_pixels is {min_pixels}; it must be at least 0")
         # The arguments stay in self.hparams, which goes into checkpoints.
         self.save_hyperparameters(logger=False)
-        for name, value in self.hparams.items():
-            self.hparams[name] = without_paths(value)
+        self.keep_arguments()
         self.batch_size = batch_size
-        self.classes: tuple[LabelClass, ...] = ()
-        self.train_index: SegmentationIndex | None = None
-        self.val_index: SegmentationIndex | None = None
-        self.test_index: SegmentationIndex | None = None
-        self.predict_index: SegmentationIndex | None = None
-        self.predict_paths: dict[int, Path] = {}
         given = self.hparams
         paths = {f"{s}_{w}": given[f"{s}_{w}"] for s in ("train", "val", "test") for w in ("images", "masks")}
         choices = Choices(**{name: given[name] for name in Choices._fields})
         self._sources = SegmentationSources(given.root, paths, choices)
         self._augmentation: MaskAugmentation | None = None
-        self._read: dict[str, SegmentationIndex] = {}
         self._sizes: dict[str, np.ndarray] = {}
         self._counts: dict[str, Tensor] = {}
         self._checked: list[SegmentationIndex] = []
@@ -170,8 +160,7 @@ class ImageSegmentation(pl.LightningDataModule):
             MaskError: listing masks that do not fit their pictures or hold something that is no class, or if
                 the training masks show one class or none.
         """
-        stage = None if self.trainer is None else self.trainer.state.fn
-        indices = {s: index for s, index in self._indices(stage).items() if index not in self._checked}
+        indices = {s: index for s, index in self.indices(self.stage).items() if index not in self._checked}
         given = self.hparams
         self._counts |= check_indices(indices, given.check_images, given.check_masks)
         for split, index in indices.items():
@@ -191,86 +180,42 @@ class ImageSegmentation(pl.LightningDataModule):
             AnnotationError: if a COCO file is wrong.
             AugmentationError: if ``augment`` is wrong.
         """
-        indices = self._indices(stage)
-        for split, index in indices.items():
-            setattr(self, f"{split}_index", index)
-            self.classes = index.classes or self.classes or self._classes_for_prediction()
-            if split == "predict":
-                self.predict_paths = {i: Path(index.path(i)) for i in range(len(index))}
+        indices = self.indices(stage)
+        if "predict" in indices and not self.label_classes("segmentation"):
+            labelled = next((split for split in ("val", "train") if self.has_split(split)), None)
+            if labelled is not None:  # it names the classes
+                self.splits[labelled] = self.read_split(labelled)
         if "train" in indices:
-            if "val" not in indices:
-                logger.warning(
-                    "training without validation: no val pictures with masks found in %s; if there are some, "
-                    "give data.val_images and data.val_masks", self.hparams.root
-                )  # fmt: skip
-            self._augmentation = MaskAugmentation(self.hparams.augment)
+            self._augmentation = MaskAugmentation(self.hparams.augment or [])
 
-    def pixel_counts(self) -> Tensor:
-        """Return ``[K]`` int64, the training pixels of each class; for class weights.
+    def image_layout(self) -> tuple[int, int]:
+        """Return the number of channels and of spatial axes of the pictures, 3 and 2."""
+        return 3, 2
+
+    def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
+        """Return the classes of the masks; empty if nothing was read but pictures to predict on."""
+        return next((index.classes for index in self.splits.values() if index.classes), ())
+
+    def label_counts(self, kind: str, head: str = "") -> Sequence[int]:
+        """Return the training pixels of each class.
 
         Masks are looked through for it unless ``prepare_data`` did so in this process.
 
         Raises:
             RuntimeError: before ``setup("fit")``.
         """
-        if self.train_index is None:
-            raise RuntimeError("the training data have not been read: call setup('fit') first")
+        index = self.index_of("train")
         if "train" not in self._counts:
-            self._counts["train"] = count_pixels(self.train_index)
-        return self._counts["train"][:, :-1].sum(dim=0)
+            self._counts["train"] = count_pixels(index)
+        return self._counts["train"][:, :-1].sum(dim=0).tolist()  # [I, K + 1] -> K numbers
 
-    def image_layout(self) -> tuple[int, int]:
-        """Return the number of channels and of spatial axes of the pictures, 3 and 2."""
-        return 3, 2
+    def prediction_paths(self) -> dict[int, Path]:
+        """Return the file of each picture to predict on, by its position in the index."""
+        index = self.index_of("predict")
+        return {position: Path(index.path(position)) for position in range(len(index))}
 
-    def train_dataloader(self) -> PlainErrorLoader:
-        """Return the loader of augmented, shuffled training batches."""
-        return self._loader("train", self.train_index)
-
-    def val_dataloader(self) -> PlainErrorLoader | list[PlainErrorLoader]:
-        """Return the validation loader, or an empty list if there is no validation data."""
-        return [] if self.val_index is None else self._loader("val", self.val_index)
-
-    def test_dataloader(self) -> PlainErrorLoader:
-        """Return the test loader."""
-        return self._loader("test", self.test_index)
-
-    def predict_dataloader(self) -> PlainErrorLoader:
-        """Return the loader of pictures to predict on; their masks are 255 everywhere."""
-        return self._loader("predict", self.predict_index)
-
-    def _loader(self, split: str, index: SegmentationIndex | None) -> PlainErrorLoader:
-        if index is None:
-            raise RuntimeError("the data has not been read: call setup(stage) before asking for a loader")
-        training = split == "train"
-        sizes = np.zeros((len(index), 2)) if training else self._evaluation_sizes(split, index)
-        sampler = SegmentationBatchSampler(
-            sizes,
-            self.batch_size if training else self.hparams.eval_batch_size or self.batch_size,
-            shuffle=training,
-            seed=global_seed(self.hparams.seed),
-            **ranks_of(self.trainer),
-            spread=split != "predict",
-        )
-        augmentation = self._augmentation if training else None
-        dataset = SegmentationDataset(index, augmentation, None if training else sizes)
-        return batch_loader(dataset, sampler, collate_segmentation, self.hparams.workers, self.trainer)
-
-    def _evaluation_sizes(self, split: str, index: SegmentationIndex) -> np.ndarray:
-        if split not in self._sizes:
-            self._sizes[split] = index.sizes()
-        return evaluation_sizes(self._sizes[split], self.hparams.eval_short_side, self.hparams.eval_long_side)
-
-    def _indices(self, stage: str | None) -> dict[str, SegmentationIndex]:
-        """Read the splits of a stage, each once in the life of the module."""
-        stage = stage or "fit"
-        splits = [s for s in _SPLITS[stage] if s != "val" or stage != "fit" or self._has("val")]
-        for split in splits:
-            if split not in self._read:
-                self._read[split] = self._read_predict() if split == "predict" else self._read_split(split)
-        return {split: self._read[split] for split in splits}
-
-    def _has(self, split: str) -> bool:
+    def has_split(self, split: str) -> bool:
+        """Return whether there are pictures and masks; if the user named some, they have to be there."""
         try:
             self._sources.find(split)
         except DataNotFoundError:
@@ -279,33 +224,31 @@ class ImageSegmentation(pl.LightningDataModule):
             return False
         return True
 
-    def _read_split(self, split: str) -> SegmentationIndex:
-        if split == "test" and not self._has("test"):
-            logger.warning("there is no test data: the validation data take its place")
-            return self._indices("validate")["val"]
-        place = self._sources.find(split)
-        index = self._sources.index(place)
-        if split == "train" and self.hparams.min_pixels:
-            index = self._with_enough_pixels(index)
-        return index
-
-    def _with_enough_pixels(self, index: SegmentationIndex) -> SegmentationIndex:
-        wanted = self.hparams.min_pixels
+    def read_split(self, split: str) -> SegmentationIndex:
+        """Pair the pictures and masks of a split; for training without those of too few pixels."""
+        index, wanted = self._sources.index(self._sources.find(split)), self.hparams.min_pixels
+        if split != "train" or not wanted:
+            return index
         kept = index.with_pixels(wanted)
         if not len(kept):
             raise MaskError(f"no training picture has {wanted} pixels of classes other than the background")
         logger.info("min_pixels %d: left out %d of %d pictures", wanted, len(index) - len(kept), len(index))
         return kept
 
-    def _read_predict(self) -> SegmentationIndex:
-        given = self.hparams.predict
-        if not given:
-            raise DataNotFoundError("nothing to predict on: set data.predict to a picture or a folder")
-        return self._sources.index_for_prediction([given] if isinstance(given, str) else given)
+    def read_prediction(self, given: list[str]) -> SegmentationIndex:
+        """Index the pictures to predict on; their masks are 255 everywhere."""
+        return self._sources.index_for_prediction(given)
 
-    def _classes_for_prediction(self) -> tuple[LabelClass, ...]:
-        """Take the classes of the data under root, if there is any."""
-        for split in ("val", "train"):
-            if self._has(split):
-                return self._indices("validate" if split == "val" else "fit")[split].classes
-        return ()
+    def make_loader(self, split: str, index: SegmentationIndex) -> PlainErrorLoader:
+        """Return the loader of a split; evaluation batches hold pictures of one size."""
+        training, given = split == "train", self.hparams
+        if training:
+            sizes = np.zeros((len(index), 2))
+        else:
+            if split not in self._sizes:
+                self._sizes[split] = index.sizes()
+            sizes = evaluation_sizes(self._sizes[split], given.eval_short_side, given.eval_long_side)
+        sampler = SegmentationBatchSampler(sizes, **self.sampler_options(split), spread=split != "predict")
+        augmentation = self._augmentation if training else None
+        dataset = SegmentationDataset(index, augmentation, None if training else sizes)
+        return batch_loader(dataset, sampler, collate_segmentation, given.workers, self.trainer)

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ..shared.class_table import MaskError
 from ..shared.common import listing, number_of
 from ..shared.io import IMAGE_SUFFIXES
-from ..shared.label_classes import MaskError
-from ..shared.locate import MASK_ENDINGS, DataNotFoundError
+from ..shared.locate import MASK_ENDINGS, DataNotFoundError, Missing
 
 logger = logging.getLogger("trunkline")
 
-MissingMasks = Literal["error", "skip"]
-Unpaired = MissingMasks | Literal["silent"]  # left out without a word: the caller looks for itself
+Unpaired = Missing | Literal["silent"]  # left out without a warning: the caller looks for itself
 
 CITYSCAPES_IMAGE = "_leftImg8bit"
 CITYSCAPES_MASKS = ("_labelIds", "_labelTrainIds")
@@ -136,9 +135,9 @@ def pictures_below(folder: Path) -> dict[str, str]:
 
 def _files(folder: Path, what: str) -> dict[str, str]:
     names: list[str] = []
-    for place, inner, files in os.walk(folder, followlinks=True):
+    for parent, inner, files in os.walk(folder, followlinks=True):
         inner[:] = [name for name in inner if name[0] != "."]
-        below = os.path.relpath(place, folder)
+        below = os.path.relpath(parent, folder)
         start = "" if below == "." else f"{below}/"
         names += [start + f for f in files if f.lower().endswith(IMAGE_SUFFIXES) and f[0] != "."]
     if not names:
@@ -191,5 +190,5 @@ def _report(alone: Sequence[str], stray: Sequence[str], count: int, where: str, 
         f"{where}: {len(alone)} of {number_of(count, 'picture')} without a mask, "
         f"{number_of(len(stray), 'mask')} without a picture:\n{listing([*alone, *stray])}\n"
         "a mask has the name of its picture, but for the suffix; add or remove files, or set "
-        "data.missing_masks to skip"
+        "data.missing to skip"
     )

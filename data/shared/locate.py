@@ -1,4 +1,4 @@
-"""Finds the files of a data set from the few paths that a user gives."""
+"""Finds the files of a dataset from the few paths that a user gives."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations")
 MASK_ENDINGS = ("_mask", "_masks", "-mask", "_label", "_labels", "_L", "_gt", "_GT", "_seg", "_segmentation")
 
 CheckImages = Literal["header", "decode", "off"]
+Missing = Literal["error", "skip"]  # what to do with images without annotations, and the other way round
 
 
 class DataNotFoundError(FileNotFoundError):

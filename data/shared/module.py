@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from .common import without_paths
 from .labels import LabelClass
+from .loading import global_seed, ranks_of
 from .locate import DataNotFoundError
 
 logger = logging.getLogger("trunkline")
@@ -24,6 +26,24 @@ logger = logging.getLogger("trunkline")
 Index = TypeVar("Index")
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+@dataclass(frozen=True)
+class VolumeSettings:
+    """What a task that segments scans has to know of its data.
+
+    Attributes:
+        patch: voxels of a training patch, per axis of the network; empty if not known.
+        slice_axis: the axis of prepared scans along which a network for pictures goes through volumes; None
+            for networks for volumes.
+        regions: the labels of each region that is evaluated, by name; empty for every class but the first.
+        preparation: how scans are prepared, in plain values that can be compared.
+    """
+
+    patch: Sequence[int] = ()
+    slice_axis: int | None = None
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    preparation: Mapping[str, Any] = field(default_factory=dict)
 
 
 class DataContractError(TypeError):
@@ -79,6 +99,10 @@ class TrunklineData(pl.LightningDataModule):
     def prediction_paths(self) -> Mapping[int, Path]:
         """Return the file of each image to predict on, by its id in the batches."""
         raise self.missing("prediction_paths()", "the files to predict on, by the ids of the images")
+
+    def volume_settings(self) -> VolumeSettings:
+        """Return what segmentation of scans has to know: patch, slices, regions and preparation."""
+        raise self.missing("volume_settings()", "patches, slices, regions and preparation of scans")
 
     def missing(self, method: str, what: str) -> DataContractError:
         """Return the error for a method that a task needs and that a module does not have."""
@@ -151,12 +175,44 @@ class SplitData(TrunklineData, Generic[Index]):
             found[split] = self.splits[split]
         return found
 
+    def index_of(self, split: str) -> Index:
+        """Return the index of ``train``, ``val``, ``test`` or ``predict``.
+
+        Raises:
+            RuntimeError: before ``setup`` of a stage that needs the split.
+        """
+        if split not in self.splits:
+            raise RuntimeError(f"the {split} data have not been read: call setup(stage) first")
+        return self.splits[split]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what a stage needs; see ``indices``."""
+        self.indices(stage)
+
+    def sampler_options(self, split: str) -> dict[str, Any]:
+        """Return the arguments that samplers of all kinds take, by the options of the module.
+
+        The options are ``batch_size`` (also an attribute, which Lightning's tuner changes),
+        ``eval_batch_size`` and ``seed``.
+        """
+        training = split == "train"
+        return {
+            "batch_size": self.batch_size if training else self.hparams.eval_batch_size or self.batch_size,
+            "shuffle": training,
+            "seed": global_seed(self.hparams.seed),
+            **ranks_of(self.trainer),
+        }
+
     def source_of(self, split: str) -> str | None:
         """Return the split whose data serve for ``split``: itself, its stand-in, or None."""
         if self.has_split(split):
             return split
         other = self.stand_ins.get(split)
         return other if other is not None and self.has_split(other) else None
+
+    def why_absent(self, split: str) -> str:
+        """Say why another split takes the place of this one."""
+        return f"there are no {split} data"
 
     def _read(self, split: str) -> Index:
         if split == "predict":
@@ -167,7 +223,7 @@ class SplitData(TrunklineData, Generic[Index]):
         source = self.source_of(split)
         if source is None or source == split:
             return self.read_split(split)  # which says where it looked
-        logger.warning("there are no %s data: the %s data take their place", split, source)
+        logger.warning("%s: the %s data take their place", self.why_absent(split), source)
         if source not in self.splits:
             self.splits[source] = self.read_split(source)
         return self.splits[source]
@@ -194,6 +250,4 @@ class SplitData(TrunklineData, Generic[Index]):
         return self._loader("predict")
 
     def _loader(self, split: str) -> DataLoader:
-        if split not in self.splits:
-            raise RuntimeError("the data have not been read: call setup(stage) before asking for a loader")
-        return self.make_loader(split, self.splits[split])
+        return self.make_loader(split, self.index_of(split))

@@ -34,6 +34,10 @@ def ready(root=None, stage="fit", **options):
     return made
 
 
+def class_names(made):
+    return [entry.name for entry in made.label_classes("classification")]
+
+
 def paths(index):
     return [index.path(n) for n in range(len(index))]
 
@@ -51,21 +55,21 @@ def folders(tmp_path):
 
 def test_class_folders_are_numbered_by_sorted_name(folders):
     made = ready(folders)
-    assert made.class_names == ["ant", "cat", "dog"] and not made.multi_label
-    assert paths(made.train_index) == [
+    assert class_names(made) == ["ant", "cat", "dog"] and not made.multi_label()
+    assert paths(made.splits["train"]) == [
         str(folders / "train" / name)
         for name in ("ant/x.jpg", "cat/b.png", "cat/deep/er/a.PNG", "dog/y.jpeg")
     ]
-    assert made.train_index.labels.tolist() == [0, 1, 1, 2]
-    assert made.val_index.labels.tolist() == [1, 2]  # a class may lack images, and keeps its number
-    assert made.class_counts().tolist() == [1, 2, 1]
+    assert made.splits["train"].labels.tolist() == [0, 1, 1, 2]
+    assert made.splits["val"].labels.tolist() == [1, 2]  # a class may lack images, and keeps its number
+    assert made.label_counts("classification") == [1, 2, 1]
 
 
 def test_hidden_files_and_folders_are_passed_over(folders):
     picture(folders / "train/.cache/a.png")
     picture(folders / "train/cat/.thumbs/a.png")
     (folders / "train/cat/._b.png").write_bytes(b"from macOS")
-    assert len(ready(folders).train_index) == 4
+    assert len(ready(folders).splits["train"]) == 4
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "test"])
@@ -73,24 +77,24 @@ def test_other_names_of_the_validation_folder(folders, name, caplog):
     (folders / "val").rename(folders / name)
     with caplog.at_level(logging.WARNING, "trunkline"):
         made = ready(folders)
-    assert paths(made.val_index)[0] == str(folders / name / "cat/2.png")
+    assert paths(made.splits["val"])[0] == str(folders / name / "cat/2.png")
     assert ("test data" in caplog.text) == (name == "test")
 
 
 def test_the_test_stage_takes_test_data_where_there_are_any(folders, caplog):
-    assert paths(ready(folders, "test").test_index) == paths(ready(folders, "validate").val_index)
-    assert "there is no test data: the val data" in caplog.text
+    assert paths(ready(folders, "test").splits["test"]) == paths(ready(folders, "validate").splits["val"])
+    assert "there are no test data: the val data" in caplog.text
     picture(folders / "test/cat/t.png")
-    assert paths(ready(folders, "test").test_index) == [str(folders / "test/cat/t.png")]
+    assert paths(ready(folders, "test").splits["test"]) == [str(folders / "test/cat/t.png")]
     made = ready(folders, "test", test="val")
-    assert len(made.test_index) == 2
+    assert len(made.splits["test"]) == 2
 
 
 def test_training_without_validation_says_so(folders, caplog):
     (folders / "val").rename(folders / "other")
     assert ready(folders).val_dataloader() == []
     assert "training without validation" in caplog.text
-    assert len(ready(folders, val="other").val_index) == 2
+    assert len(ready(folders, val="other").splits["val"]) == 2
     with pytest.raises(DataNotFoundError, match=r"data.val: .*gone does not exist"):
         ready(folders, val="gone")
 
@@ -121,10 +125,10 @@ def test_an_empty_class_folder_is_a_class_and_a_warning(folders, caplog):
     (folders / "train/bee").mkdir()
     made = ready(folders)
     assert (
-        made.class_names == ["ant", "bee", "cat", "dog"]
+        class_names(made) == ["ant", "bee", "cat", "dog"]
         and "no images in the class folders bee" in caplog.text
     )
-    assert made.class_counts().tolist() == [1, 0, 2, 1]
+    assert made.label_counts("classification") == [1, 0, 2, 1]
 
 
 def test_a_class_that_training_lacks_is_an_error(folders):
@@ -134,10 +138,10 @@ def test_a_class_that_training_lacks_is_an_error(folders):
 
 
 def test_validation_alone_is_numbered_by_the_training_classes(folders, caplog):
-    assert ready(folders, "validate").val_index.labels.tolist() == [1, 2]
+    assert ready(folders, "validate").splits["val"].labels.tolist() == [1, 2]
     (folders / "train").rename(folders / "gone")
     made = ready(folders, "validate")
-    assert made.class_names == ["cat", "dog"] and "there is no training data" in caplog.text
+    assert class_names(made) == ["cat", "dog"] and "there are no training data" in caplog.text
 
 
 # -- zips
@@ -158,7 +162,7 @@ def packed(folder, target, top="", compression=zipfile.ZIP_STORED, with_folders=
 def test_a_zip_gives_what_its_folders_give(folders, tmp_path, compression, top):
     made = ready(packed(folders, tmp_path / "set.zip", top, compression))
     plain = ready(folders)
-    assert made.class_names == plain.class_names
+    assert class_names(made) == class_names(plain)
     for split in ("train_index", "val_index"):
         one, other = getattr(made, split), getattr(plain, split)
         assert one.labels.tolist() == other.labels.tolist()
@@ -172,7 +176,7 @@ def test_a_zip_gives_what_its_folders_give(folders, tmp_path, compression, top):
 
 
 def test_folders_that_a_zip_lists_are_classes(folders, tmp_path):
-    assert ready(packed(folders, tmp_path / "s.zip", with_folders=True)).class_names == [
+    assert class_names(ready(packed(folders, tmp_path / "s.zip", with_folders=True))) == [
         "ant",
         "bee",
         "cat",
@@ -184,15 +188,15 @@ def test_zips_as_splits_with_and_without_a_folder_around(folders, tmp_path):
     packed(folders / "train", tmp_path / "a.zip")
     packed(folders / "val", tmp_path / "val.zip", "val/")
     made = ready(tmp_path, train="a.zip")
-    assert made.class_names == ["ant", "cat", "dog"] and made.val_index.labels.tolist() == [1, 2]
+    assert class_names(made) == ["ant", "cat", "dog"] and made.splits["val"].labels.tolist() == [1, 2]
     picture(folders / "train/train/1.png")  # a class of that name
     made = ready(train=str(packed(folders / "train", tmp_path / "b.zip")))
-    assert made.class_names == ["ant", "cat", "dog", "train"]
+    assert class_names(made) == ["ant", "cat", "dog", "train"]
 
 
 def test_folders_inside_a_zip_can_be_named(folders, tmp_path):
     target = packed(folders, tmp_path / "set.zip", "top/")
-    assert paths(ready(target, val="train").val_index) == paths(ready(target).train_index)
+    assert paths(ready(target, val="train").splits["val"]) == paths(ready(target).splits["train"])
     with pytest.raises(DataNotFoundError, match="set.zip has no folder gone"):
         ready(target, val="gone")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as opened:
@@ -255,18 +259,18 @@ def pictures(tmp_path):
 def test_a_table_with_splits_and_labels(pictures):
     text = "path,split,label,age\nimages/a.png,train,10,5\nimages/b.png,Training,9,\nimages/c.png,valid,10,\n"
     made = ready(table(pictures, text + "images/d.png,test,9,1\n"))
-    assert made.class_names == ["9", "10"]  # as numbers
-    assert made.train_index.labels.tolist() == [1, 0] and made.val_index.labels.tolist() == [1]
-    assert paths(made.train_index) == [str(pictures / "images" / name) for name in ("a.png", "b.png")]
+    assert class_names(made) == ["9", "10"]  # as numbers
+    assert made.splits["train"].labels.tolist() == [1, 0] and made.splits["val"].labels.tolist() == [1]
+    assert paths(made.splits["train"]) == [str(pictures / "images" / name) for name in ("a.png", "b.png")]
     made.prepare_data()
     made.setup("test")
-    assert paths(made.test_index) == [str(pictures / "images/d.png")]
+    assert paths(made.splits["test"]) == [str(pictures / "images/d.png")]
 
 
 def test_paths_may_be_relative_to_root(pictures, tmp_path):
     table(tmp_path / "lists", "path,label\nimages/a.png,cat\nimages/b.png,ant\n")
     made = ready(pictures, train="../lists/list.csv")
-    assert paths(made.train_index) == [str(pictures / f"images/{name}.png") for name in "ab"]
+    assert paths(made.splits["train"]) == [str(pictures / f"images/{name}.png") for name in "ab"]
     made.prepare_data()
 
 
@@ -275,15 +279,18 @@ def test_tables_in_root_stand_for_splits(pictures):
     table(pictures, "path,label\nimages/a.png,cat\nimages/b.png,ant\n", "train.csv")
     table(pictures, "path,label\nimages/c.png,cat\n", "val.csv")
     made = ready(pictures)
-    assert made.class_names == ["ant", "cat"] and made.val_index.labels.tolist() == [1]
+    assert class_names(made) == ["ant", "cat"] and made.splits["val"].labels.tolist() == [1]
 
 
 def test_several_names_make_many_labels(pictures):
     text = "path,split,labels\nimages/a.png,train,dog; cat\nimages/b.png,train,\nimages/c.png,val,cat;cat\n"
     made = ready(table(pictures, text))
-    assert made.multi_label and made.class_names == ["cat", "dog"]
-    assert [made.train_index.label(n).tolist() for n in range(2)] == [[1.0, 1.0], [0.0, 0.0]]
-    assert made.val_index.label(0).tolist() == [1.0, 0.0] and made.class_counts().tolist() == [1, 1]
+    assert made.multi_label() and class_names(made) == ["cat", "dog"]
+    assert [made.splits["train"].label(n).tolist() for n in range(2)] == [[1.0, 1.0], [0.0, 0.0]]
+    assert made.splits["val"].label(0).tolist() == [1.0, 0.0] and made.label_counts("classification") == [
+        1,
+        1,
+    ]
     (batch,) = made.val_dataloader()
     assert batch.label.tolist() == [[1.0, 0.0]] and batch.label.is_floating_point()
 
@@ -294,8 +301,8 @@ def test_columns_of_zeros_and_ones_make_many_labels(pictures):
         train=table(pictures, "path,z,a\nimages/a.png,1,0\nimages/b.png,1.0,1\n", "t.csv").name,
         val=table(pictures, "a,path,z\n0,images/c.png,1\n", "v.csv").name,
     )
-    assert made.class_names == ["z", "a"] and made.class_counts().tolist() == [2, 1]
-    assert made.val_index.label(0).tolist() == [1.0, 0.0]  # by name, not by place
+    assert class_names(made) == ["z", "a"] and made.label_counts("classification") == [2, 1]
+    assert made.splits["val"].label(0).tolist() == [1.0, 0.0]  # by name, not by place
 
 
 @pytest.mark.parametrize(
@@ -390,27 +397,27 @@ def test_predict_takes_files_folders_and_lists(folders):
     (folders / "new/c.txt").write_text("x")
     found = [str(folders / "new/a.jpg"), str(folders / "new/b.png")]
     made = ready(folders, "predict", predict=str(folders / "new"))
-    assert made.predict_paths == dict(enumerate(found)) and made.class_names == ["ant", "cat", "dog"]
+    assert made.prediction_paths() == dict(enumerate(found)) and class_names(made) == ["ant", "cat", "dog"]
     (batch,) = made.predict_dataloader()
     assert batch.label.tolist() == [-1, -1] and batch.image_ids.tolist() == [0, 1]
     made = ready(None, "predict", predict=[found[1], str(folders / "new")])
-    assert made.predict_paths == {0: found[1], 1: found[0]} and made.class_names == []
+    assert made.prediction_paths() == {0: found[1], 1: found[0]} and class_names(made) == []
 
 
 def test_predict_takes_a_zip_and_a_table(folders, tmp_path, pictures):
     target = packed(folders / "val", tmp_path / "new.zip")
     made = ready(None, "predict", predict=str(target))
-    assert list(made.predict_paths.values()) == [f"{target}/cat/2.png", f"{target}/dog/1.png"]
+    assert list(made.prediction_paths().values()) == [f"{target}/cat/2.png", f"{target}/dog/1.png"]
     assert next(iter(made.predict_dataloader())).label.tolist() == [-1, -1]
     listed = table(pictures, "id,path\n1,images/b.png\n2,images/a.png\n")
     made = ready(None, "predict", predict=str(listed))
-    assert list(made.predict_paths.values()) == [str(pictures / f"images/{name}.png") for name in "ba"]
+    assert list(made.prediction_paths().values()) == [str(pictures / f"images/{name}.png") for name in "ba"]
 
 
 def test_predict_has_a_row_of_unknown_labels_per_class_if_there_can_be_several(pictures):
     source = table(pictures, "path,split,labels\nimages/a.png,train,dog;cat\nimages/b.png,val,cat\n")
     made = ready(source, "predict", predict=str(pictures / "images/c.png"))
-    assert made.multi_label and next(iter(made.predict_dataloader())).label.tolist() == [[-1.0, -1.0]]
+    assert made.multi_label() and next(iter(made.predict_dataloader())).label.tolist() == [[-1.0, -1.0]]
 
 
 def test_predict_problems_are_named(tmp_path, folders):
@@ -427,7 +434,7 @@ def test_predict_problems_are_named(tmp_path, folders):
     with pytest.raises(RuntimeError, match="call setup"):
         module(folders).predict_dataloader()
     with pytest.raises(RuntimeError, match="call setup"):
-        module(folders).class_counts()
+        module(folders).label_counts("classification")
 
 
 @pytest.mark.parametrize(
@@ -443,7 +450,7 @@ def test_nothing_to_tell_apart_is_an_error_in_training_alone(pictures, content, 
         ready(pictures, train="list.csv")
     made = ImageClassification(str(pictures), val="list.csv", workers=0)
     made.setup("validate")
-    assert len(made.val_index) == 2
+    assert len(made.splits["val"]) == 2
 
 
 def test_one_class_folder_with_images_is_nothing_to_tell_apart(folders):

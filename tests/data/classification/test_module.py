@@ -13,7 +13,7 @@ from PIL import Image
 
 from trunkline.data.classification.module import ImageClassification
 from trunkline.data.classification.transforms import PictureTransform
-from trunkline.data.shared import common
+from trunkline.data.shared import loading
 from trunkline.data.shared.augment import AugmentationError
 from trunkline.data.shared.io import ImageError, read_image
 from trunkline.data.synthetic.pictures import write_classification
@@ -41,6 +41,10 @@ def fitted(root, **options):
     return made
 
 
+def class_names(made):
+    return [entry.name for entry in made.label_classes("classification")]
+
+
 def rows(loader):
     """Map each image's id to its pixels and label."""
     return {
@@ -58,9 +62,9 @@ def test_validation_batches_hold_every_file_once_as_evaluation_wants_it(folder):
     assert sorted(ids) == list(range(10))
     transform = PictureTransform(32, 36)
     for i, (image, label) in rows(batches).items():
-        path = made.val_index.path(i)
+        path = made.splits["val"].path(i)
         assert torch.equal(image, transform(read_image(path))) and image.dtype == torch.uint8
-        assert made.class_names[label] == path.split("/")[-2]
+        assert class_names(made)[label] == path.split("/")[-2]
     assert batches[0].image_sizes.tolist() == [[32, 32]] * 4 and batches[0].label.dtype == torch.int64
     assert batches[0].image.is_contiguous()
 
@@ -70,7 +74,7 @@ def test_validation_batches_hold_every_file_once_as_evaluation_wants_it(folder):
     [("folder", "fork"), ("archive", "fork"), pytest.param("archive", "spawn", marks=pytest.mark.slow)],
 )
 def test_workers_deliver_what_the_main_process_does(source, method, request, monkeypatch):
-    monkeypatch.setattr(common.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     augment = [{"RandomResizedCrop": {"size": [32, 32]}}, {"ColorJitter": None}]
     options = {"augment": augment, "policy": "rand_augment", "random_erasing": 0.3, "seed": 3}
     root = request.getfixturevalue(source)
@@ -90,7 +94,7 @@ def test_workers_deliver_what_the_main_process_does(source, method, request, mon
 def test_the_first_validation_batches_show_all_classes_always_the_same_and_prediction_keeps_the_order(folder):
     made = fitted(folder, batch_size=5, predict=str(folder / "val" / "circle"))
     first = [next(iter(made.val_dataloader())) for _ in range(2)]
-    assert len(made.class_names) == len(first[0].label.unique()) == 3
+    assert len(class_names(made)) == len(first[0].label.unique()) == 3
     assert torch.equal(first[0].image_ids, first[1].image_ids)
     made.setup("predict")
     ids = [i for batch in made.predict_dataloader() for i in batch.image_ids.tolist()]
@@ -144,7 +148,7 @@ def test_policy_and_erasing_reach_training_only(folder, options):
 def test_interpolation_reaches_evaluation(folder):
     one, other = (rows(fitted(folder, interpolation=i).val_dataloader()) for i in ("bilinear", "bicubic"))
     transform = PictureTransform(32, 32, "bicubic")
-    index = fitted(folder).val_index
+    index = fitted(folder).splits["val"]
     assert all(torch.equal(other[i][0], transform(read_image(index.path(i)))) for i in other)
     assert any(not torch.equal(one[i][0], other[i][0]) for i in one)
 
@@ -161,7 +165,7 @@ def test_batch_sizes_and_repetitions_take_effect(folder):
 
 
 def test_workers_are_limited_by_cores_and_batches(folder, monkeypatch):
-    monkeypatch.setattr(common.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
 
     def count(workers, **options):
         return fitted(folder, workers=workers, **options).train_dataloader().num_workers
@@ -263,7 +267,7 @@ def test_scans_become_batches_of_volumes(scans, size, shape):
     made.prepare_data()
     batch = next(iter(made.train_dataloader()))
     assert batch.image.shape == (4, 1, *shape) and batch.image.dtype == torch.float32
-    assert batch.image_sizes.tolist() == [list(shape)] * 4 and made.class_names == ["ill", "well"]
+    assert batch.image_sizes.tolist() == [list(shape)] * 4 and class_names(made) == ["ill", "well"]
     assert torch.equal(batch.image.isfinite().all(), torch.tensor(True))
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from trunkline.data.multitask.module import CocoDetectionAndMasks, MultiTaskBatch
-from trunkline.data.shared.label_classes import MaskError
+from trunkline.data.shared.class_table import MaskError
 
 
 def module(root, **arguments):

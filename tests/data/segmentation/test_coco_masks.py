@@ -14,9 +14,9 @@ from pycocotools.coco import COCO
 
 from trunkline.data.segmentation.coco_json import read_mask_json
 from trunkline.data.segmentation.coco_masks import PanopticMasks
+from trunkline.data.shared.class_table import ClassTable, MaskError
 from trunkline.data.shared.coco_json import AnnotationError
 from trunkline.data.shared.common import PackedNames
-from trunkline.data.shared.label_classes import ClassTable, MaskError
 from trunkline.data.shared.labels import LabelClass
 from trunkline.data.shared.locate import DataNotFoundError
 
@@ -146,7 +146,7 @@ def test_torchvisions_subset_of_coco_by_its_own_rule(tmp_path):
         target[layers.sum(axis=0) > 1] = 255
         assert np.array_equal(masks.mask(position), target)
         areas = sum(record["area"] for record in records)
-        assert masks.labelled(position) == areas  # it leaves out pictures by this sum
+        assert masks.labelled_pixels(position) == areas  # it leaves out pictures by this sum
 
 
 def test_present_classes_and_subsets(tmp_path):
@@ -157,7 +157,7 @@ def test_present_classes_and_subsets(tmp_path):
     assert masks.subset([0]).present().tolist() == [True, True, False, False]
     some = masks.subset([3, 1]).subset([1, 0])
     assert np.array_equal(some.mask(0), masks.mask(1)) and np.array_equal(some.mask(1), masks.mask(3))
-    assert len(some) == 2 and some.labelled(0) == masks.labelled(1)
+    assert len(some) == 2 and some.labelled_pixels(0) == masks.labelled_pixels(1)
     assert np.array_equal(pickle.loads(pickle.dumps(some)).mask(0), masks.mask(1))
 
 
@@ -315,7 +315,7 @@ def test_panoptic_masks_equal_a_slow_loop(panoptic, options, labels, rest):
         counts = np.bincount(wanted.flatten(), minlength=256)
         assert masks.survey(position).counts.tolist() == [*counts[: len(masks.classes)], counts[255]]
         kept = counts[: len(masks.classes)].sum() - (counts[0] if masks.background == 0 else 0)
-        assert masks.labelled(position) == kept
+        assert masks.labelled_pixels(position) == kept
     assert np.array_equal(some.mask(0), masks.mask(2)) and np.array_equal(some.mask(1), masks.mask(0))
     if not options:
         assert [(c.id, c.colour) for c in masks.classes] == [
@@ -355,7 +355,7 @@ def test_wrong_panoptic_files_are_errors(panoptic):
     folder, content = panoptic
     path = folder / "panoptic_train.json"
     alone = content["annotations"].pop()
-    with pytest.raises(AnnotationError, match=r"(?s)image id 10 \(1.jpg\): no annotation.*missing_masks"):
+    with pytest.raises(AnnotationError, match=r"(?s)image id 10 \(1.jpg\): no annotation.*missing"):
         read_mask_json(write(folder, content, path.name))
     names, masks = read_mask_json(path, missing="skip")
     assert names == ["0.jpg", "2.jpg"] and masks.name(1).endswith("20.png")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from trunkline.data.segmentation.module import ImageSegmentation
-from trunkline.data.shared.label_classes import MaskError
+from trunkline.data.shared.class_table import MaskError
 from trunkline.data.shared.locate import DataNotFoundError
 
 
@@ -60,13 +60,13 @@ def test_folders_mirror_each_other(tmp_path, images, masks, names):
         picture(tmp_path / images.format(split) / ".hidden.jpg")
         (tmp_path / images.format(split) / "notes.txt").write_text("x")
     made = read(tmp_path, classes=list("wxyz"))
-    assert pairs(made.train_index) == [
+    assert pairs(made.splits["train"]) == [
         (str(tmp_path / images.format(names[0]) / one), str(tmp_path / masks.format(names[0]) / two))
         for one, two in (("a.jpg", "a.png"), ("city/b.one.png", "city/b.one.png"))
     ]
-    assert made.val_index.masks.mask(0).tolist() == [[2] * 6] + [[1] * 6] * 3
+    assert made.splits["val"].masks.mask(0).tolist() == [[2] * 6] + [[1] * 6] * 3
     made.setup("test")
-    assert made.test_index.masks.mask(1)[1, 0] == 2
+    assert made.splits["test"].masks.mask(1)[1, 0] == 2
 
 
 def test_given_paths_take_precedence_and_are_relative_to_root(tmp_path):
@@ -80,18 +80,18 @@ def test_given_paths_take_precedence_and_are_relative_to_root(tmp_path):
         val_masks="c",
         classes=list("xyz"),
     )
-    assert pairs(made.train_index) == [(f"{tmp_path}/a/1.png", f"{tmp_path}/b/1.png")]
-    assert pairs(made.val_index) == [(f"{tmp_path}/a/1.png", f"{tmp_path}/c/1.png")]
+    assert pairs(made.splits["train"]) == [(f"{tmp_path}/a/1.png", f"{tmp_path}/b/1.png")]
+    assert pairs(made.splits["val"]) == [(f"{tmp_path}/a/1.png", f"{tmp_path}/c/1.png")]
     made = ImageSegmentation(None, f"{tmp_path}/a", f"{tmp_path}/b", classes=list("xyz"))
     made.setup()
-    assert len(made.train_index) == 1 and made.val_dataloader() == []
+    assert len(made.splits["train"]) == 1 and made.val_dataloader() == []
 
 
 def test_masks_with_a_common_ending_pair(tmp_path):
     for name in "ab":
         picture(tmp_path / f"images/train/{name}.jpg")
         mask(tmp_path / f"masks/train/{name}_mask.png")
-    assert len(read(tmp_path).train_index) == 2
+    assert len(read(tmp_path).splits["train"]) == 2
 
 
 def test_unpaired_files_are_listed_or_skipped(tmp_path, caplog):
@@ -104,13 +104,13 @@ def test_unpaired_files_are_listed_or_skipped(tmp_path, caplog):
         match=r"(?s)1 of 3 pictures without a mask, 1 mask without a picture.*a.jpg: no mask.*d.png: no pict",
     ):
         read(tmp_path)
-    made = read(tmp_path, missing_masks="skip")
-    assert [made.train_index.names[n] for n in range(2)] == ["b.jpg", "c.jpg"]
+    made = read(tmp_path, missing="skip")
+    assert [made.splits["train"].names[n] for n in range(2)] == ["b.jpg", "c.jpg"]
     assert "left out 1 picture without a mask and 1 mask without a picture" in caplog.text
     for name in "bc":
         (tmp_path / f"masks/train/{name}.png").unlink()
     with pytest.raises(MaskError, match="no picture in .* has a mask"):
-        read(tmp_path, missing_masks="skip")
+        read(tmp_path, missing="skip")
 
 
 def test_two_files_of_one_name_are_ambiguous(tmp_path):
@@ -149,22 +149,27 @@ def test_classes_come_from_the_argument_a_file_or_the_values(tmp_path, caplog):
     picture(tmp_path / "images/train/a.png"), mask(tmp_path / "masks/train/a.png", 2)
     picture(tmp_path / "images/val/a.png"), mask(tmp_path / "masks/val/a.png", 0)
     made = read(tmp_path)
-    assert [(c.id, c.name) for c in made.classes] == [(n, f"class {n}") for n in range(4)]
+    assert [(c.id, c.name) for c in made.label_classes("segmentation")] == [
+        (n, f"class {n}") for n in range(4)
+    ]
     assert "the values 0 to 3 become class 0 to 3" in caplog.text
     assert "have no pixel of 2 of 4 classes: class 0, class 1" in caplog.text
     made = read(tmp_path, "validate")  # the classes are those of the training masks
-    assert len(made.classes) == 4
+    assert len(made.label_classes("segmentation")) == 4
     (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
-    assert [c.name for c in read(tmp_path).classes] == list("abcde")
+    assert [c.name for c in read(tmp_path).label_classes("segmentation")] == list("abcde")
     (tmp_path / "own.csv").write_text("id,name\n3,q\n2,p\n1,o\n0,n\n")
     made = read(tmp_path, classes="own.csv")
-    assert [c.id for c in made.classes] == [3, 2, 1, 0] and made.train_index.masks.mask(0)[
-        :2, 0
-    ].tolist() == [0, 1]
+    assert [c.id for c in made.label_classes("segmentation")] == [3, 2, 1, 0] and made.splits[
+        "train"
+    ].masks.mask(0)[:2, 0].tolist() == [0, 1]
     made = read(tmp_path, classes=["x", "y", "z", "w", "v"], mask_values=[3, 2, 0, 1, 900], ignore=["v", 77])
-    assert made.train_index.masks.mask(0)[:2, 0].tolist() == [0, 1] and len(made.classes) == 4
+    assert (
+        made.splits["train"].masks.mask(0)[:2, 0].tolist() == [0, 1]
+        and len(made.label_classes("segmentation")) == 4
+    )
     made = read(tmp_path, categories=["c"])
-    assert [c.name for c in made.classes] == ["background", "c"]
+    assert [c.name for c in made.label_classes("segmentation")] == ["background", "c"]
     with pytest.raises(MaskError, match="mask_values goes with a list of names"):
         read(tmp_path, mask_values=[1, 2])
 
@@ -188,11 +193,11 @@ def test_lists_choose_among_the_pictures_of_a_folder(tmp_path):
     given = {"train_images": "train.txt", "train_masks": "semantic"}
     given |= {"val_images": "val.txt", "val_masks": "semantic"}
     made = read(tmp_path, **given)
-    assert [made.train_index.names[n] for n in range(2)] == ["x/c.jpg", "x/a.jpg"]
-    assert made.val_index.masks.name(0).endswith("semantic/x/d.png") and len(made.val_index) == 1
+    assert [made.splits["train"].names[n] for n in range(2)] == ["x/c.jpg", "x/a.jpg"]
+    assert made.splits["val"].masks.name(0).endswith("semantic/x/d.png") and len(made.splits["val"]) == 1
     made = ImageSegmentation(str(tmp_path), predict=str(tmp_path / "train.txt"))
     made.setup("predict")
-    assert [path.name for path in made.predict_paths.values()] == ["c.jpg", "a.jpg"]
+    assert [path.name for path in made.prediction_paths().values()] == ["c.jpg", "a.jpg"]
     (tmp_path / "train.txt").write_text("x/c\nx/e\n")
     with pytest.raises(MaskError, match=r"(?s)train.txt: no such picture in .*images.*line 2: x/e"):
         read(tmp_path, **given)
@@ -203,7 +208,7 @@ def test_lists_choose_among_the_pictures_of_a_folder(tmp_path):
     (tmp_path / "semantic/x/b.png").unlink()
     with pytest.raises(MaskError, match="(?s)1 of 2 pictures without a mask.*b.jpg: no mask in"):
         read(tmp_path, **given)
-    assert len(read(tmp_path, missing_masks="skip", **given).train_index) == 1
+    assert len(read(tmp_path, missing="skip", **given).splits["train"]) == 1
 
 
 @pytest.mark.parametrize("below", ["", "VOCdevkit/VOC2012"])
@@ -222,16 +227,16 @@ def test_pascal_voc(tmp_path, below):
     )
     made = read(tmp_path)
     assert (
-        len(made.classes) == 21
-        and made.classes[15].name == "person"
-        and made.classes[15].colour == (192, 128, 128)
+        len(made.label_classes("segmentation")) == 21
+        and made.label_classes("segmentation")[15].name == "person"
+        and made.label_classes("segmentation")[15].colour == (192, 128, 128)
     )
-    assert made.train_index.masks.mask(0)[:, 0].tolist() == [15, 14, 14, 14]  # indices, not colours
-    assert (len(made.train_index), len(made.val_index)) == (2, 1)
+    assert made.splits["train"].masks.mask(0)[:, 0].tolist() == [15, 14, 14, 14]  # indices, not colours
+    assert (len(made.splits["train"]), len(made.splits["val"])) == (2, 1)
     made.setup("test")
-    assert made.test_index is made.val_index  # the masks of the test split are not public
+    assert made.splits["test"] is made.splits["val"]  # the masks of the test split are not public
     listed = str(lists / "trainval.txt") if below else "ImageSets/Segmentation/trainval.txt"
-    assert len(read(tmp_path, train_images=listed).train_index) == 3
+    assert len(read(tmp_path, train_images=listed).splits["train"]) == 3
 
 
 def test_voc_masks_in_its_colours(tmp_path):
@@ -242,7 +247,10 @@ def test_voc_masks_in_its_colours(tmp_path):
     pixels = np.array([[(0, 0, 0), (192, 128, 128), (224, 224, 192)]], dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "LabelClass/a.png")
     made = read(tmp_path)
-    assert made.train_index.masks.mask(0).tolist() == [[0, 15, 255]] and len(made.classes) == 21
+    assert (
+        made.splits["train"].masks.mask(0).tolist() == [[0, 15, 255]]
+        and len(made.label_classes("segmentation")) == 21
+    )
 
 
 @pytest.mark.parametrize(("ending", "ids"), [("labelIds", (7, 11, 33)), ("labelTrainIds", (0, 2, 18))])
@@ -259,12 +267,16 @@ def test_cityscapes(tmp_path, ending, ids):
                 values[:, 4] = 255
             Image.fromarray(values).save(tmp_path / f"{start}{ending}.png")
     made = read(tmp_path)
-    assert (len(made.train_index), len(made.val_index), len(made.classes)) == (2, 2, 19)
-    assert [made.classes[n].name for n in (0, 2, 18)] == ["road", "building", "bicycle"]
-    assert tuple(made.classes[n].id for n in (0, 2, 18)) == ids
-    assert made.train_index.masks.mask(0)[0].tolist() == [0, 2, 18, 255, 255, 255]
+    assert (len(made.splits["train"]), len(made.splits["val"]), len(made.label_classes("segmentation"))) == (
+        2,
+        2,
+        19,
+    )
+    assert [made.label_classes("segmentation")[n].name for n in (0, 2, 18)] == ["road", "building", "bicycle"]
+    assert tuple(made.label_classes("segmentation")[n].id for n in (0, 2, 18)) == ids
+    assert made.splits["train"].masks.mask(0)[0].tolist() == [0, 2, 18, 255, 255, 255]
     made.setup("test")
-    assert made.test_index is made.val_index
+    assert made.splits["test"] is made.splits["val"]
 
 
 # -- COCO
@@ -289,19 +301,25 @@ def coco(tmp_path):
 
 def test_coco_instances_are_found_and_drawn(coco):
     made = read(coco)
-    assert [(c.id, c.name) for c in made.classes] == [(0, "background"), (2, "dog"), (5, "cat")]
-    assert (len(made.train_index), len(made.val_index)) == (3, 2)
-    assert made.train_index.masks.mask(1)[0].tolist() == [1, 1, 0, 0, 0, 0]
-    assert made.pixel_counts().tolist() == [3 * 24 - 4 - 8 - 12, 8, 16]
-    assert read(coco, overlaps="ignore", background="ignore").pixel_counts().tolist() == [8, 16]
+    assert [(c.id, c.name) for c in made.label_classes("segmentation")] == [
+        (0, "background"),
+        (2, "dog"),
+        (5, "cat"),
+    ]
+    assert (len(made.splits["train"]), len(made.splits["val"])) == (3, 2)
+    assert made.splits["train"].masks.mask(1)[0].tolist() == [1, 1, 0, 0, 0, 0]
+    assert made.label_counts("segmentation") == [3 * 24 - 4 - 8 - 12, 8, 16]
+    assert read(coco, overlaps="ignore", background="ignore").label_counts("segmentation") == [8, 16]
 
 
 def test_pictures_with_few_labelled_pixels_are_left_out_of_training_alone(coco, caplog):
     caplog.set_level(logging.INFO)
     made = read(coco, min_pixels=8, categories=["dog", "cat"])
-    assert [made.train_index.names[n] for n in range(2)] == ["1.jpg", "2.jpg"] and len(made.val_index) == 2
+    assert [made.splits["train"].names[n] for n in range(2)] == ["1.jpg", "2.jpg"] and len(
+        made.splits["val"]
+    ) == 2
     assert "left out 1 of 3 pictures" in caplog.text
-    assert made.pixel_counts().tolist() == [28, 8, 12]
+    assert made.label_counts("segmentation") == [28, 8, 12]
     with pytest.raises(MaskError, match="no training picture has 1000 pixels"):
         read(coco, min_pixels=1000)
 
@@ -310,8 +328,11 @@ def test_min_pixels_counts_in_mask_files_too(tmp_path):
     for name, value in (("a", 0), ("b", 1), ("c", 254)):
         picture(tmp_path / f"images/train/{name}.png"), mask(tmp_path / f"masks/train/{name}.png", value)
     made = read(tmp_path, classes=["background", "x", "y"], min_pixels=6, ignore=[254])
-    assert [made.train_index.names[n] for n in range(2)] == ["a.png", "b.png"]  # 6 and 24 pixels; then none
-    assert read(tmp_path, classes=["background", "x", "y"], min_pixels=7, ignore=[254]).pixel_counts().tolist() == [0, 18, 6]  # fmt: skip  # noqa: E501
+    assert [made.splits["train"].names[n] for n in range(2)] == [
+        "a.png",
+        "b.png",
+    ]  # 6 and 24 pixels; then none
+    assert read(tmp_path, classes=["background", "x", "y"], min_pixels=7, ignore=[254]).label_counts("segmentation") == [0, 18, 6]  # fmt: skip  # noqa: E501
 
 
 def test_splits_of_coco_have_to_agree_on_categories(coco):
@@ -343,5 +364,5 @@ def test_panoptic_files_are_given(coco):
         del record["segmentation"]
     (coco / "annotations/panoptic.json").write_text(json.dumps(content))
     made = read(coco, train_masks="annotations/panoptic.json")
-    assert [c.name for c in made.classes] == ["dog", "cat"]
-    assert made.pixel_counts().tolist() == [12, 24] and made.val_index is None
+    assert [c.name for c in made.label_classes("segmentation")] == ["dog", "cat"]
+    assert made.label_counts("segmentation") == [12, 24] and "val" not in made.splits

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from trunkline.data.segmentation.masks import MaskFiles
+from trunkline.data.shared.class_table import ClassTable, MaskError
 from trunkline.data.shared.common import PackedNames
 from trunkline.data.shared.io import ImageError, read_mask, resize_mask
-from trunkline.data.shared.label_classes import ClassTable, MaskError
 from trunkline.data.shared.labels import LabelClass
 
 VALUES = np.array([[0, 1, 2], [3, 255, 1]], dtype=np.uint8)
@@ -106,7 +106,7 @@ def test_labels_and_survey_by_hand(tmp_path):
     survey = source.survey(0)
     assert survey.size == (2, 3) and survey.counts.tolist() == [1, 2, 1, 2] and survey.unknown == {}
     assert survey.counts.dtype == np.int64
-    assert source.labelled(0) == 2  # without the background and what is ignored
+    assert source.labelled_pixels(0) == 2  # without the background and what is ignored
     assert source.size(0) == (2, 3) and len(source) == 1 and source.present() is None
     assert source.name(0) == str(tmp_path / "a.png") and not source.verified
 
@@ -177,5 +177,5 @@ def test_a_one_pixel_mask_and_an_all_ignored_one(tmp_path):
     save(tmp_path / "b.png", np.full((3, 4), 255, dtype=np.uint8))
     source = files(tmp_path, ["a.png", "b.png"], NUMBERED)
     assert source.mask(0).tolist() == [[2]] and source.survey(0).counts.tolist() == [0, 0, 1, 0, 0]
-    assert source.survey(1).counts.tolist() == [0, 0, 0, 0, 12] and source.labelled(1) == 0
+    assert source.survey(1).counts.tolist() == [0, 0, 0, 0, 12] and source.labelled_pixels(1) == 0
     assert torch.from_numpy(source.mask(1)).eq(255).all()

@@ -14,10 +14,10 @@ from PIL import Image
 
 from trunkline.data.segmentation.dataset import SegmentationBatchSampler
 from trunkline.data.segmentation.module import ImageSegmentation
-from trunkline.data.shared import common
+from trunkline.data.shared import loading
 from trunkline.data.shared.augment import AugmentationError
+from trunkline.data.shared.class_table import MaskError
 from trunkline.data.shared.io import ImageError, read_image, resize, resize_mask
-from trunkline.data.shared.label_classes import MaskError
 from trunkline.data.synthetic.pictures import write_segmentation
 
 SMALL = {"batch_size": 4, "workers": 0}
@@ -71,11 +71,13 @@ def test_evaluation_shows_every_picture_once_at_native_size(folder):
         assert len(batch.truth) == len(batch)
         for n, i in enumerate(batch.image_ids.tolist()):
             picture, labels = inside(batch, n)
-            assert torch.equal(picture, torch.from_numpy(read_image(made.val_index.path(i))))
-            with Image.open(made.val_index.masks.name(i)) as mask:
+            assert torch.equal(picture, torch.from_numpy(read_image(made.splits["val"].path(i))))
+            with Image.open(made.splits["val"].masks.name(i)) as mask:
                 values = torch.from_numpy(np.array(mask))
             assert torch.equal(batch.truth[n], values) and torch.equal(labels, values)
-    assert [batch.image_ids.tolist() for batch in made.val_dataloader()] == [b.image_ids.tolist() for b in batches]
+    assert [batch.image_ids.tolist() for batch in made.val_dataloader()] == [
+        b.image_ids.tolist() for b in batches
+    ]
 
 
 @pytest.mark.parametrize("limit", [None, 22])
@@ -88,10 +90,10 @@ def test_evaluation_can_resize_and_keeps_the_truth(folder, limit):
             scale = min(20 / min(height, width), (limit or 1e9) / max(height, width))
             size = tuple(int(np.floor(side * scale + 0.5)) for side in (height, width))
             assert tuple(batch.image_sizes[n].tolist()) == size
-            pixels = resize(read_image(made.val_index.path(i)), size)
+            pixels = resize(read_image(made.splits["val"].path(i)), size)
             picture, mask = inside(batch, n)
             assert torch.equal(picture, torch.from_numpy(pixels))
-            labels = made.val_index.masks.mask(i)
+            labels = made.splits["val"].masks.mask(i)
             assert torch.equal(batch.truth[n], torch.from_numpy(labels))
             assert torch.equal(mask, torch.from_numpy(resize_mask(labels, size)))
 
@@ -108,7 +110,7 @@ def test_training_batches_are_augmented_padded_and_full(folder):
     for batch in plain.train_dataloader():
         for n, i in enumerate(batch.image_ids.tolist()):
             height, width = batch.image_sizes[n].tolist()
-            labels = torch.from_numpy(plain.train_index.masks.mask(i))
+            labels = torch.from_numpy(plain.splits["train"].masks.mask(i))
             assert torch.equal(batch.mask[n, :height, :width], labels)
             assert (batch.mask[n, height:] == 255).all() and (batch.mask[n, :, width:] == 255).all()
     flipped = {i for batch in fitted(folder).train_dataloader() for i in batch.image_ids.tolist()}
@@ -127,7 +129,7 @@ def test_a_horizontal_flip_is_the_default(folder):
 
 
 def test_workers_deliver_what_the_main_process_does(folder, monkeypatch):
-    monkeypatch.setattr(common.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     augment = [
         {"RandomScale": {"scale_limit": [-0.5, 1.0], "p": 1.0}},
         {"Rotate": None},
@@ -161,13 +163,18 @@ def test_prediction_has_no_masks_and_keeps_the_order_where_sizes_allow(folder):
         )
         assert batch.image_sizes.amin(dim=1).tolist() == [16] * len(batch)
         for n, i in enumerate(batch.image_ids.tolist()):
-            assert tuple(batch.original_sizes[n].tolist()) == read_image(made.predict_paths[i]).shape[:2]
-    assert [path.stem for path in made.predict_paths.values()] == [f"{n:06d}" for n in range(1, 10)]
-    assert [entry.name for entry in made.classes] == ["background", "circle", "rectangle", "triangle"]
+            assert tuple(batch.original_sizes[n].tolist()) == read_image(made.prediction_paths()[i]).shape[:2]
+    assert [path.stem for path in made.prediction_paths().values()] == [f"{n:06d}" for n in range(1, 10)]
+    assert [entry.name for entry in made.label_classes("segmentation")] == [
+        "background",
+        "circle",
+        "rectangle",
+        "triangle",
+    ]
     some = [folder / "images/val/000003.jpg", folder / "images/val/000001.jpg"]
     made = ImageSegmentation(predict=some, **SMALL)
     made.setup("predict")
-    assert list(made.predict_paths.values()) == some and made.classes == ()
+    assert list(made.prediction_paths().values()) == some and made.label_classes("segmentation") == ()
     with pytest.raises(FileNotFoundError, match="nothing to predict on"):
         fitted(folder, "predict")
 
@@ -213,7 +220,7 @@ def test_few_pictures_still_reach_every_rank():
 def test_pixels_are_counted_once(folder, monkeypatch):
     made = ImageSegmentation(str(folder), **SMALL)
     with pytest.raises(RuntimeError, match="setup"):
-        made.pixel_counts()
+        made.label_counts("segmentation")
     made.prepare_data()
     made.setup()
     counts = np.zeros(256, dtype=np.int64)
@@ -221,13 +228,13 @@ def test_pixels_are_counted_once(folder, monkeypatch):
         with Image.open(path) as mask:
             counts += np.bincount(np.array(mask).reshape(-1), minlength=256)
     late = fitted(folder, check_masks=False)
-    assert late.pixel_counts().tolist() == counts[:4].tolist()
-    monkeypatch.setattr(type(made.train_index.masks), "survey", None)
-    assert made.pixel_counts().tolist() == counts[:4].tolist() and made.image_layout() == (3, 2)
+    assert late.label_counts("segmentation") == counts[:4].tolist()
+    monkeypatch.setattr(type(made.splits["train"].masks), "survey", None)
+    assert made.label_counts("segmentation") == counts[:4].tolist() and made.image_layout() == (3, 2)
     made.prepare_data()  # looks at nothing twice
     made.setup("test")
     made.prepare_data()
-    assert made.test_index is made.val_index
+    assert made.splits["test"] is made.splits["val"]
 
 
 def test_unknown_values_are_listed_with_files_and_pixels(own):
@@ -329,11 +336,13 @@ def test_masks_of_0_and_255_are_explained_and_work_with_either_remedy(tmp_path):
             ImageSegmentation(str(root), **options).prepare_data()
     made = fitted(root, classes=["background", "cell"], mask_values=[0, 255])
     made.prepare_data()
-    assert made.pixel_counts().tolist() == [8, 16] and [c.id for c in made.classes] == [0, 255]
+    assert made.label_counts("segmentation") == [8, 16] and [
+        c.id for c in made.label_classes("segmentation")
+    ] == [0, 255]
     (root / "classes.csv").write_text("id,name\n0,background\n255,cell\n")
     made = fitted(root)
     made.prepare_data()
-    assert made.train_index.masks.mask(0)[0].tolist() == [0, 1, 1, 0, 1, 1]
+    assert made.splits["train"].masks.mask(0)[0].tolist() == [0, 1, 1, 0, 1, 1]
 
 
 def test_masks_that_are_wholly_ignored_are_an_error_in_training_alone(tmp_path):
@@ -445,7 +454,7 @@ def test_overfit_batches_repeats_the_same_batches_and_testing_uses_validation_da
     assert len(seen) == 4 and seen[:2] == seen[2:] and seen[0] != seen[1]
     model.validated = []
     trainer().test(model, made, verbose=False)
-    assert sorted(model.validated) == list(range(9)) and "the validation data take its place" in caplog.text
+    assert sorted(model.validated) == list(range(9)) and "the val data take their place" in caplog.text
 
 
 def test_two_processes_share_the_pictures(folder):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from trunkline.data.shared.label_classes import ClassTable, MaskError, rows_of_names
-from trunkline.data.shared.label_table import (
+from trunkline.data.shared.class_lists import (
     CITYSCAPES_IGNORED,
     CITYSCAPES_ROWS,
     VOC_ROWS,
@@ -12,6 +11,7 @@ from trunkline.data.shared.label_table import (
     find_class_file,
     read_class_rows,
 )
+from trunkline.data.shared.class_table import ClassTable, MaskError, rows_of_names
 from trunkline.data.shared.labels import LabelClass, voc_colour
 
 ROWS = [LabelClass(0, "sky"), LabelClass(4, "road"), LabelClass(9, "car"), LabelClass(300, "void")]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .label_classes import MaskError
+from .class_table import MaskError
 from .labels import Colour, LabelClass, voc_colour
 
 CLASS_FILES = ("classes", "class_names", "labelmap", "class_dict", "labels", "semantic_classes")

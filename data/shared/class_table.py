@@ -102,8 +102,8 @@ class ClassTable:
             return self._by_value.take(values)  # twice as fast as indexing
         if not len(self._codes):
             return np.full(values.shape, UNKNOWN, dtype=np.int16)
-        place = np.searchsorted(self._codes, values).clip(max=len(self._codes) - 1)
-        return np.where(self._codes[place] == values, self._code_labels[place], UNKNOWN).astype(np.int16)
+        nearest = np.searchsorted(self._codes, values).clip(max=len(self._codes) - 1)
+        return np.where(self._codes[nearest] == values, self._code_labels[nearest], UNKNOWN).astype(np.int16)
 
     def _chosen(
         self, ignored: set[int], categories: Sequence[str | int] | None, background: Background
