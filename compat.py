@@ -67,3 +67,41 @@ def install() -> None:
     """Let imports find modules under their old paths."""
     if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(_MovedModules())
+
+
+def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
+    """Bring what version 0.1 stored in a checkpoint into the form of this one, in place.
+
+    It kept the classes of a single head at the top, under a name for each task.
+    """
+    if "branches" not in checkpoint:
+        names = ("class_weights", "regions", "patch", "slice_axis")
+        checkpoint["branches"] = {"": {name: checkpoint[name] for name in names if name in checkpoint}}
+        checkpoint["branches"][""] |= {
+            name: checkpoint[name] for name in ("categories", "classes", "class_names") if name in checkpoint
+        }
+    for state in checkpoint["branches"].values():
+        state["classes"] = state.pop("categories", None) or state.get("classes") or []
+        names = state.pop("class_names", [])
+        state["classes"] = state["classes"] or [{"id": k, "name": name} for k, name in enumerate(names)]
+
+
+def upgrade_settings(checkpoint: dict[str, Any]) -> None:
+    """Bring the settings of a data module that version 0.1 stored into the form of this one, in place.
+
+    There ``augment: null`` meant a recipe of the data module; here it means none.
+    """
+    data = checkpoint.get("datamodule_hyper_parameters", {})
+    if "trunkline_version" in checkpoint or not data:
+        return
+    if "missing_masks" in data:
+        data["missing"] = "error" if data.pop("missing_masks") == "error" else "skip"
+    name = data.get("_class_path", "").rpartition(".")[2]
+    if data.get("augment") is not None:
+        return
+    if name == "ImageClassification" and isinstance(data.get("size", 224), int) and not data.get("flip_axes"):
+        data["augment"] = [{"HorizontalFlip": {"p": 0.5}}]
+    elif name == "ScanSegmentation":
+        from .data.scans.augment import default_transforms
+
+        data["augment"] = default_transforms(data.get("patch"))

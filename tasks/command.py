@@ -18,12 +18,13 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that their class names are known without a module path in YAML.
 from ..backbones import FPN, CifarResNet, DenseNet, ResidualEncoder, ResNet, TimmBackbone  # noqa: F401
-from ..backbones.weights.load import skip_pretrained
-from ..data.classification.module import ImageClassification  # noqa: F401
-from ..data.detection.module import CocoDetection  # noqa: F401
-from ..data.multitask.module import CocoDetectionAndMasks  # noqa: F401
+from ..backbones.weights import skip_pretrained
+from ..compat import upgrade_settings
+from ..data.classification import ImageClassification  # noqa: F401
+from ..data.detection import CocoDetection  # noqa: F401
+from ..data.multitask import CocoDetectionAndMasks  # noqa: F401
 from ..data.scans.module import ScanSegmentation  # noqa: F401
-from ..data.segmentation.module import ImageSegmentation  # noqa: F401
+from ..data.segmentation import ImageSegmentation  # noqa: F401
 from ..heads import (  # noqa: F401
     FCN,
     Classifier,
@@ -35,13 +36,14 @@ from ..heads import (  # noqa: F401
     segmentation,  # its losses
 )
 from .base.checkpoints import read_checkpoint
-from .base.network import Task
 from .base.predicting import OptimisedPrediction
-from .classification.task import Classification  # noqa: F401
-from .detection.task import Detection  # noqa: F401
-from .multitask.task import MultiTask  # noqa: F401
-from .segmentation.task import SemanticSegmentation  # noqa: F401
-from .volumes.task import VolumeSegmentation
+from .base.task import Task
+from .class_paths import check_class_paths
+from .classification import Classification  # noqa: F401
+from .detection import Detection  # noqa: F401
+from .multitask import MultiTask  # noqa: F401
+from .segmentation import SemanticSegmentation  # noqa: F401
+from .volumes import VolumeSegmentation  # noqa: F401
 
 REFRESH_RATE = 20  # steps between two updates of the progress bar on a device
 
@@ -49,7 +51,7 @@ REFRESH_RATE = 20  # steps between two updates of the progress bar on a device
 def refresh_seldom(trainer: Trainer) -> None:
     """Let the progress bar show the loss every 20th step only where the model runs on a device.
 
-    Each time the host waits for the device, and so cannot prepare the next step meanwhile. A bar with a
+    Each time it synchronises the device, so that the next step cannot be prepared meanwhile. A bar with a
     refresh rate of its own, and any other kind of bar, stays as it is.
     """
     bar = trainer.progress_bar_callback
@@ -62,11 +64,11 @@ class Output:
     """Where ``predict`` writes.
 
     Attributes:
-        folder: created where needed. Detection writes results.json, segmentation masks/ and classes.csv, both
-            images.json and overlays/; several heads write into a folder of their name each; classification
-            writes predictions.csv and pictures.jpg; scans give labels/, slices/ and volumes.csv.
-        pictures: whether to draw overlay pictures, slices of scans, or (classification) a sheet of the first
-            pictures.
+        folder: created where needed. Every task writes predictions.json (detection) or predictions.csv,
+            images.json and pictures/, segmentation also masks/, scans labels/; several heads write into a
+            folder of their name each.
+        pictures: whether to draw pictures: predictions on images, slices of scans, or (classification) a
+            sheet of the first images.
         min_score: detections below this score are written to the results but not drawn; classification
             with any number of classes per image lists the classes from this probability on.
     """
@@ -93,6 +95,7 @@ def with_checkpoint_settings(words: list[str]) -> list[str]:
         raise FileNotFoundError(f"--ckpt_path {path}: no such file; give a .ckpt that fit has written")
     checkpoint = read_checkpoint(path, "--ckpt_path")
     settings = {}
+    upgrade_settings(checkpoint)
     for key, stored in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
         arguments = {k: v for k, v in checkpoint.get(stored, {}).items() if not k.startswith("_")}
         if "_class_path" in checkpoint.get(stored, {}):
@@ -137,8 +140,9 @@ class TrunklineCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        words = list(sys.argv[1:] if args is None else args)
-        self.config = parser.parse_args(with_checkpoint_settings(words))
+        words = with_checkpoint_settings(list(sys.argv[1:] if args is None else args))
+        check_class_paths(words)
+        self.config = parser.parse_args(words)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: ``with_checkpoint_settings`` has read the checkpoint, and what the user says wins."""
@@ -172,7 +176,7 @@ class TrunklineCLI(LightningCLI):
         return trainer
 
     def before_predict(self) -> None:
-        if not isinstance(self.model, VolumeSegmentation):  # its networks have no batch norms to fold
+        if self.model.predicts_on_copy:
             self.trainer.callbacks.append(OptimisedPrediction())
         output = self.config_init["predict"]["output"]
         self.trainer.callbacks.append(

@@ -1,261 +1,308 @@
-"""What a task does with the outputs of one head beyond running it.
+"""What a task does with the outputs of one head beyond training it.
 
 Letters in shapes: B images, h w height and width of a picture in pixels, K classes.
 """
 
 from __future__ import annotations
 
-import os
+import importlib
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter
-from torch import Tensor
 
 from ...data.shared.io import read_image
-from ...evaluation.files import write_json
-from ...evaluation.pictures.boxes import save_picture
+from ...data.shared.module import TrunklineData
+from ...evaluation.base import EvaluationContext, Evaluator, Prediction, Result, write_result
 from ...heads.base import Head
-from .classes import check_classes, require_annotations
+from .writer import FileWriter
 
-Found = dict[str, Any]  # one head's predictions on one image, see Branch.predictions
+logger = logging.getLogger("trunkline")
+
 # Labels would hide the objects of small images: their pictures are enlarged, by a whole factor, to this size.
 SMALLEST_PICTURE = 320
 
+BRANCHES = {
+    "classification": "trunkline.tasks.classification.branch.ClassificationBranch",
+    "detection": "trunkline.tasks.detection.branch.DetectionBranch",
+    "segmentation": "trunkline.tasks.segmentation.branch.SegmentationBranch",
+    "volumes": "trunkline.tasks.volumes.branch.VolumeBranch",
+}
+# What the labels of a kind are, and which data modules of this package have them.
+LABELS = {
+    "classification": ("classes of whole images", "ImageClassification"),
+    "detection": ("boxes", "CocoDetection or CocoDetectionAndMasks"),
+    "segmentation": ("masks", "ImageSegmentation or CocoDetectionAndMasks"),
+    "volumes": ("label volumes of scans", "ScanSegmentation"),
+}
+
 
 class Branch(ABC):
-    """One head with its classes, figures, pictures and files.
+    """One head with its classes, metrics, pictures and files.
 
-    Tasks with one head have one branch, :class:`.multi.MultiTask` has several. A branch is no module: what is
-    trained is the head.
+    Tasks with one head have one branch, :class:`.multitask.MultiTask` has several. A branch is no module: it
+    is the head that is trained.
 
     Args:
         head: computes raw outputs, losses and predictions.
         option: where the head's settings are, such as ``model.head``; for messages.
+        name: of the head among several; else empty.
 
     Attributes:
-        classes: what is known of class k: at least a ``name``; plain dictionaries, for checkpoints.
-        result: of the last validation or test, or None.
+        kind: of the labels that the head learns, as data modules name it.
+        covers_areas: whether its drawing covers whole areas of a picture.
+        small_pictures: whether the logger gets its pictures together, on one sheet, evenly spaced over the
+            data; else one by one, the first of the data.
+        classes: what is known of class k: ``id``, ``name`` and perhaps ``colour``; plain dictionaries, for
+            checkpoints.
+        evaluators: what computes the metrics.
+        results: of the last evaluation, one per evaluator.
     """
 
-    noun = "classes"
-    annotations = "classes"  # what the head learns from, a key of classes.ANNOTATIONS
-    headline = ""  # the figure that the progress bar shows
-    covers_areas = False  # whether its drawing covers whole areas of a picture
+    kind: ClassVar[str] = ""
+    covers_areas: ClassVar[bool] = False
+    small_pictures: ClassVar[bool] = False
 
-    def __init__(self, head: Head, option: str = "model.head") -> None:
+    def __init__(self, head: Head, option: str = "model.head", name: str = "") -> None:
         self.head = head
         self.option = option
+        self.name = name
         self.classes: list[dict[str, Any]] = []
-        self.result: Any = None
+        self.evaluators: list[Evaluator] = []
+        self.results: list[Result] = []
+        self.truth: Any = None
+        self.fitting = False
 
-    # -- classes
+    # -- classes, and what else head, data and checkpoint must agree on
 
-    @abstractmethod
-    def classes_of(self, data: Any) -> list[dict[str, Any]]:
-        """Return the classes of a data module, empty if it names none."""
+    def prepare(self, data: TrunklineData, stage: str, fitting: bool = False) -> None:
+        """Take over what the data say before a stage begins.
 
-    def label_of(self, known: dict[str, Any]) -> str:
-        """Return what tells one class from another, as text."""
-        return known["name"]
-
-    def prepare(self, data: Any, stage: str) -> None:
-        """Take over what the data says before a stage begins.
+        Args:
+            data: of the trainer.
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+            fitting: whether a training goes on, also while it validates.
 
         Raises:
             ValueError: if data, head and checkpoint do not fit each other.
+            DataContractError: if the data module lacks a method.
         """
-        if stage != "predict":
-            require_annotations(data, self.annotations, self.option, self.head)
-        found = self.classes_of(data)
+        self.fitting = fitting
         if stage == "predict":
-            self.classes = self.classes or found  # a checkpoint's come later and win
-        elif found:
-            self.adopt(found)
+            self.classes = self.classes or self.classes_of(data)  # a checkpoint's come later and win
+            return
+        self._require_labels(data)
+        classes = self.classes_of(data)
+        if classes:
+            self.adopt(classes)
+            self.check_spare_classes(data)
+        if stage == "fit" and self.head.balanced:
+            self.head.balance([int(count) for count in data.label_counts(self.kind, self.name)])
+        if any(evaluator.needs_truth for evaluator in self.evaluators):
+            self.truth = data.evaluation_truth(self.kind, stage, self.name)
+
+    def _require_labels(self, data: TrunklineData) -> None:
+        if self.kind not in data.label_kinds:
+            kinds = " and ".join(LABELS.get(kind, (kind, ""))[0] for kind in data.label_kinds) or "no labels"
+            what, where = LABELS.get(self.kind, (f"{self.kind} labels", "a data module that has them"))
+            raise ValueError(
+                f"{self.option} is a {type(self.head).__name__}, which learns {what} here; "
+                f"{type(data).__name__} has {kinds}: set --data to {where}, or choose another task or head"
+            )
+
+    def classes_of(self, data: TrunklineData) -> list[dict[str, Any]]:
+        """Return the classes of a data module as plain dictionaries; empty if it names none."""
+        return [
+            {"id": int(c.id), "name": c.name, **({} if c.colour is None else {"colour": list(c.colour)})}
+            for c in data.label_classes(self.kind, self.name)
+        ]
+
+    def label_of(self, known: dict[str, Any]) -> str:
+        """Return what tells one class from another, as text."""
+        return f"{known['id']} {known['name']}"
 
     def adopt(self, classes: list[dict[str, Any]]) -> None:
         """Take over the data's classes, after checking that the head and the checkpoint know them.
 
         Raises:
-            ValueError: if the data has more classes than the head, or others than the checkpoint.
+            ValueError: if the data have more classes than the head, or others than the checkpoint.
         """
-        known, found = ([self.label_of(row) for row in rows] for rows in (self.classes, classes))
-        check_classes(known, found, self.head.num_classes, self.option, self.noun)
+        known, given = ([self.label_of(row) for row in rows] for rows in (self.classes, classes))
+        if known and known != given:
+            raise ValueError(
+                f"the checkpoint was trained on the classes {_shortened(known)}, the data have "
+                f"{_shortened(given)}{_first_difference(known, given)}; give data with the same classes in "
+                "the same order, or train from these weights with --model.weights CHECKPOINT"
+            )
+        if len(given) > self.head.num_classes:
+            raise ValueError(self._other_number(len(given)))
         self.classes = classes
 
+    def check_spare_classes(self, data: TrunklineData) -> None:
+        """Warn of classes of the head that the data lack."""
+        if len(self.classes) < self.head.num_classes:
+            text = self._other_number(len(self.classes))
+            logger.warning("%s unless the others are to come later", text)
+
+    def _other_number(self, given: int) -> str:
+        return (
+            f"the data have {given} classes, the head num_classes {self.head.num_classes}; "
+            f"set --{self.option}.num_classes {given}"
+        )
+
+    @property
     def class_names(self) -> list[str]:
-        """Return one name per class of the head."""
+        """One name per class of the head."""
         names = [row["name"] for row in self.classes]
         return names + [f"class {k}" for k in range(len(names), self.head.num_classes)]
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold, in plain values."""
-        return {self.noun: self.classes}
+        state: dict[str, Any] = {"classes": self.classes}
+        if self.head.balanced and self.head.class_weights is not None:
+            state["class_weights"] = list(self.head.class_weights)
+        return state
 
     def restore(self, state: dict[str, Any], predicting: bool) -> None:
         """Take over what a checkpoint holds; its classes must be the data's, except for prediction.
 
         Raises:
-            ValueError: if the data has other classes.
+            ValueError: if the data have other classes.
         """
-        stored, from_data = state.get(self.noun, []), self.classes
+        stored, from_data = state.get("classes", []), self.classes
         if stored:
             self.classes = stored
             if from_data and not predicting:
                 self.adopt(from_data)
+        if self.head.balanced and state.get("class_weights"):
+            self.head.set_class_weights(state["class_weights"])
 
-    # -- predictions and figures
+    # -- predictions and metrics
 
     @abstractmethod
-    def predictions(self, raw: Any, batch: Any) -> list[Found]:
-        """Return what was found on each image, in pixels of the image on disk.
+    def predictions(self, raw: Any, batch: Any) -> list[Prediction]:
+        """Return the prediction on each image, in pixels of the image on disk.
 
         Every dictionary has ``image_id`` and ``size`` (height and width of the image on disk).
         """
 
     @abstractmethod
-    def reset(self) -> None:
-        """Forget all predictions, before an evaluation."""
+    def default_evaluators(self) -> list[Evaluator]:
+        """Return what computes the metrics unless the task is told otherwise."""
 
-    @abstractmethod
-    def evaluate(self, found: list[Found], batch: Any) -> None:
-        """Take the predictions of a batch into the figures."""
+    def context(self) -> EvaluationContext:
+        """Return what evaluators have to know."""
+        return EvaluationContext(self.class_names, truth=self.truth, fitting=self.fitting)
 
-    @abstractmethod
+    def reset(self, folder: Path | None = None) -> None:
+        """Prepare the evaluators and forget all predictions, before an evaluation.
+
+        Args:
+            folder: where files of the evaluation go; None for nowhere.
+        """
+        context = self.context()
+        for evaluator in self.evaluators:
+            evaluator.prepare(context)
+            evaluator.reset()
+
+    def update(self, predictions: Sequence[Prediction], batch: Any) -> None:
+        """Take the predictions of a batch into the metrics."""
+        for evaluator in self.evaluators:
+            evaluator.update(predictions, batch)
+
     def gather(self) -> None:
         """Exchange predictions with the other processes; all of them call it."""
+        for evaluator in self.evaluators:
+            evaluator.gather()
 
-    @abstractmethod
     def compute(self) -> dict[str, float]:
-        """Return the figures of what was gathered and keep it as ``result``; empty without data for them."""
+        """Return the metrics of what was gathered, and keep the ``results``."""
+        self.results = [evaluator.compute() for evaluator in self.evaluators]
+        return {name: value for result in self.results for name, value in result.metrics.items()}
+
+    @property
+    def result(self) -> Any:
+        """The result of the first evaluator in the last evaluation, or None."""
+        return self.results[0] if self.results else None
+
+    @property
+    def headline(self) -> str:
+        """The metric that the progress bar shows."""
+        return self.evaluators[0].headline if self.evaluators else ""
 
     def report(self) -> str:
-        """Return the last result as text for people."""
-        return f"{self.result.summary()}\n\n{self.result.class_table()}"
+        """Return the last results as text for people."""
+        return "\n\n".join(result.text() for result in self.results)
 
-    def write_report(self, folder: Path, stage: str) -> dict[str, Path]:
-        """Write the last result beside the logger's files; return the files by what they are."""
-        return {}
+    def write_report(self, folder: Path) -> dict[str, Path]:
+        """Write the last results under ``folder``; return the files by what they are."""
+        written = write_result(self.results, folder)
+        for evaluator, result in zip(self.evaluators, self.results, strict=True):
+            written |= evaluator.write(result, folder)
+        return written
+
+    def result_pictures(self) -> dict[str, np.ndarray]:
+        """Return pictures of the last results for the logger, ``[h, w, 3]`` uint8 by title."""
+        pairs = zip(self.evaluators, self.results, strict=False)
+        return {title: drawn for e, result in pairs for title, drawn in e.pictures(result).items()}
 
     # -- pictures and files
 
-    @abstractmethod
-    def draw(self, picture: np.ndarray, found: Found, min_score: float) -> np.ndarray:
-        """Draw predictions onto a copy of ``[h, w, 3]`` uint8, which may be scaled against the image."""
+    def input_picture(self, batch: Any, index: int) -> np.ndarray | None:
+        """Return one image of a batch at input size, ``[h, w, 3]`` uint8; None if it is no picture."""
+        height, width = batch.image_sizes[index].tolist()
+        return batch.image[index, :, :height, :width].permute(1, 2, 0).cpu().numpy()
 
-    def with_legend(self, picture: np.ndarray, found: Found) -> np.ndarray:
+    def picture_title(self, batch: Any, index: int) -> str:
+        """Return the name of the picture of one image of a batch in the logger."""
+        return f"image {int(batch.image_ids[index])}"
+
+    @abstractmethod
+    def draw(self, picture: np.ndarray, prediction: Prediction, min_score: float) -> np.ndarray:
+        """Draw a prediction onto a copy of ``[h, w, 3]`` uint8, which may be scaled against the image."""
+
+    def with_legend(self, picture: np.ndarray, prediction: Prediction) -> np.ndarray:
         """Explain the drawing in a strip below the picture, where that is needed."""
         return picture
 
     @abstractmethod
     def compare(
-        self, picture: np.ndarray, found: Found, batch: Any, index: int, min_score: float
+        self, picture: np.ndarray, prediction: Prediction, batch: Any, index: int, min_score: float
     ) -> np.ndarray:
-        """Draw predictions and truth of one image of a batch; ``picture`` is that image at input size."""
+        """Draw prediction and truth of one image of a batch; ``picture`` is that image at input size."""
+
+    def evaluation_picture(
+        self, prediction: Prediction, batch: Any, index: int, min_score: float
+    ) -> np.ndarray | None:
+        """Return the picture of one image of an evaluation, ``[h, w, 3]`` uint8; None for none."""
+        picture = self.input_picture(batch, index)
+        return None if picture is None else self.compare(picture, prediction, batch, index, min_score)
+
+    def prediction_picture(
+        self, prediction: Prediction, path: Path, batch: Any, min_score: float
+    ) -> tuple[str, np.ndarray] | None:
+        """Return name (without suffix) and pixels of the picture of a prediction; None for none."""
+        picture = draw_all({"": self}, enlarged(read_image(path)), {"": prediction}, min_score)
+        return f"{path.stem}_{prediction['image_id']}", picture
 
     @abstractmethod
-    def file_writer(self, folder: Path) -> FileWriter:
+    def file_writer(self, folder: Path, min_score: float, pictures: bool) -> FileWriter:
         """Return what writes the predictions as files under ``folder``."""
 
 
-class FileWriter(ABC):
-    """Writes the predictions of one branch."""
-
-    def begin(self, paths: dict[int, Path]) -> None:  # noqa: B027, many need nothing
-        """Learn which images there are, by id, before the first prediction."""
-
-    @abstractmethod
-    def add(self, found: Found, path: Path) -> None:
-        """Write, or keep, what was found on the image at ``path``."""
-
-    @abstractmethod
-    def finish(self, first_process: bool) -> str:
-        """Write what remains; all processes call it. Return what was written, as text for people."""
-
-
-class PredictionWriter(BasePredictionWriter):
-    """Writes the files of every branch, ``images.json`` (id to file) and ``overlays/`` with all branches.
-
-    Result files are written once, whole, when all ranks are done; pictures and masks appear as they are made.
-
-    Args:
-        folder: where to write; created where needed.
-        branches: by name. The files of a single branch go into ``folder``, those of several into a folder of
-            their name.
-        pictures: whether to draw overlays.
-        min_score: predictions below this score are written to the results but not drawn.
-    """
-
-    def __init__(
-        self, folder: Path, branches: dict[str, Branch], pictures: bool = True, min_score: float = 0.5
-    ) -> None:
-        super().__init__(write_interval="batch")
-        self.folder = Path(folder)
-        self.branches = branches
-        self.pictures = pictures
-        self.min_score = min_score
-        self._files: dict[str, FileWriter] = {}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before the work whether its result can be written.
-
-        Raises:
-            OSError: if the folder, or one above it, is a file or may not be written to.
-        """
-        require_writable(self.folder)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        paths = trainer.datamodule.predict_paths
-        self._files = {name: branch.file_writer(self.folder / name) for name, branch in self.branches.items()}
-        for files in self._files.values():
-            files.begin(paths)
-
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: list[Any],
-        batch_indices: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        for found in prediction:
-            each = found if len(self.branches) > 1 else dict.fromkeys(self.branches, found)
-            image_id = next(iter(each.values()))["image_id"]
-            path = Path(trainer.datamodule.predict_paths[image_id])
-            for name, files in self._files.items():
-                files.add(each[name], path)
-            if self.pictures:
-                # The id keeps files of one name in different folders apart.
-                target = self.folder / "overlays" / f"{path.stem}_{image_id}.jpg"
-                save_picture(target, self._drawn(each, path))
-
-    def _drawn(self, each: dict[str, Found], path: Path) -> np.ndarray:
-        image = read_image(path)  # [h, w, 3]
-        factor = -(-SMALLEST_PICTURE // min(image.shape[:2]))  # 1 for all but small images
-        picture = image.repeat(factor, axis=0).repeat(factor, axis=1)
-        return draw_all(self.branches, picture, each, self.min_score)
-
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        texts = [files.finish(trainer.is_global_zero) for files in self._files.values()]
-        if not trainer.is_global_zero:
-            return
-        paths = trainer.datamodule.predict_paths
-        rows = [{"id": image_id, "file_name": str(path)} for image_id, path in sorted(paths.items())]
-        write_json(self.folder / "images.json", rows)
-        print("\n".join(texts))
-        if self.pictures:
-            print(f"overlay pictures: {(self.folder / 'overlays').resolve()}")
+def enlarged(picture: np.ndarray, smallest: int = SMALLEST_PICTURE) -> np.ndarray:
+    """Repeat the pixels of a small picture ``[h, w, 3]`` by a whole factor, so that labels find room."""
+    factor = -(-smallest // min(picture.shape[:2]))  # 1 for all but small images
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def draw_all(
-    branches: dict[str, Branch], picture: np.ndarray, each: dict[str, Found], min_score: float
+    branches: dict[str, Branch], picture: np.ndarray, each: dict[str, Prediction], min_score: float
 ) -> np.ndarray:
-    """Draw what every branch found onto one picture: areas first, so that boxes lie on top of them."""
+    """Draw the predictions of every branch onto one picture: areas first, boxes on top of them."""
     for name in sorted(branches, key=lambda name: not branches[name].covers_areas):
         picture = branches[name].draw(picture, each[name], min_score)
     for name, branch in branches.items():
@@ -263,14 +310,30 @@ def draw_all(
     return picture
 
 
-def ids_of(batch: Any) -> Tensor:
-    """Return the ``[B]`` ids of a batch: those of the annotation file, or positions in the data's index."""
-    return batch.image_ids if hasattr(batch, "image_ids") else batch.image_ids
+def branch_class(name: str, head: Head, option: str) -> type[Branch]:
+    """Return the branch that a head names: one of this package, or a class path.
+
+    Raises:
+        ValueError: if there is no such branch.
+    """
+    path = BRANCHES.get(name, name)
+    module, _, attribute = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{option} is a {type(head).__name__}, whose attribute branch is {name!r} ({error}); it has "
+            f"to be one of {', '.join(BRANCHES)}, or the class path of a Branch"
+        ) from error
 
 
-def require_writable(folder: Path) -> None:
-    """Raise an OSError unless ``folder`` can be written to, or created."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        problem = "may not be written to" if place.is_dir() else "is no folder"
-        raise OSError(f"output.folder: {place} {problem}; give another --output.folder")
+def _shortened(names: Sequence[str], most: int = 8) -> str:
+    return f"[{', '.join(names[:most])}{', …' if len(names) > most else ''}] ({len(names)})"
+
+
+def _first_difference(known: Sequence[str], given: Sequence[str]) -> str:
+    """Name the first class that differs, where :func:`_shortened` may have cut the lists before it."""
+    for index, (one, other) in enumerate(zip(known, given, strict=False)):
+        if one != other:
+            return f" (class {index} is {one!r} there and {other!r} here)"
+    return ""

@@ -1,4 +1,4 @@
-"""Mean losses of a validation over all images of all processes."""
+"""Losses of training and evaluation: their check, and their means over all images of all processes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,73 @@ from torch import Tensor
 from ...evaluation.distributed import gather_objects
 
 
+class LossCheck:
+    """Stops a run whose loss is not finite.
+
+    On an accelerator it looks at the previous step, so that it does not synchronise the device with this one.
+    """
+
+    def __init__(self) -> None:
+        self._unchecked: tuple[Tensor, list[str], Tensor, int, torch.cuda.Event] | None = None
+
+    def total(self, losses: dict[str, Tensor], image_ids: Tensor, step: int) -> Tensor:
+        """Return the sum of the named losses of a step.
+
+        Args:
+            losses: scalars by name.
+            image_ids: ``[B]``, of the images of the step.
+            step: its number.
+
+        Raises:
+            FloatingPointError: if the sum (on an accelerator that of the step before) is not finite.
+        """
+        names, parts = list(losses), torch.stack([loss.float() for loss in losses.values()])
+        total = parts.sum()
+        if not parts.is_cuda:
+            _require_finite(names, parts.detach(), image_ids, step)
+            return total
+        self.finish()
+        host = torch.empty(parts.shape, dtype=parts.dtype, pin_memory=True)
+        host.copy_(parts.detach(), non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._unchecked = (host, names, image_ids, step, copied)
+        return total
+
+    def finish(self) -> None:
+        """Look at the last step that has not been looked at, if there is one.
+
+        Raises:
+            FloatingPointError: if its loss is not finite.
+        """
+        if self._unchecked is not None:
+            host, names, image_ids, step, copied = self._unchecked
+            self._unchecked = None
+            copied.synchronize()
+            _require_finite(names, host, image_ids, step)
+
+
+def _require_finite(names: list[str], parts: Tensor, image_ids: Tensor, step: int) -> None:
+    if bool(torch.isfinite(parts).all()):
+        return
+    values = ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, parts.tolist(), strict=True))
+    raise FloatingPointError(
+        f"the loss is not finite at step {step} ({values}) on the images with ids {image_ids.tolist()}. "
+        "Look at those images and their annotations; if they are sound, lower the learning rate, "
+        "lengthen optimization.warmup_steps, set trainer.gradient_clip_val, or use bf16-mixed rather "
+        "than 16-mixed"
+    )
+
+
 class LossMeans:
     """Sums losses batch by batch on their device, and divides once at the end.
 
-    A batch counts by its images, whatever its own mean is over. The losses of segmentation are means over the
-    labelled pixels of a batch; so theirs depends somewhat on which images share a batch, as in training, and
-    a batch without a labelled pixel counts as 0.
+    A batch counts by its labelled images, whatever its own mean is over. The losses of segmentation are means
+    over the labelled pixels of a batch; so theirs depends somewhat on which images share a batch, as in
+    training, and a batch without a labelled pixel counts as 0.
 
-    The sums are exchanged as one object instead of by Lightning's ``sync_dist``: a process without an image
-    would otherwise wait for ever.
+    The sums are exchanged as one object instead of by Lightning's ``sync_dist``, which a process without an
+    image would block for ever.
     """
 
     def __init__(self) -> None:
@@ -31,6 +89,8 @@ class LossMeans:
 
     def add(self, losses: dict[str, Tensor], images: Tensor | int) -> None:
         """Add the mean losses of a batch over ``images`` images; ``loss`` is added as their sum."""
+        if not losses:
+            return
         for name, value in {**losses, "loss": torch.stack(list(losses.values())).sum()}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach() * images
         self._images = self._images + images

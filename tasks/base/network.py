@@ -1,4 +1,4 @@
-"""The base of all tasks: joins trunk, neck and head, and trains them.
+"""A trunk, a neck and a head as one Lightning module: composition, input, and the copy for inference.
 
 Letters in shapes: B images, C channels, S spatial axes of the padded canvas (H, W or D, H, W).
 """
@@ -6,14 +6,13 @@ Letters in shapes: B images, C channels, S spatial axes of the padded canvas (H,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...backbones.base import Backbone, FeatureLevel
 from ...backbones.optimised import optimised
@@ -25,15 +24,15 @@ from ...backbones.weights.load import (
     skip_pretrained,
 )
 from ...heads.base import Head
-from .optimization import OptimizationOptions, build_optimizer, build_schedulers
+from .optimization import OptimizationOptions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of axes
 
 
-class Task(LightningModule):
-    """A Lightning module composed of a trunk, an optional neck and a head.
+class Network(LightningModule):
+    """A Lightning module composed of a trunk, an optional neck and a head; :class:`.task.Task` trains it.
 
     Under the command line the constructor's arguments are stored as plain dictionaries, so a checkpoint
     opens with ``weights_only=True`` and rebuilds the model by itself. A task composed in Python stores none:
@@ -91,7 +90,6 @@ class Task(LightningModule):
             for parameter in self.parameters():
                 if parameter.ndim in CHANNELS_LAST:
                     parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
-        self._unchecked: tuple[Tensor, list[str], Tensor, int, torch.cuda.Event] | None = None
 
     def load_pretrained(self, source: str) -> None:
         """Load the ``weights`` that the whole task starts from, see :func:`.weights.load_weights`."""
@@ -103,12 +101,12 @@ class Task(LightningModule):
         return torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=1e-4)
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Backbone:
         """The backbone below the neck, or the backbone itself."""
-        return getattr(self.backbone, "bottom_up", self.backbone)
+        return self.backbone.trunk
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Task:
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """Rebuild a task from a checkpoint; the trunk's pretrained weights are not fetched again.
 
         Opens the file with ``weights_only=True`` unless told otherwise. Arguments as in
@@ -145,16 +143,11 @@ class Task(LightningModule):
         some = next(self.parameters())
         size = tuple(2 * step for step in self.backbone.levels[-1].stride)  # no map is a single cell
         generator = torch.Generator().manual_seed(0)
-        example = torch.randn(1, self._image_channels(axes) or 3, *size, generator=generator).to(some)
-        attached = {id(thing): None for thing in (self._trainer, self._unchecked)}
-        found = optimised(self, lambda task: task.head(task.backbone(example), size), attached)
-        found.channels_last = found.channels_last or axes == 2
-        return found
-
-    def _image_channels(self, axes: int) -> int | None:
-        """How many channels the trunk reads; None where it does not begin with a convolution."""
-        kernel = next((p for p in self.trunk.parameters() if p.ndim == axes + 2), None)
-        return None if kernel is None else kernel.shape[1]
+        example = torch.randn(1, self.backbone.image_channels or 3, *size, generator=generator).to(some)
+        attached = {id(self._trainer): None}
+        copy = optimised(self, lambda task: task.head(task.backbone(example), size), attached)
+        copy.channels_last = copy.channels_last or axes == 2
+        return copy
 
     def require_fitting_trunk(self, channels: int, axes: int) -> None:
         """Raise a ValueError unless the trunk takes images with these numbers of channels and axes."""
@@ -165,12 +158,29 @@ class Task(LightningModule):
                 f"the images are {images}, the trunk has {ndim}; set --model.backbone.ndim {axes} and "
                 f"--model.backbone.in_channels {channels}, or give other images"
             )
-        wanted = self._image_channels(axes)
+        wanted = self.backbone.image_channels
         if wanted not in (channels, None):
             raise ValueError(
                 f"the images have {channels} channel{'s' if channels > 1 else ' only'}, the trunk takes "
                 f"{wanted}; set --model.backbone.in_channels {channels}, or give other images"
             )
+
+    def run(self, normalised: Tensor) -> Any:
+        """Run trunk, neck and head on normalised images ``[B, C, *S]``: raw outputs.
+
+        Raises:
+            ValueError: if batch norms get a single value per channel to compute statistics from.
+        """
+        try:
+            features = self.backbone(normalised)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                "a batch of one image, whose coarsest map is a single cell, is too little for batch norm; "
+                "set --data.batch_size 2 or more, a larger --data.size, or --model.backbone.norm group"
+            ) from error
+        return self.head(features, tuple(normalised.shape[2:]))
 
     def normalise(self, image: Tensor, image_sizes: Tensor) -> Tensor:
         """Bring images to the trunk's input scale, on their own device.
@@ -205,68 +215,10 @@ class Task(LightningModule):
                     f"the images have {image.shape[1]} channels, pixel_mean {len(self.pixel_mean)} and "
                     f"pixel_std {len(self.pixel_std)}; set --model.pixel_mean and --model.pixel_std"
                 )
-        if self.pixel_mean.device != image.device:  # once: copies to the device make the host wait
+        if self.pixel_mean.device != image.device:  # once: each copy synchronises the device
             self.pixel_mean, self.pixel_std = (
                 self.pixel_mean.to(image.device),
                 self.pixel_std.to(image.device),
             )
         shape = (-1,) + (1,) * (image.ndim - 2)  # [C] -> [C, 1, 1]
         return (image.float() / 255 - self.pixel_mean.view(shape)) / self.pixel_std.view(shape)
-
-    def configure_optimizers(self) -> dict[str, Any] | tuple[list, list]:
-        optimizer = build_optimizer(self.make_optimizer, self, self.trunk, self.optimization)
-        return [optimizer], build_schedulers(optimizer, self.make_scheduler, self.optimization)
-
-    def total_loss(self, losses: dict[str, Tensor], image_ids: Tensor) -> Tensor:
-        """Sum the named losses, and stop the run if the sum is not finite.
-
-        On an accelerator the check looks at the previous step, so that the host does not wait for this one.
-        """
-        names, parts = list(losses), torch.stack([loss.float() for loss in losses.values()])
-        total = parts.sum()
-        if not parts.is_cuda:
-            self._raise_if_not_finite(names, parts.detach(), image_ids, self.global_step)
-            return total
-        self.check_previous_loss()
-        host = torch.empty(parts.shape, dtype=parts.dtype, pin_memory=True)
-        host.copy_(parts.detach(), non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        self._unchecked = (host, names, image_ids, self.global_step, copied)
-        return total
-
-    def check_previous_loss(self) -> None:
-        """Look at the loss of the last step that has not been looked at, if there is one."""
-        if self._unchecked is not None:
-            host, names, image_ids, step, copied = self._unchecked
-            self._unchecked = None
-            copied.synchronize()
-            self._raise_if_not_finite(names, host, image_ids, step)
-
-    @staticmethod
-    def _raise_if_not_finite(names: list[str], parts: Tensor, image_ids: Tensor, step: int) -> None:
-        if bool(torch.isfinite(parts).all()):
-            return
-        values = ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, parts.tolist(), strict=True))
-        raise FloatingPointError(
-            f"the loss is not finite at step {step} ({values}) on the images with ids {image_ids.tolist()}. "
-            "Look at those images and their annotations; if they are sound, lower the learning rate, "
-            "lengthen optimization.warmup_steps, set trainer.gradient_clip_val, or use bf16-mixed rather "
-            "than 16-mixed"
-        )
-
-    def on_train_epoch_end(self) -> None:
-        self.check_previous_loss()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_previous_loss()  # weights that a non-finite loss has touched are not worth keeping
-
-    def prediction_writer(self, folder: Path, pictures: bool, min_score: float) -> Callback:
-        """Return the callback that writes this task's predictions under ``folder``.
-
-        Args:
-            folder: created where needed.
-            pictures: whether to draw overlays beside the results file.
-            min_score: predictions below this score are written to the results but not drawn.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must implement prediction_writer")

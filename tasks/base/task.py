@@ -1,4 +1,4 @@
-"""Tasks made of branches: the steps of training, evaluation and prediction that all of them share.
+"""The base of all tasks: the steps of training, evaluation and prediction.
 
 Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 """
@@ -6,55 +6,123 @@ Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pytorch_lightning import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from ...evaluation.pictures.boxes import contact_sheet
-from .branch import Branch, Found, PredictionWriter, draw_all, ids_of
-from .losses import LossMeans
-from .network import Task
+from ... import __version__
+from ...compat import upgrade_checkpoint
+from ...data.shared.module import DataContractError, TrunklineData
+from ...evaluation.base import Evaluator, Prediction
+from ...evaluation.pictures import contact_sheet
+from .branch import Branch, branch_class, draw_all
+from .losses import LossCheck, LossMeans
+from .network import Network
+from .optimization import build_optimizer, build_schedulers
+from .writer import PictureBoard, PredictionWriter
+
+Evaluators = list[Evaluator] | dict[str, list[Evaluator]]
 
 
-class BranchedTask(Task):
-    """A task whose heads are served by branches; the network runs once per step, whatever their number.
+class Task(Network):
+    """Trains, evaluates and applies a network; every head is served by the branch that it names.
+
+    The network runs once per step, whatever the number of heads.
 
     Args:
-        pictures: how many validation images with predictions go to the logger in each epoch.
+        evaluators: what computes metrics, in place of those that the branch of the head has; of several heads
+            a list for each name.
+        pictures: how many evaluation images with predictions go to the logger in each epoch.
         picture_score: predictions below this score are left out of those pictures.
-        **task: what every ``Task`` takes.
+        **network: what every ``Network`` takes.
+
+    Attributes:
+        kind: of the labels that the task learns; empty for tasks that take any head.
+        branch_names: by what a head names, the branch that serves it in this task.
+        predicts_on_copy: whether the command line predicts on the copy that :meth:`optimised` makes.
     """
 
-    def __init__(self, pictures: int = 4, picture_score: float = 0.5, **task: Any) -> None:
-        super().__init__(**task)
+    kind: ClassVar[str] = ""
+    branch_names: ClassVar[dict[str, str]] = {}
+    predicts_on_copy: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        evaluators: Evaluators | None = None,
+        pictures: int = 4,
+        picture_score: float = 0.5,
+        **network: Any,
+    ) -> None:
+        super().__init__(**network)
         self.pictures = pictures
         self.picture_score = picture_score
-        self.branches = self.make_branches()
+        self.branches = self._make_branches(evaluators)
+        self.loss_check = LossCheck()
         self._losses = LossMeans()
-        self._drawn = 0
+        self._board = PictureBoard(self)
         self._predicting = False
 
-    def make_branches(self) -> dict[str, Branch]:
-        """Return the branches by name; the name of a single one is empty."""
-        raise NotImplementedError(f"{type(self).__name__} must implement make_branches()")
+    def _make_branches(self, evaluators: Evaluators | None) -> dict[str, Branch]:
+        heads = self.head.named_heads()
+        chosen = {"": evaluators} if isinstance(evaluators, list) else dict(evaluators or {})
+        unknown = sorted(set(chosen) - set(heads))
+        if unknown:
+            known = "a list, for there is one head" if "" in heads else f"one list for each of {list(heads)}"
+            raise ValueError(f"model.evaluators names {unknown}; give {known}")
+        branches: dict[str, Branch] = {}
+        for name, head in heads.items():
+            option = f"model.heads.{name}" if name else "model.head"
+            kind = branch_class(self.branch_names.get(head.branch, head.branch), head, option)
+            if self.kind and kind.kind != self.kind:
+                raise ValueError(
+                    f"{option} is a {type(head).__name__}, a head for {kind.kind or head.branch}; "
+                    f"{type(self).__name__} takes heads for {self.kind}: choose another head, or another task"
+                )
+            branches[name] = kind(head, option, name)
+            branches[name].evaluators = chosen.get(name) or self.default_evaluators(branches[name])
+        return branches
+
+    def default_evaluators(self, branch: Branch) -> list[Evaluator]:
+        """Return what computes the metrics of a branch if ``evaluators`` names nothing else."""
+        return branch.default_evaluators()
+
+    # -- the branch of a task with one head
+
+    @property
+    def branch(self) -> Branch:
+        """The only branch.
+
+        Raises:
+            ValueError: if there are several.
+        """
+        if len(self.branches) > 1:
+            raise ValueError(f"the task has the branches {list(self.branches)}; take one of task.branches")
+        return next(iter(self.branches.values()))
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name per class of the only head."""
+        return self.branch.class_names
+
+    @property
+    def result(self) -> Any:
+        """The result of the first evaluator of the only head in the last evaluation, or None."""
+        return self.branch.result
+
+    # -- the network
 
     def raw(self, image: Tensor, image_sizes: Tensor) -> Any:
         """Run trunk, neck and head once; ``head.losses`` and ``head.predict`` both take the result."""
-        normalised = self.normalise(image, image_sizes)
-        return self.head(self.backbone(normalised), tuple(image.shape[2:]))
-
-    def evaluation_raw(self, batch: Any) -> Any:
-        """Compute what evaluation and prediction look at; the same as in training unless a task says more."""
-        return self.raw(batch.image, batch.image_sizes)
+        return self.run(self.normalise(image, image_sizes))
 
     def forward(self, image: Tensor, image_sizes: Tensor) -> Any:
         """Predict.
 
         Args:
-            image: ``[B, C, *S]`` uint8, padded to a common canvas.
+            image: ``[B, C, *S]`` uint8, padded to a common canvas, or floating point, normalised already.
             image_sizes: ``[B, n]`` int64, the size of each image inside the canvas.
 
         Returns:
@@ -62,43 +130,81 @@ class BranchedTask(Task):
         """
         return self.head.predict(self.raw(image, image_sizes), image_sizes)
 
+    def configure_optimizers(self) -> tuple[list, list]:
+        optimizer = build_optimizer(self.make_optimizer, self, self.trunk, self.optimization)
+        return [optimizer], build_schedulers(optimizer, self.make_scheduler, self.optimization)
+
+    # -- what the data must agree with
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        self._predicting = stage == "predict"
+        if data is None:
+            return  # loaders without a data module: see Branch.reset
+        if not isinstance(data, TrunklineData):
+            raise DataContractError(
+                f"{type(data).__name__} is no TrunklineData, so {type(self).__name__} cannot ask it for "
+                "classes, the truth to evaluate against, and the files to predict on; derive it from "
+                "trunkline.data.shared.module.TrunklineData and implement label_classes, "
+                "evaluation_truth and prediction_paths"
+            )
+        self.require_fitting_trunk(*data.image_layout())
+        for branch in self.branches.values():
+            branch.prepare(data, stage, fitting=self.trainer.state.fn == TrainerFn.FITTING)
+
     # -- training
 
+    def training_input(self, batch: Any) -> tuple[Tensor, Any]:
+        """Return what the network trains on: normalised images ``[B, C, *S]``, and their targets."""
+        return self.normalise(batch.image, batch.image_sizes), batch
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        losses = self.head.losses(self.raw(batch.image, batch.image_sizes), batch)
-        total = self.total_loss(losses, ids_of(batch))
+        image, targets = self.training_input(batch)
+        losses = self.head.losses(self.run(image), targets)
+        total = self.loss_check.total(losses, batch.image_ids, self.global_step)
         logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(logged, batch_size=len(batch))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
         return total
 
-    # -- validation and test: losses and figures of one forward pass
+    def on_train_epoch_end(self) -> None:
+        self.loss_check.finish()
 
-    def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        self._predicting = stage == "predict"
-        if data is None:
-            return
-        self.require_fitting_trunk(*getattr(data, "image_layout", lambda: (3, 2))())
-        for branch in self.branches.values():
-            branch.prepare(data, stage)
+    # -- validation and test: losses and metrics of one forward pass
+
+    def infer(self, batch: Any) -> tuple[Any, dict[str, list[Prediction]]]:
+        """Run the network as in evaluation and prediction.
+
+        Returns:
+            Raw outputs, or None where there are none to compute losses from, and the predictions of each
+            branch on each image, by name.
+        """
+        raw = self.raw(batch.image, batch.image_sizes)
+        return raw, self.predictions(raw, batch)
+
+    def predictions(self, raw: Any, batch: Any) -> dict[str, list[Prediction]]:
+        """Return the predictions of each branch on each image, by name."""
+        return {
+            name: branch.predictions(raw[name] if name else raw, batch)
+            for name, branch in self.branches.items()
+        }
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        raw = self.evaluation_raw(batch)
-        self._losses.add(self.head.losses(raw, batch), len(batch))
-        found = self._predictions(raw, batch)
+        raw, predictions = self.infer(batch)
+        if raw is not None:
+            self._losses.add(self.head.losses(raw, batch), batch.labelled())
         for name, branch in self.branches.items():
-            branch.evaluate(found[name], batch)
-        self._log_pictures(batch, found)
+            branch.update(predictions[name], batch.for_head(name))
+        self._board.add(batch, predictions, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         self._losses.reset()
-        self._drawn = 0
+        self._board.reset()
         for branch in self.branches.values():
-            branch.reset()
+            branch.reset(self.report_folder(branch))
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
@@ -117,82 +223,86 @@ class BranchedTask(Task):
             if self.trainer.sanity_checking:
                 continue
             path = f"{stage}/{name}/" if name else f"{stage}/"
-            figures = {f"{path}{figure}": value for figure, value in branch.compute().items()}
-            # Every rank holds the same figures after gather(), so nothing is reduced here.
-            self.log_dict(figures, rank_zero_only=False, sync_dist=False)
+            metrics = {f"{path}{metric}": value for metric, value in branch.compute().items()}
+            # Every rank holds the same metrics after gather(), so nothing is reduced here.
+            self.log_dict(metrics, rank_zero_only=False, sync_dist=False)
             first = path + branch.headline
-            if first in figures:
-                self.log(first.replace("/", "_"), figures[first], prog_bar=True, logger=False)
+            if first in metrics:
+                self.log(first.replace("/", "_"), metrics[first], prog_bar=True, logger=False)
+        if not self.trainer.sanity_checking:
+            self._board.finish(stage)
         if self.trainer.state.fn != TrainerFn.FITTING:  # fit reports at its end
-            self._report(stage)
+            self._report()
 
     def on_fit_end(self) -> None:
-        self._report("val")
+        self._report()
 
-    def _report(self, stage: str) -> None:
-        """Print the last figures, and write them beside the logger's files if there is a logger."""
-        folder = self.trainer.log_dir if self.trainer.loggers else None  # asked for by all ranks together
-        if not self.trainer.is_global_zero:
-            return
+    def report_folder(self, branch: Branch) -> Path | None:
+        """Return the folder of the files of an evaluation, beside those of the logger; None without a logger.
+
+        All ranks ask for it together.
+        """
+        folder = self.trainer.log_dir if self.trainer.loggers else None
+        if folder is None or self.trainer.fast_dev_run:
+            return None
+        return Path(folder) / ("test" if self.trainer.testing else "val") / branch.name
+
+    def _report(self) -> None:
+        """Print the last metrics, and write them beside the logger's files if there is a logger."""
         for name, branch in self.branches.items():
-            if branch.result is None:
+            folder = self.report_folder(branch)
+            if not self.trainer.is_global_zero or not branch.results:
                 continue
             # Not self.print(): that goes through the progress bar, and says nothing once the bar is gone.
             print(f"\n{name}:\n{branch.report()}" if name else f"\n{branch.report()}")
-            if folder is not None and not self.trainer.fast_dev_run:
-                written = branch.write_report(Path(folder) / name, stage)
+            if folder is not None:
+                written = branch.write_report(folder)
                 print("".join(f"\n{what}: {path.resolve()}" for what, path in written.items()))
 
     # -- prediction
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[Any]:
-        """Return, for each image, what was found; a dictionary by branch if there are several."""
-        found = self._predictions(self.evaluation_raw(batch), batch)
-        return _per_image(found) if len(found) > 1 else next(iter(found.values()))
-
-    def _predictions(self, raw: Any, batch: Any) -> dict[str, list[Found]]:
-        return {
-            name: branch.predictions(raw[name] if name else raw, batch)
-            for name, branch in self.branches.items()
-        }
+        """Return the prediction on each image; a dictionary by branch if there are several."""
+        _, predictions = self.infer(batch)
+        return per_image(predictions) if len(predictions) > 1 else next(iter(predictions.values()))
 
     def prediction_writer(self, folder: Path, pictures: bool, min_score: float) -> Callback:
+        """Return the callback that writes this task's predictions under ``folder``.
+
+        Args:
+            folder: created where needed.
+            pictures: whether to draw pictures beside the results.
+            min_score: predictions below this score are written to the results but not drawn.
+        """
         return PredictionWriter(folder, self.branches, pictures, min_score)
 
     # -- checkpoints and pictures
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        states = {name: branch.state() for name, branch in self.branches.items()}
-        checkpoint.update(states.get("", {"branches": states}))
+        self.loss_check.finish()  # weights that a non-finite loss has touched are not worth keeping
+        checkpoint["trunkline_version"] = __version__
+        checkpoint["branches"] = {name: branch.state() for name, branch in self.branches.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        upgrade_checkpoint(checkpoint)
         for name, branch in self.branches.items():
-            state = checkpoint.get("branches", {}).get(name, {}) if name else checkpoint
-            branch.restore(state, self._predicting)
+            branch.restore(checkpoint.get("branches", {}).get(name, {}), self._predicting)
 
-    def _log_pictures(self, batch: Any, found: dict[str, list[Found]]) -> None:
-        """Draw predictions and truth for the first images of the epoch, on rank 0."""
-        board = getattr(self.logger, "experiment", None)
-        wanted = min(self.pictures - self._drawn, len(batch))
-        if wanted <= 0 or not self.trainer.is_global_zero or not hasattr(board, "add_image"):
-            return
-        for index, each in enumerate(_per_image(found)[:wanted]):
-            height, width = batch.image_sizes[index].tolist()
-            image = batch.image[index, :, :height, :width].permute(1, 2, 0).cpu().numpy()  # [h, w, 3]
-            drawn = self._picture(image, each, batch, index)
-            number = int(ids_of(batch)[index])
-            board.add_image(f"val/image {number}", drawn, self.global_step, dataformats="HWC")
-        self._drawn += wanted
+    def picture(self, batch: Any, index: int, predictions: dict[str, Prediction]) -> np.ndarray | None:
+        """Draw one image of an evaluation with predictions, and truth where one branch shows it.
 
-    def _picture(self, image: np.ndarray, each: dict[str, Found], batch: Any, index: int) -> np.ndarray:
-        """Draw one image with predictions, and truth where there is one branch to show it for."""
-        if len(self.branches) > 1:
-            drawn = draw_all(self.branches, image, each, self.picture_score)
-            return contact_sheet([image, drawn], 2)
-        ((name, branch),) = self.branches.items()
-        return branch.compare(image, each[name], batch, index, self.picture_score)
+        Returns:
+            ``[h, w, 3]`` uint8, or None where there is nothing to draw on.
+        """
+        (name, branch), *others = self.branches.items()
+        if not others:
+            return branch.evaluation_picture(predictions[name], batch, index, self.picture_score)
+        image = branch.input_picture(batch, index)
+        if image is None:
+            return None
+        return contact_sheet([image, draw_all(self.branches, image, predictions, self.picture_score)], 2)
 
 
-def _per_image(found: dict[str, list[Found]]) -> list[dict[str, Found]]:
-    return [dict(zip(found, each, strict=True)) for each in zip(*found.values(), strict=True)]
+def per_image(predictions: dict[str, list[Prediction]]) -> list[dict[str, Prediction]]:
+    """Turn lists by branch into dictionaries by image."""
+    return [dict(zip(predictions, each, strict=True)) for each in zip(*predictions.values(), strict=True)]

@@ -10,30 +10,28 @@ from torch import nn
 from ...backbones.base import FeatureLevel
 from ...backbones.weights.files import read_weights
 from ...backbones.weights.load import load_weights
+from ...evaluation.base import Evaluator
+from ...evaluation.detection import CocoEvaluator
 from ...heads.base import Head
-from ...heads.detection.faster_rcnn import FasterRCNN
 from ...heads.multi import MultiHead
-from ...heads.segmentation.base import SegmentationHead
 from ..base.branch import Branch
-from ..base.task import BranchedTask
-from ..detection.branch import DetectionBranch
-from ..segmentation.branch import SegmentationBranch
+from ..base.task import Task
 
 
-class MultiTask(BranchedTask):
+class MultiTask(Task):
     """Trains, validates and applies several heads on one trunk and neck, which run once per step.
 
-    Losses and figures carry the head's name: ``train/stuff/cross_entropy``, ``val/boxes/AP``. Predictions are
+    Losses and metrics carry the head's name: ``train/stuff/cross_entropy``, ``val/boxes/AP``. Predictions are
     written to a folder of that name each; overlay pictures show all of them.
 
     Args:
-        heads: by a name of your choice: detection heads (``FasterRCNN``) and segmentation heads.
+        heads: by a name of your choice: heads of any kind, several of a kind too.
         loss_weights: factor of each head's losses; heads that are not named have 1.
-        evaluator: COCO figures by ``faster`` (arrays) or ``pycocotools``; they agree.
-        **task: what every ``BranchedTask`` takes, but for the head.
+        evaluator: COCO metrics by ``faster`` (arrays) or ``pycocotools``; they agree.
+        **task: what every ``Task`` takes, but for the head.
 
     Raises:
-        ValueError: if a head is of another kind, or names or weights are wrong.
+        ValueError: if names or weights are wrong.
     """
 
     def __init__(
@@ -60,15 +58,7 @@ class MultiTask(BranchedTask):
         for head in self.head.heads.values():  # another kind of head than the file's stays as it is
             load_weights(nn.ModuleDict({"backbone": self.backbone, "head": head}), source)
 
-    def make_branches(self) -> dict[str, Branch]:
-        return {name: self._branch(name, head) for name, head in self.head.heads.items()}
-
-    def _branch(self, name: str, head: Head) -> Branch:
-        option = f"model.heads.{name}"
-        if isinstance(head, FasterRCNN):
-            return DetectionBranch(head, self.evaluator_backend, option)
-        if isinstance(head, SegmentationHead):
-            return SegmentationBranch(head, option)
-        raise ValueError(
-            f"{option} is a {type(head).__name__}; MultiTask takes FasterRCNN and segmentation heads"
-        )
+    def default_evaluators(self, branch: Branch) -> list[Evaluator]:
+        if branch.kind == "detection":
+            return [CocoEvaluator(backend=self.evaluator_backend)]
+        return branch.default_evaluators()

@@ -1,4 +1,4 @@
-"""Masks of one segmentation head: classes with colours, figures at native size, files and drawing.
+"""Masks of one segmentation head: classes with colours, metrics at native size, files and drawing.
 
 Letters in shapes: B images, K classes, h w one image at input size, h0 w0 the image on disk, in pixels.
 """
@@ -6,8 +6,8 @@ Letters in shapes: B images, K classes, h w one image at input size, h0 w0 the i
 from __future__ import annotations
 
 import itertools
-import logging
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,16 @@ from torch import Tensor
 
 from ...constants import IGNORE_INDEX
 from ...data.shared.io import resize_mask
+from ...data.shared.module import TrunklineData
+from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.distributed import gather_objects
-from ...evaluation.files import write_csv, write_json
-from ...evaluation.pictures.boxes import class_colour, contact_sheet, save_picture
-from ...evaluation.pictures.confusion import MOST_CLASSES, draw_confusion
+from ...evaluation.files import write_csv
+from ...evaluation.pictures.boxes import class_colour, contact_sheet
 from ...evaluation.pictures.masks import draw_mask, save_id_mask, with_legend
 from ...evaluation.segmentation.evaluator import SegmentationEvaluator
-from ...heads.base import Head
 from ...heads.segmentation.base import SegmentationHead
-from ..base.branch import Branch, FileWriter, Found, ids_of
-from ..base.classes import spare_classes
-
-logger = logging.getLogger("trunkline")
+from ..base.branch import Branch
+from ..base.writer import FileWriter
 
 MOST_VALUES = 2**26  # of scores at the size of an image on disk, at a time: 256 MB
 
@@ -37,69 +35,32 @@ MOST_VALUES = 2**26  # of scores at the size of an image on disk, at a time: 256
 class SegmentationBranch(Branch):
     """Serves a segmentation head; batches have ``mask``, ``truth``, ``image_sizes`` and ``original_sizes``.
 
-    Figures compare the logits, resized to the size of the mask on disk, with that mask: every pixel of every
+    Metrics compare the logits, resized to the size of the mask on disk, with that mask: every pixel of every
     image counts as it was annotated.
     """
 
-    noun = "classes"
-    headline = "mIoU"
+    kind = "segmentation"
     covers_areas = True
+    head: SegmentationHead
 
-    def __init__(self, head: Head, option: str = "model.head") -> None:
-        if not isinstance(head, SegmentationHead):
-            raise ValueError(f"{option} is a {type(head).__name__}, which is no head for masks (FCN is one)")
-        super().__init__(head, option)
-        self._evaluator = SegmentationEvaluator(self.class_names())
+    def default_evaluators(self) -> list[Evaluator]:
+        return [SegmentationEvaluator()]
 
-    # -- classes
+    def prepare(self, data: TrunklineData, stage: str, fitting: bool = False) -> None:
+        self.check_regions()
+        super().prepare(data, stage, fitting)
 
-    def classes_of(self, data: Any) -> list[dict[str, Any]]:
-        return [
-            {"id": int(c.id), "name": c.name, "colour": list(c.colour)}
-            for c in getattr(data, "classes", None) or ()
-        ]
-
-    def label_of(self, known: dict[str, Any]) -> str:
-        return f"{known['id']} {known['name']}"
-
-    def prepare(self, data: Any, stage: str) -> None:
-        self.require_kind(data)
-        super().prepare(data, stage)
-        if stage == "predict":
-            return
-        if self.classes and len(self.classes) < self.head.num_classes:
-            text = spare_classes(len(self.classes), self.head.num_classes, self.option)
-            logger.warning("%s unless the others are to come later", text)
-        counts = getattr(data, "pixel_counts", None)
-        if stage == "fit" and counts is not None and self.head.loss.balanced:
-            self.head.loss.balance([int(count) for count in counts()])
-
-    def require_kind(self, data: Any) -> None:
-        """Raise a ValueError unless the data are pictures with masks, and the head tells classes apart."""
-        if hasattr(data, "slice_axis"):
-            raise ValueError(
-                f"{type(data).__name__} reads scans; set --model to VolumeSegmentation, which segments them"
-            )
+    def check_regions(self) -> None:
+        """Raise a ValueError if the head has regions, which pictures have no use for."""
         if self.head.regions:
             raise ValueError(
                 f"{self.option}.regions are for VolumeSegmentation; leave them out, or segment the pictures "
                 "as scans (docs/scans.md)"
             )
 
-    def state(self) -> dict[str, Any]:
-        state = super().state()
-        if self.head.loss.balanced and self.head.loss.class_weights is not None:
-            state["class_weights"] = self.head.loss.class_weights
-        return state
-
-    def restore(self, state: dict[str, Any], predicting: bool) -> None:
-        super().restore(state, predicting)
-        if self.head.loss.balanced and state.get("class_weights"):
-            self.head.loss.set_class_weights(state["class_weights"])
-
     def colours(self) -> np.ndarray:
         """Return ``[K, 3]`` uint8, the colours of the classes."""
-        known = [row["colour"] for row in self.classes]
+        known = [row.get("colour", class_colour(k)) for k, row in enumerate(self.classes)]
         more = [class_colour(k) for k in range(len(known), self.head.num_classes)]
         return np.array(known + more, dtype=np.uint8)
 
@@ -113,12 +74,10 @@ class SegmentationBranch(Branch):
         values = known + [next(free) for _ in range(len(known), self.head.num_classes)]
         return np.array(values, dtype=np.result_type(*map(np.min_scalar_type, values)))
 
-    # -- predictions and figures
-
-    def predictions(self, raw: Any, batch: Any) -> list[Found]:
+    def predictions(self, raw: Any, batch: Any) -> list[Prediction]:
         """Return ``image_id``, ``size`` and ``mask`` ``[h0, w0]`` uint8 labels of each image."""
         sizes, originals = batch.image_sizes.tolist(), batch.original_sizes.tolist()
-        images = zip(ids_of(batch).tolist(), sizes, originals, strict=True)
+        images = zip(batch.image_ids.tolist(), sizes, originals, strict=True)
         return [
             {
                 "image_id": image_id,
@@ -128,55 +87,35 @@ class SegmentationBranch(Branch):
             for i, (image_id, size, original) in enumerate(images)
         ]
 
-    def reset(self) -> None:
-        self._evaluator = SegmentationEvaluator(self.class_names())  # a checkpoint may have brought others
-
-    def evaluate(self, found: list[Found], batch: Any) -> None:
-        for each, truth in zip(found, batch.truth, strict=True):
-            self._evaluator.add(each["mask"], truth)
-
-    def gather(self) -> None:
-        self._evaluator.merge(gather_objects(self._evaluator.rows()))
-
-    def compute(self) -> dict[str, float]:
-        self.result = self._evaluator.compute()
-        return self.result.figures
-
-    def write_report(self, folder: Path, stage: str) -> dict[str, Path]:
-        written = {"figures": write_json(folder / f"{stage}_figures.json", self.result.as_dict())}
-        if len(self.result.confusion) <= MOST_CLASSES:
-            picture = draw_confusion(self.result.confusion, self.class_names())
-            written["confusion matrix"] = save_picture(folder / f"{stage}_confusion.png", picture)
-        return written
-
     # -- pictures and files
 
-    def draw(self, picture: np.ndarray, found: Found, min_score: float) -> np.ndarray:
-        mask = resize_mask(found["mask"].cpu().numpy(), picture.shape[:2])
+    def draw(self, picture: np.ndarray, prediction: Prediction, min_score: float) -> np.ndarray:
+        mask = resize_mask(prediction["mask"].cpu().numpy(), picture.shape[:2])
         return draw_mask(picture, mask, self.colours())
 
-    def with_legend(self, picture: np.ndarray, found: Found) -> np.ndarray:
-        return with_legend(picture, found["mask"].cpu().numpy(), self.class_names(), self.colours())
+    def with_legend(self, picture: np.ndarray, prediction: Prediction) -> np.ndarray:
+        return with_legend(picture, prediction["mask"].cpu().numpy(), self.class_names, self.colours())
 
     def compare(
-        self, picture: np.ndarray, found: Found, batch: Any, index: int, min_score: float
+        self, picture: np.ndarray, prediction: Prediction, batch: Any, index: int, min_score: float
     ) -> np.ndarray:
         height, width = picture.shape[:2]
         truth = batch.mask[index, :height, :width].cpu().numpy()
-        mask = resize_mask(found["mask"].cpu().numpy(), picture.shape[:2])
+        mask = resize_mask(prediction["mask"].cpu().numpy(), picture.shape[:2])
         panels = [draw_mask(picture, labels, self.colours()) for labels in (mask, truth)]
         shown = np.concatenate([mask, truth], axis=1)
-        return with_legend(contact_sheet(panels, 2), shown, self.class_names(), self.colours())
+        return with_legend(contact_sheet(panels, 2), shown, self.class_names, self.colours())
 
-    def file_writer(self, folder: Path) -> FileWriter:
+    def file_writer(self, folder: Path, min_score: float, pictures: bool) -> FileWriter:
         return MaskFiles(folder, self)
 
 
 class MaskFiles(FileWriter):
-    """Writes ``masks/NAME.png``, with the data's own ids and the classes' colours, and ``classes.csv``.
+    """Writes ``masks/NAME.png``, with the data's own ids and the classes' colours, and two tables.
 
-    A mask has the name of its image; where several images have the same one, the id of the image is added.
-    Masks have 8 bits and a palette, or 16 bits where the data have ids above 255.
+    ``classes.csv`` lists the ids, ``predictions.csv`` how many pixels of each class an image has. A mask has
+    the name of its image; where several images have the same one, the id of the image is added. Masks have 8
+    bits and a palette, or 16 bits where the data have ids above 255.
     """
 
     def __init__(self, folder: Path, branch: SegmentationBranch) -> None:
@@ -186,25 +125,30 @@ class MaskFiles(FileWriter):
         colours = branch.colours()
         self._palette = dict(zip(self._values.tolist(), map(tuple, colours.tolist()), strict=True))
         self._repeated: set[str] = set()
-        self._written = 0
+        self._rows: dict[int, list[Any]] = {}
 
-    def begin(self, paths: dict[int, Path]) -> None:
+    def begin(self, paths: Mapping[int, Path]) -> None:
         stems = Counter(Path(path).stem for path in paths.values())
         self._repeated = {stem for stem, number in stems.items() if number > 1}
-        self._written = len(paths)
 
-    def add(self, found: Found, path: Path) -> None:
-        name = f"{path.stem}_{found['image_id']}" if path.stem in self._repeated else path.stem
-        ids = self._values[found["mask"].cpu().numpy()]
-        save_id_mask(self.folder / "masks" / f"{name}.png", ids, self._palette)
+    def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
+        image_id, labels = prediction["image_id"], prediction["mask"].cpu().numpy()
+        name = f"{path.stem}_{image_id}" if path.stem in self._repeated else path.stem
+        save_id_mask(self.folder / "masks" / f"{name}.png", self._values[labels], self._palette)
+        pixels = np.bincount(labels.ravel(), minlength=len(self._values))[: len(self._values)]
+        self._rows[image_id] = [image_id, str(path), f"masks/{name}.png", *pixels.tolist()]
 
     def finish(self, first_process: bool) -> str:
+        rows = {image_id: row for part in gather_objects(self._rows) for image_id, row in part.items()}
         if not first_process:
             return ""
-        known = zip(self._values, self.branch.class_names(), self.branch.colours().tolist(), strict=True)
-        rows = [[value, name, *colour] for value, name, colour in known]
-        write_csv(self.folder / "classes.csv", ["id", "name", "r", "g", "b"], rows)
-        return f"masks of {self._written} images: {(self.folder / 'masks').resolve()}"
+        names = self.branch.class_names
+        known = zip(self._values, names, self.branch.colours().tolist(), strict=True)
+        table = [[value, name, *colour] for value, name, colour in known]
+        write_csv(self.folder / "classes.csv", ["id", "name", "r", "g", "b"], table)
+        header = ["image_id", "file_name", "mask", *(f"pixels {name}" for name in names)]
+        write_csv(self.folder / "predictions.csv", header, [rows[image_id] for image_id in sorted(rows)])
+        return f"masks of {len(rows)} images: {(self.folder / 'masks').resolve()}"
 
 
 def labels_at(logits: Tensor, size: list[int] | tuple[int, int]) -> Tensor:

@@ -11,15 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...evaluation.segmentation.evaluator import SegmentationResult
+from ...evaluation.base import Prediction
 from ...heads.segmentation.base import RawSegmentation, Segmentation
-from ..base.branch import Branch
-from ..base.task import BranchedTask
-from .branch import SegmentationBranch
+from ..base.task import Task
 from .inference import InferenceOptions, probabilities
 
 
-class SemanticSegmentation(BranchedTask):
+class SemanticSegmentation(Task):
     """Trains, validates and applies a segmenter.
 
     Without an ``optimizer`` it trains by SGD with rate 0.01, momentum 0.9 and weight decay 1e-4.
@@ -27,9 +25,11 @@ class SemanticSegmentation(BranchedTask):
     Args:
         inference: sliding window, flips and scales of validation, test and prediction; by default the
             network runs once on the whole image.
-        **task: what every ``BranchedTask`` takes; the head is a segmentation head (``FCN``, ``DeepLabV3``,
+        **task: what every ``Task`` takes; the head is a segmentation head (``FCN``, ``DeepLabV3``,
             ``DeepLabV3Plus``, ``SemanticFPN``, ``UNet``).
     """
+
+    kind = "segmentation"
 
     def __init__(self, inference: InferenceOptions = InferenceOptions(), **task: Any) -> None:
         self.inference = inference
@@ -40,28 +40,6 @@ class SemanticSegmentation(BranchedTask):
         """SGD with rate 0.01 for 16 images, momentum 0.9 and weight decay 1e-4."""
         return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-4)
 
-    def make_branches(self) -> dict[str, Branch]:
-        return {"": SegmentationBranch(self.head)}
-
-    @property
-    def branch(self) -> SegmentationBranch:
-        """The only branch."""
-        return self.branches[""]
-
-    @property
-    def classes(self) -> list[dict[str, Any]]:
-        """Class k is ``classes[k]``: id in the data's masks, name and colour."""
-        return self.branch.classes
-
-    @property
-    def result(self) -> SegmentationResult | None:
-        """The figures of the last validation or test."""
-        return self.branch.result
-
-    def class_names(self) -> list[str]:
-        """Return one name per class of the head."""
-        return self.branch.class_names()
-
     def forward(self, image: Tensor, image_sizes: Tensor) -> Segmentation:
         """Segment images.
 
@@ -71,8 +49,9 @@ class SemanticSegmentation(BranchedTask):
         """
         return self.head.predict(self.inferred(image, image_sizes), image_sizes)
 
-    def evaluation_raw(self, batch: Any) -> RawSegmentation:
-        return self.inferred(batch.image, batch.image_sizes)
+    def infer(self, batch: Any) -> tuple[RawSegmentation, dict[str, list[Prediction]]]:
+        raw = self.inferred(batch.image, batch.image_sizes)
+        return raw, self.predictions(raw, batch)
 
     def inferred(self, image: Tensor, image_sizes: Tensor) -> RawSegmentation:
         """Run the network as the ``inference`` options say.

@@ -1,76 +1,68 @@
-"""Label volumes of a segmentation head: regions, figures in mm on the scans' own grids, pictures of slices.
+"""Label volumes of a segmentation head: regions, metrics in mm on the scans' own grids, files, slices.
 
 Letters in shapes: K classes, S spatial axes of a scan as it lies on disk (2 or 3).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...data.scans.formats.files import read_scan
+from ...data.scans.formats.files import prediction_suffix, read_scan, write_labels
+from ...data.scans.prepare.resample import count_labels
+from ...data.shared.module import TrunklineData
+from ...evaluation.base import EvaluationContext, Evaluator, Prediction
 from ...evaluation.distributed import gather_objects
-from ...evaluation.files import write_json
-from ...evaluation.pictures.boxes import save_picture
+from ...evaluation.files import write_csv, write_json
+from ...evaluation.pictures import save_picture
 from ...evaluation.pictures.volumes import slice_picture
-from ...evaluation.volumes.evaluator import VolumeEvaluator
-from ...heads.base import Head
-from ..base.branch import FileWriter, Found
+from ...evaluation.volumes import VolumeEvaluator
+from ..base.writer import FileWriter, UnreadImages
 from ..segmentation.branch import SegmentationBranch
-
-logger = logging.getLogger("trunkline")
 
 
 class VolumeBranch(SegmentationBranch):
-    """Serves a segmentation head on scans.
+    """Serves a segmentation head on scans; batches are whole cases.
 
-    Figures compare label volumes on the grid of the file, voxel by voxel as they were annotated, per region:
+    Metrics compare label volumes on the grid of the file, voxel by voxel as they were annotated, per region:
     every class but the first (the background), or what ``regions`` of the head or of the data names.
-
-    Args:
-        head: a segmentation head.
-        tolerance: of the surface Dice, in mm.
 
     Attributes:
         regions: labels of each region, by name.
         patch: voxels that the network was trained with.
         slice_axis: along which a network for pictures goes through volumes.
-        surfaces: whether to compute surface distances, which take longer than all other figures.
-        folder: where to put a picture of every evaluated scan, or None.
     """
 
-    headline = "mean_Dice"
+    kind = "volumes"
 
-    def __init__(self, head: Head, tolerance: float = 1.0) -> None:
-        self.tolerance = tolerance
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.regions: dict[str, tuple[int, ...]] = {}
         self.patch: list[int] = []
         self.slice_axis: int | None = None
-        self.surfaces = True
-        self.folder: Path | None = None
-        super().__init__(head)
+        self._folder: Path | None = None  # of the pictures of the evaluation at hand
 
-    # -- what the data says
+    def default_evaluators(self) -> list[Evaluator]:
+        return [VolumeEvaluator()]
 
-    def require_kind(self, data: Any) -> None:
-        if not hasattr(data, "slice_axis"):
-            raise ValueError(
-                f"VolumeSegmentation segments scans, which {type(data).__name__} does not read; set --data "
-                "to ScanSegmentation, or --model to SemanticSegmentation"
-            )
+    # -- what the data say
 
-    def prepare(self, data: Any, stage: str) -> None:
-        super().prepare(data, stage)
-        self.regions = self.named_regions(getattr(data, "regions", None) or {}) or self.regions
-        self.patch = [int(size) for size in data.patch or ()] or self.patch
+    def check_regions(self) -> None:
+        """Do nothing: regions are what scans are often labelled with."""
+
+    def prepare(self, data: TrunklineData, stage: str, fitting: bool = False) -> None:
+        super().prepare(data, stage, fitting)
+        settings = data.volume_settings()
+        self.regions = self.named_regions(settings.regions) or self.regions
+        self.patch = [int(size) for size in settings.patch] or self.patch
         if stage == "fit":
-            self.slice_axis = data.slice_axis
+            self.slice_axis = settings.slice_axis
 
-    def named_regions(self, known: dict[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    def named_regions(self, known: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """Return the labels of each region that is evaluated, by name.
 
         Args:
@@ -80,9 +72,9 @@ class VolumeBranch(SegmentationBranch):
         if self.head.regions:
             names = {frozenset(labels): name for name, labels in known.items()}
             return {
-                names.get(frozenset(r), _joined(self.class_names(), r)): tuple(r) for r in self.head.regions
+                names.get(frozenset(r), _joined(self.class_names, r)): tuple(r) for r in self.head.regions
             }
-        return known or {name: (k,) for k, name in enumerate(self.class_names()) if k}
+        return known or {name: (k,) for k, name in enumerate(self.class_names) if k}
 
     def state(self) -> dict[str, Any]:
         regions = {name: list(labels) for name, labels in self.regions.items()}
@@ -96,54 +88,126 @@ class VolumeBranch(SegmentationBranch):
         self.patch = self.patch or state.get("patch", [])
         self.slice_axis = state.get("slice_axis") if self.slice_axis is None else self.slice_axis
 
-    # -- figures
+    # -- metrics
 
-    def reset(self) -> None:
-        regions = self.regions or self.named_regions({})
-        self._evaluator = VolumeEvaluator(regions, tolerance=self.tolerance, surfaces=self.surfaces)
+    def context(self) -> EvaluationContext:
+        return replace(super().context(), regions=self.regions or self.named_regions({}))
 
-    def evaluate(self, found: list[Found], batch: Any) -> None:
-        for each in found:
-            grid = batch.placement.grid
-            self._evaluator.add(batch.case.name, each["mask"], batch.truth, grid.spacing, grid.voxel)
+    def reset(self, folder: Path | None = None) -> None:
+        super().reset(folder)
+        self._folder = None if folder is None or self.fitting else folder / "pictures"
 
-    def gather(self) -> None:
-        self._evaluator.merge(gather_objects(self._evaluator.rows()))
+    def update(self, predictions: Sequence[Prediction], batch: Any) -> None:
+        super().update(predictions, batch)
+        if self._folder is not None:
+            for prediction in predictions:
+                save_picture(self._folder / f"{batch.case.name}.jpg", self._slices(prediction, batch))
 
-    def write_report(self, folder: Path, stage: str) -> dict[str, Path]:
-        table = folder / f"{stage}_cases.csv"
-        self.result.write_csv(table)
-        written = {
-            "figures": write_json(folder / f"{stage}_figures.json", self.result.as_dict()),
-            "cases": table,
-        }
-        if self.folder is not None and self.folder.exists():
-            written["pictures of slices"] = self.folder
+    def write_report(self, folder: Path) -> dict[str, Path]:
+        written = super().write_report(folder)
+        if self._folder is not None and self._folder.exists():
+            written["pictures of slices"] = self._folder
         return written
 
     # -- pictures and files
 
-    def picture(self, found: Found, batch: Any) -> np.ndarray:
+    def _slices(self, prediction: Prediction, batch: Any) -> np.ndarray:
         """Draw the middle and the worst slice of a scan with contours: ``[h, w, 3]`` uint8."""
         scan = read_scan(batch.case.images[0])
         return slice_picture(
             scan.voxels[0],
-            found["mask"],
+            prediction["mask"],
             batch.truth,
-            self.class_names(),
+            self.class_names,
             self.colours(),
             scan.grid.spacing,
             affine=scan.grid.affine,
         )
 
-    def save_pictures(self, found: list[Found], batch: Any) -> None:
-        """Write a picture of every scan to ``folder``, if there is one."""
-        if self.folder is not None:
-            for each in found:
-                save_picture(self.folder / f"{batch.case.name}.jpg", self.picture(each, batch))
+    def picture_title(self, batch: Any, index: int) -> str:
+        return batch.case.name
 
-    def file_writer(self, folder: Path) -> FileWriter:
-        raise NotImplementedError("volumes are written by VolumeWriter")
+    def evaluation_picture(
+        self, prediction: Prediction, batch: Any, index: int, min_score: float
+    ) -> np.ndarray | None:
+        return self._slices(prediction, batch)
+
+    def prediction_picture(
+        self, prediction: Prediction, path: Path, batch: Any, min_score: float
+    ) -> tuple[str, np.ndarray] | None:
+        return None if "error" in prediction else (batch.case.name, self._slices(prediction, batch))
+
+    def file_writer(self, folder: Path, min_score: float, pictures: bool) -> FileWriter:
+        return VolumeFiles(folder, self)
+
+
+class VolumeFiles(FileWriter):
+    """Writes ``labels/NAME.nii.gz`` (or the scan's own format) and tables.
+
+    A label volume has the shape, the affine and the number type of its scan, and the ids of the training
+    data. ``predictions.csv`` lists how large every region is, ``classes.csv`` what the ids mean,
+    ``cases.json`` which scan belongs to which name, ``failed.csv`` the scans that could not be read.
+
+    Args:
+        folder: where to write; created where needed.
+        branch: of the head.
+    """
+
+    def __init__(self, folder: Path, branch: VolumeBranch) -> None:
+        self.folder = folder
+        self.branch = branch
+        self._rows: list[tuple[str, str, int, float]] = []
+        self._flat = False  # whether scans were pictures
+        self._failed: list[tuple[str, str, str]] = []
+        self._cases: dict[str, list[str]] = {}
+
+    def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
+        name, scan = batch.case.name, batch.case.images[0]
+        self._cases[name] = [str(image) for image in batch.case.images]
+        if "error" in prediction:
+            self._failed.append((name, str(scan), prediction["error"]))
+            return
+        target = self.folder / "labels" / f"{name}{prediction_suffix(scan)}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_labels(target, self.branch.ids()[prediction["mask"]], like=scan)
+        self._rows += self._sizes(name, prediction["mask"], batch.placement.grid.voxel)
+
+    def _sizes(self, case: str, mask: np.ndarray, each: float) -> list[tuple[str, str, int, float]]:
+        voxels = count_labels(mask)
+        self._flat |= mask.ndim == 2
+        unit = 1 if mask.ndim == 2 else 1000  # mm^3 in a ml
+        return [
+            (case, name, int(number), round(number * each / unit, 4))
+            for name, labels in self.branch.regions.items()
+            for number in [voxels[list(labels)].sum()]
+        ]
+
+    def finish(self, first_process: bool) -> str:
+        parts = gather_objects((self._rows, self._failed, self._flat, self._cases))
+        # With more processes than scans some are there twice.
+        rows = sorted({row for sizes, _, _, _ in parts for row in sizes})
+        failed = sorted({case for _, cases, _, _ in parts for case in cases})
+        cases = {name: images for *_, known in parts for name, images in known.items()}
+        done = len(cases) - len(failed)
+        text = f"label volumes of {done} of {len(cases)} scans: {(self.folder / 'labels').resolve()}"
+        if first_process:
+            size = "mm2" if any(flat for _, _, flat, _ in parts) else "ml"
+            write_csv(self.folder / "predictions.csv", ["case", "region", "voxels", size], rows)
+            known = zip(self.branch.ids(), self.branch.class_names, strict=True)
+            write_csv(self.folder / "classes.csv", ["id", "name"], [list(row) for row in known])
+            listed = [{"case": name, "images": images} for name, images in sorted(cases.items())]
+            write_json(self.folder / "cases.json", listed)
+            (self.folder / "failed.csv").unlink(missing_ok=True)
+        if failed:
+            if first_process:
+                write_csv(self.folder / "failed.csv", ["case", "scan", "error"], failed)
+            lines = "".join(f"\n  {name}: {error}" for name, _, error in failed[:20])
+            raise UnreadImages(
+                f"{len(failed)} of {len(cases)} scans could not be segmented (all of them are in "
+                f"{(self.folder / 'failed.csv').resolve()}; the others are done):{lines}",
+                text if first_process else "",
+            )
+        return text if first_process else ""
 
 
 def _joined(names: Sequence[str], labels: Sequence[int]) -> str:

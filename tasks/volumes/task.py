@@ -6,30 +6,29 @@ Letters in shapes: B patches, C channels, K classes, S spatial axes (H, W or D, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback
-from pytorch_lightning.trainer.states import TrainerFn
+from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from ...data.scans.batches import EvaluationCase
 from ...data.scans.prepare.restore import Restorer
 from ...data.shared.common import number_of
-from ...evaluation.volumes.evaluator import VolumeResult
-from ..base.branch import Branch, Found
+from ...evaluation.base import Evaluator, Prediction
+from ...evaluation.volumes import VolumeEvaluator
+from ..base.branch import Branch
 from ..base.checkpoints import read_checkpoint
-from ..base.task import BranchedTask
+from ..base.task import Task
 from .branch import VolumeBranch
 from .inference import VolumeInference, best_axis, keep_largest, mirrored, sliced, sweep
 from .kernels import on_host
-from .writer import VolumeWriter
 
 
-class VolumeSegmentation(BranchedTask):
+class VolumeSegmentation(Task):
     """Trains a segmenter on patches of scans, and applies it to whole scans by a sliding window.
 
     Scans are read, prepared and put back onto their own grids by ``ScanSegmentation``. The network may be
@@ -45,8 +44,13 @@ class VolumeSegmentation(BranchedTask):
         surface_tolerance: of the surface Dice, in mm.
         ensemble: further checkpoints, such as those of the other folds, whose probabilities are averaged
             with this model's in validate, test and predict.
-        **task: what every ``BranchedTask`` takes; the head is a segmentation head, ``UNet`` above all.
+        **task: what every ``Task`` takes; the head is a segmentation head, ``UNet`` above all.
     """
+
+    kind = "volumes"
+    branch_names = {"segmentation": "volumes"}
+    predicts_on_copy = False  # its networks have no batch norms to fold
+    branch: VolumeBranch
 
     def __init__(
         self,
@@ -69,23 +73,8 @@ class VolumeSegmentation(BranchedTask):
         """SGD with rate 0.01, Nesterov momentum 0.99 and weight decay 3e-5."""
         return torch.optim.SGD(parameters, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
 
-    def make_branches(self) -> dict[str, Branch]:
-        return {"": VolumeBranch(self.head, self.surface_tolerance)}
-
-    @property
-    def branch(self) -> VolumeBranch:
-        """The only branch."""
-        return self.branches[""]
-
-    @property
-    def classes(self) -> list[dict[str, Any]]:
-        """Class k is ``classes[k]``: id in the data's label volumes, name and colour."""
-        return self.branch.classes
-
-    @property
-    def result(self) -> VolumeResult | None:
-        """The figures of the last validation or test."""
-        return self.branch.result
+    def default_evaluators(self, branch: Branch) -> list[Evaluator]:
+        return [VolumeEvaluator(tolerance=self.surface_tolerance)]
 
     # -- one scan
 
@@ -158,9 +147,8 @@ class VolumeSegmentation(BranchedTask):
         files, ndim = ", ".join(batch.case.images), len(self.backbone.levels[0].stride)
         if batch.image.ndim - 1 < ndim:
             return f"{files}: is a picture, but the network is for volumes"
-        kernel = next((p for p in self.trunk.parameters() if p.ndim == ndim + 2), None)
-        channels, wanted = len(batch.image), len(batch.image) if kernel is None else kernel.shape[1]
-        if channels != wanted:
+        channels, wanted = len(batch.image), self.backbone.image_channels
+        if wanted not in (channels, None):
             return (
                 f"{files}: has {number_of(channels, 'channel')}, but the network takes {wanted}; channels in "
                 "files of their own are one scan in a folder that holds no other, or as CASE_0000, CASE_0001"
@@ -178,7 +166,7 @@ class VolumeSegmentation(BranchedTask):
             )
 
     def _kept(self) -> list[int]:
-        names = self.branch.class_names()
+        names = self.branch.class_names
         unknown = [name for name in self.inference.keep_largest if name not in names[1:]]
         if unknown:
             raise ValueError(f"inference.keep_largest names {unknown}; the classes are {names[1:]}")
@@ -188,15 +176,14 @@ class VolumeSegmentation(BranchedTask):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        fitting = stage == "fit"
-        self.branch.surfaces = self.trainer.state.fn != TrainerFn.FITTING
-        if fitting and self.ensemble:
+        if stage == "fit" and self.ensemble:
             raise ValueError("model.ensemble is for validate, test and predict; train each fold without it")
-        if not fitting:
-            data = getattr(self.trainer, "datamodule", None)
-            self._members = [self._member(path, data) for path in self.ensemble]
+        if stage != "fit":
+            data = self.trainer.datamodule
+            ours = {} if data is None else data.volume_settings().preparation
+            self._members = [self._member(path, ours) for path in self.ensemble]
 
-    def _member(self, path: str, data: Any) -> VolumeSegmentation:
+    def _member(self, path: str, ours: Mapping[str, Any]) -> VolumeSegmentation:
         """Load a checkpoint that was trained on scans prepared in the same way.
 
         Raises:
@@ -206,8 +193,7 @@ class VolumeSegmentation(BranchedTask):
             raise ValueError(f"model.ensemble: {path}: no such file; give checkpoints that fit has written")
         stored = read_checkpoint(path, "model.ensemble:")
         theirs = stored.get("datamodule_hyper_parameters", {}).get("preparation")
-        ours = getattr(data, "hparams", {}).get("preparation")
-        if theirs is not None and ours is not None and _plain(theirs) != _plain(ours):
+        if theirs and ours and _plain(theirs) != _plain(ours):
             raise ValueError(
                 f"model.ensemble: {path} was trained on scans prepared in another way ({_plain(theirs)} "
                 f"against {_plain(ours)}); models that are averaged need the same data.preparation"
@@ -236,7 +222,7 @@ class VolumeSegmentation(BranchedTask):
 
     def _kind(self) -> str:
         """Return what the scores mean, as text."""
-        names, regions, axis = self.branch.class_names(), self.head.regions, self.branch.slice_axis
+        names, regions, axis = self.branch.class_names, self.head.regions, self.branch.slice_axis
         text = f"{', '.join(names)} in {len(self.backbone.levels[0].stride)} dimensions"
         text += "" if axis is None else f" along axis {axis}"
         return text if regions is None else f"{text} as regions {[list(labels) for labels in regions]}"
@@ -253,49 +239,26 @@ class VolumeSegmentation(BranchedTask):
     def on_predict_start(self) -> None:
         self._begin()
 
-    # -- validation and test
+    # -- evaluation and prediction
 
-    def on_validation_epoch_start(self) -> None:
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        folder = self.trainer.log_dir if self.trainer.loggers and not fitting else None
-        stage = "test" if self.trainer.testing else "val"
-        self.branch.folder = (
-            Path(folder) / f"{stage}_slices" if folder and not self.trainer.fast_dev_run else None
-        )
-        super().on_validation_epoch_start()
+    def infer(self, batch: EvaluationCase) -> tuple[None, dict[str, list[Prediction]]]:
+        """Return the label volume of a scan, or ``error`` if it cannot be read or does not fit the network.
 
-    def validation_step(self, batch: EvaluationCase, batch_idx: int) -> None:
-        found = self._found(batch)
-        self.branch.evaluate(found, batch)
-        self.branch.save_pictures(found, batch)
-        self._log_pictures(batch, {"": found})
-
-    def predict_step(self, batch: EvaluationCase, batch_idx: int) -> list[Found]:
-        """Return the label volume of a scan; nothing if it could not be read, or does not fit the network."""
-        batch.error = batch.error or self._misfit(batch)
-        return [] if batch.error is not None else self._found(batch)
-
-    def _found(self, batch: EvaluationCase) -> list[Found]:
+        Whole scans have no raw outputs that fit the memory, so no losses.
+        """
+        error = batch.error or (self._misfit(batch) if self._predicting else None)
+        prediction: Prediction = {"image_id": int(batch.image_ids[0])}
+        if error is not None:
+            return None, {"": [{**prediction, "error": error}]}
         mask = self.segment(batch.image, batch.placement)
-        return [{"image_id": int(batch.image_ids[0]), "size": mask.shape, "mask": mask}]
-
-    def _log_pictures(self, batch: Any, found: dict[str, list[Found]]) -> None:
-        board = getattr(self.logger, "experiment", None)
-        if self._drawn >= self.pictures or not self.trainer.is_global_zero or not hasattr(board, "add_image"):
-            return
-        self._drawn += 1
-        picture = self.branch.picture(found[""][0], batch)
-        board.add_image(f"val/{batch.case.name}", picture, self.global_step, dataformats="HWC")
-
-    def prediction_writer(self, folder: Path, pictures: bool, min_score: float) -> Callback:
-        return VolumeWriter(folder, self.branch, pictures)
+        return None, {"": [{**prediction, "size": mask.shape, "mask": mask}]}
 
 
 def _plain(value: Any) -> Any:
     """Turn dataclasses and namespaces into dictionaries, also inside lists, so that they can be compared."""
     if dataclasses.is_dataclass(value):
         value = dataclasses.asdict(value)
-    if hasattr(value, "as_dict"):
+    if isinstance(value, Namespace):
         value = value.as_dict()
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -1,0 +1,253 @@
+"""Where predictions go: files, and pictures for the logger.
+
+Letters in shapes: h w height and width of a picture in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import BasePredictionWriter
+
+from ...data.shared.io import read_image
+from ...evaluation.base import Prediction
+from ...evaluation.files import write_json
+from ...evaluation.pictures import contact_sheet, save_picture
+
+if TYPE_CHECKING:
+    from .branch import Branch
+    from .task import Task
+
+COLUMNS = 4  # of a sheet of small pictures
+
+
+class FileWriter(ABC):
+    """Writes the predictions of one branch."""
+
+    def begin(self, paths: Mapping[int, Path]) -> None:  # noqa: B027, many need nothing
+        """Learn which images there are, by id, before the first prediction."""
+
+    @abstractmethod
+    def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
+        """Write, or keep, the prediction on one image.
+
+        Args:
+            prediction: see :data:`.evaluation.base.Prediction`.
+            path: of the image.
+            batch: that holds the image.
+            index: where in the batch.
+        """
+
+    @abstractmethod
+    def finish(self, first_process: bool) -> str:
+        """Write what remains; all processes call it. Return what was written, as text for people.
+
+        Raises:
+            ValueError: where images could not be predicted on, when all others are written.
+        """
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes the files of every branch, ``images.json`` (id to file) and ``pictures/`` with all branches.
+
+    Result files are written once, whole, when all ranks are done; pictures and masks appear as they are made.
+
+    Args:
+        folder: where to write; created where needed.
+        branches: by name. The files of a single branch go into ``folder``, those of several into a folder of
+            their name.
+        pictures: whether to draw pictures.
+        min_score: predictions below this score are written to the results but not drawn.
+    """
+
+    def __init__(
+        self, folder: Path, branches: dict[str, Branch], pictures: bool = True, min_score: float = 0.5
+    ) -> None:
+        super().__init__(write_interval="batch")
+        self.folder = Path(folder)
+        self.branches = branches
+        self.pictures = pictures
+        self.min_score = min_score
+        self._files: dict[str, FileWriter] = {}
+        self._paths: dict[int, Path] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before the work whether its result can be written.
+
+        Raises:
+            OSError: if the folder, or one above it, is a file or may not be written to.
+        """
+        require_writable(self.folder)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._paths = {int(i): Path(path) for i, path in trainer.datamodule.prediction_paths().items()}
+        self._files = {
+            name: branch.file_writer(self.folder / name, self.min_score, self.pictures)
+            for name, branch in self.branches.items()
+        }
+        for files in self._files.values():
+            files.begin(self._paths)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: list[Any],
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        for index, found in enumerate(prediction):
+            each = found if len(self.branches) > 1 else dict.fromkeys(self.branches, found)
+            path = self._paths[next(iter(each.values()))["image_id"]]
+            for name, files in self._files.items():
+                files.add(each[name], path, batch, index)
+            drawn = self._picture(each, path, batch) if self.pictures else None
+            if drawn is not None:
+                # The id keeps files of one name in different folders apart.
+                save_picture(self.folder / "pictures" / f"{drawn[0]}.jpg", drawn[1])
+
+    def _picture(self, each: dict[str, Prediction], path: Path, batch: Any) -> tuple[str, np.ndarray] | None:
+        from .branch import draw_all, enlarged
+
+        (name, branch), *others = self.branches.items()
+        if not others:
+            return branch.prediction_picture(each[name], path, batch, self.min_score)
+        picture = draw_all(self.branches, enlarged(read_image(path)), each, self.min_score)
+        return f"{path.stem}_{each[name]['image_id']}", picture
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what is written whole.
+
+        Raises:
+            OSError: if the folder cannot be written to.
+            ValueError: at the end of all, if there were images that could not be predicted on.
+        """
+        first, problem, texts = trainer.is_global_zero, None, []
+        try:
+            for files in self._files.values():
+                try:
+                    texts.append(files.finish(first))
+                except UnreadImages as error:  # the others are written all the same
+                    problem = error
+                    texts.append(error.written)
+            if first:
+                rows = [{"id": i, "file_name": str(path)} for i, path in sorted(self._paths.items())]
+                write_json(self.folder / "images.json", rows)
+        except OSError as error:
+            raise OSError(
+                f"output.folder: {self.folder} cannot be written to ({error}); make room, or give another "
+                "--output.folder"
+            ) from error
+        if first:
+            print("\n".join(text for text in texts if text))
+            if self.pictures and (self.folder / "pictures").is_dir():
+                print(f"pictures: {(self.folder / 'pictures').resolve()}")
+        if problem is not None:
+            raise problem
+
+
+class UnreadImages(ValueError):
+    """Some images could not be predicted on; ``written`` says what became of the others."""
+
+    def __init__(self, message: str, written: str) -> None:
+        super().__init__(message)
+        self.written = written
+
+
+def require_writable(folder: Path) -> None:
+    """Raise an OSError unless ``folder`` can be written to, or created."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problem = "may not be written to" if place.is_dir() else "is no folder"
+        raise OSError(f"output.folder: {place} {problem}; give another --output.folder")
+
+
+@runtime_checkable
+class TakesPictures(Protocol):
+    """What a logger's ``experiment`` needs to show pictures, as TensorBoard's does."""
+
+    def add_image(self, tag: str, img_tensor: Any, global_step: int, dataformats: str) -> None:
+        """Show a picture."""
+
+
+class PictureBoard:
+    """Gives the logger pictures of an evaluation, on the first process, if it takes any.
+
+    Args:
+        task: draws the pictures.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the pictures of the last evaluation."""
+        self._sheet: list[np.ndarray] = []
+        self._drawn = 0
+        self._batch_size = 0  # of the evaluation at hand, the last batch apart
+
+    def _experiment(self) -> TakesPictures | None:
+        task = self._task
+        if task.logger is None or not task.trainer.is_global_zero:
+            return None
+        return task.logger.experiment if isinstance(task.logger.experiment, TakesPictures) else None
+
+    def _show(self, experiment: TakesPictures, title: str, picture: np.ndarray) -> None:
+        experiment.add_image(title, picture, self._task.global_step, dataformats="HWC")
+
+    def add(self, batch: Any, predictions: dict[str, list[Prediction]], batch_idx: int) -> None:
+        """Draw those images of a batch that the logger is to show."""
+        experiment = self._experiment()
+        if experiment is None:
+            return
+        branch = next(iter(self._task.branches.values()))
+        for index in self._chosen(len(batch), batch_idx, branch.small_pictures):
+            each = {name: found[index] for name, found in predictions.items()}
+            picture = self._task.picture(batch, index, each)
+            if picture is None:
+                continue
+            if branch.small_pictures:
+                self._sheet.append(picture)
+            else:
+                self._show(experiment, f"val/{branch.picture_title(batch, index)}", picture)
+
+    def _chosen(self, size: int, batch_idx: int, spread: bool) -> list[int]:
+        """Return which images of a batch are drawn: the first of all, or evenly spaced ones.
+
+        Data often come class by class, so the first would all be of one class.
+        """
+        wanted = self._task.pictures
+        if not spread:
+            chosen = list(range(min(size, max(0, wanted - self._drawn))))
+            self._drawn += len(chosen)
+            return chosen
+        trainer = self._task.trainer
+        if trainer.sanity_checking:
+            return []
+        if batch_idx == 0:
+            self._batch_size = size
+        batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        images = int(batches[0]) * self._batch_size
+        places = sorted({number * images // wanted for number in range(wanted)})
+        first = batch_idx * self._batch_size
+        return [place - first for place in places if first <= place < first + size]
+
+    def finish(self, stage: str) -> None:
+        """Show the sheet of small pictures, and what the evaluators drew."""
+        experiment = self._experiment()
+        if experiment is None:
+            return
+        if self._sheet:
+            self._show(experiment, f"{stage}/pictures", contact_sheet(self._sheet, COLUMNS))
+        for name, branch in self._task.branches.items():
+            for title, picture in branch.result_pictures().items():
+                self._show(experiment, "/".join(part for part in (stage, name, title) if part), picture)

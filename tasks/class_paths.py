@@ -1,0 +1,88 @@
+"""Classes of the user in configs: where Python looks for them, and what is wrong if it finds none."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def check_class_paths(words: list[str]) -> None:
+    """Make the user's modules importable, and import every class that the command names by its path.
+
+    Python looks in the working directory, and in the folders of the configs; both come last, so that they
+    hide no installed package.
+
+    Args:
+        words: of the command, after the names of shipped configs became files.
+
+    Raises:
+        ValueError: naming the option, the path, and what could not be imported and why.
+    """
+    configs = [value for option, value in _options(words) if option in ("config", "c")]
+    files = [Path(config) for config in configs if not config.lstrip().startswith("{")]
+    for folder in (Path.cwd(), *(file.resolve().parent for file in files)):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    for config in configs:
+        try:
+            inline = config.lstrip().startswith("{")
+            content = (
+                json.loads(config) if inline else yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+            )
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser says what is wrong with it
+        for option, path in _class_paths(content, ""):
+            _require_class(f"{option} in {'--config' if inline else config}", path)
+    for option, value in _options(words):
+        if option.split(".")[0] in ("model", "data") and _looks_like_class(value):
+            _require_class(f"--{option}", value)
+
+
+def _options(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the options of a command with their values, without the dashes."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option.startswith("-"):
+            yield option.lstrip("-"), value if equals else after
+
+
+def _class_paths(content: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Yield the place and the value of every ``class_path`` with a module in a config."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            inside = f"{place}.{key}" if place else str(key)
+            if key == "class_path" and isinstance(value, str) and "." in value:
+                yield inside, value
+            else:
+                yield from _class_paths(value, inside)
+    elif isinstance(content, list):
+        for number, value in enumerate(content):
+            yield from _class_paths(value, f"{place}[{number}]")
+
+
+def _looks_like_class(value: str) -> bool:
+    """Whether a value may be a module and a class in it, such as ``my_heads.RetinaNet``, and not a file."""
+    parts = value.split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()
+
+
+def _require_class(option: str, path: str) -> None:
+    module, _, name = path.rpartition(".")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # the user's module may raise anything
+        cause = f"{type(error).__name__}: {error}"
+        looked = ", ".join(sys.path[-2:])
+        raise ValueError(
+            f"{option}: {path} cannot be imported, because importing the module {module} fails ({cause}). "
+            f"Modules are looked for among the installed packages, then in {looked} (the working directory "
+            "and the folder of the config)"
+        ) from error
+    if not hasattr(found, name):
+        raise ValueError(f"{option}: the module {module} ({found.__file__}) has no class {name}")
