@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.scans.augment import default_transforms
 from .memory import DEVICE, GIB, PER_PARAMETER, SAFETY
 from .plan import Plan
 from .shape import LEAST_MAP, MOST_WIDTH, widest_patch
@@ -203,8 +204,18 @@ def _data(plan: Plan) -> list[str]:
         f"    batch_size: {plan.batch}  # {_batch_reason(plan)}",
         f"    steps_per_epoch: {STEPS}  # batches, as in nnU-Net",
         "    foreground: 0.33  # of the patches are centred on a voxel of a class other than the background",
+        *_augment(plan),
         "    workers: 8  # loader processes; no more are started than there are processor cores",
     ]
+
+
+def _augment(plan: Plan) -> list[str]:
+    lines = ["    augment:  # the recipe of nnU-Net for this patch, angles in radians; null for none"]
+    for entry in default_transforms(plan.patch):
+        for name, arguments in entry.items():
+            listed = ", ".join(f"{key}: {dumped(value)}" for key, value in arguments.items())
+            lines.append(f"      - {name}: {{{listed}}}")
+    return lines
 
 
 def _preparation(plan: Plan) -> list[str]:

@@ -1,7 +1,16 @@
-"""Small files of scans, and what was found of them, for the tests of all layouts."""
+"""Small files of scans, what was found of them, and data modules of them."""
 
 import nibabel
 import numpy as np
+import torch
+
+from trunkline.data.scans.module import ScanSegmentation
+from trunkline.data.scans.prepare.intensity import Intensity
+from trunkline.data.scans.prepare.prepare import Preparation
+
+RAW = Preparation(intensity=[Intensity(scale="none")])
+SHAPES = {"train": [(12, 14, 10), (13, 12, 11), (8, 12, 14)], "val": [(9, 10, 11), (10, 9, 8)]}
+SMALL = {"patch": [6, 7, 8], "workers": 0, "preparation": RAW, "augment": [], "cache": "memory", "seed": 0}
 
 
 def volume(path, ids=(0, 1), channels=1):
@@ -24,3 +33,54 @@ def described(found, root):
         }
         for split, cases in found.cases.items()
     }
+
+
+def indexed(shape, case):
+    i, j, k = np.indices(shape)
+    return (case * 1e6 + i * 1e4 + j * 1e2 + k).astype(np.float32)
+
+
+def labels(shape, case):
+    values = np.zeros(shape, dtype=np.uint8)
+    values[2:5, 3:6, 2:7] = 1
+    values[6, 7, 4 + case % 3] = 4
+    return values
+
+
+def save(path, values, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine), path)
+
+
+def write(root, affine=None, shapes=SHAPES):
+    number = 0
+    for split, sizes in shapes.items():
+        for shape in sizes:
+            save(root / f"images/{split}/case{number}.nii.gz", indexed(shape, number), affine)
+            save(root / f"labels/{split}/case{number}.nii.gz", labels(shape, number), affine)
+            number += 1
+    (root / "classes.csv").write_text("id,name\n0,background\n1,organ\n4,lesion\n")
+    return root
+
+
+def fitted(root, stage="fit", **options):
+    made = ScanSegmentation(None if root is None else str(root), **SMALL | options)
+    made.setup(stage)
+    return made
+
+
+def names_of(made):
+    """Return the names of a data module's classes."""
+    return [entry.name for entry in made.label_classes("volumes")]
+
+
+def blocks(shape, seed=0):
+    """Return a mask of labels 0..4 in blocks of 3 voxels a side."""
+    coarse = np.random.default_rng(seed).integers(0, 5, [-(-side // 3) for side in shape], dtype=np.uint8)
+    for axis in range(len(shape)):
+        coarse = coarse.repeat(3, axis)
+    return torch.from_numpy(coarse[tuple(map(slice, shape))].copy())
+
+
+def noise(shape, channels=2, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(channels, *shape)).astype(np.float32))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.augment import AugmentationError
+from ..shared.transform_checks import AugmentationError
 
 Entry = Mapping[str, Mapping[str, Any] | None]
 
@@ -96,8 +96,8 @@ class ScanAugmentation:
 
     Args:
         transforms: one single-key mapping per transform, the name in MONAI (without the d of its dictionary
-            version) to its arguments, for example ``{"RandFlip": {"prob": 0.5, "spatial_axis": 0}}``; None
-            for :func:`default_transforms`, [] for none. See ``USABLE`` for the names.
+            version) to its arguments, for example ``{"RandFlip": {"prob": 0.5, "spatial_axis": 0}}``;
+            see ``USABLE`` for the names.
         patch: sizes of the patches, 2 or 3 numbers of voxels.
 
     Raises:
@@ -105,15 +105,15 @@ class ScanAugmentation:
             that changes the size of such a patch.
     """
 
-    def __init__(self, transforms: Sequence[Entry] | None, patch: Sequence[int]):
+    def __init__(self, transforms: Sequence[Entry], patch: Sequence[int]):
         self.patch = tuple(patch)
-        entries = default_transforms(patch) if transforms is None else transforms
-        if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
+        if isinstance(transforms, str | Mapping) or not isinstance(transforms, Sequence):
             raise AugmentationError(
-                f"data.augment is a list of single-key mappings like RandFlip: {{prob: 0.5}}, got {entries!r}"
+                "data.augment is a list of single-key mappings like RandFlip: {prob: 0.5}, got "
+                f"{transforms!r}"
             )
         axes = len(self.patch)
-        self.steps = [_build(entry, f"data.augment[{i}]", axes) for i, entry in enumerate(entries)]
+        self.steps = [_build(entry, f"data.augment[{i}]", axes) for i, entry in enumerate(transforms)]
         for place, transform in self.steps:
             self._try(place, transform)
 

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pytorch_lightning as pl
-import torch
-from torch import Tensor
+from torch.utils.data import DataLoader
 
-from ..shared.common import require_positive, without_paths
+from ..shared.common import require_positive
 from ..shared.labels import LabelClass
-from ..shared.loading import PlainErrorLoader, batch_loader, capped_workers, global_seed, ranks_of
+from ..shared.loading import (
+    ImageBatchSampler,
+    PlainErrorLoader,
+    RequestedBatches,
+    batch_loader,
+    capped_workers,
+    global_seed,
+    ranks_of,
+)  # fmt: skip
+from ..shared.module import SPLITS, SplitData, VolumeSettings
 from .augment import ScanAugmentation
 from .batches import collate_patches
-from .cases.cases import Case, CasesError, ScanDataset, find_cases, find_dataset
+from .cases.cases import ScanDataset, find_cases, find_dataset
 from .cases.checks import check_cases
+from .cases.types import CasesError, Unlabelled
+from .dataset import CasesToPredict, LabelledCases, PatchDataset
 from .formats.files import read_grid
-from .patches import PatchDataset, PatchSampler, check_patch, fit_patch
+from .patches import PatchSampler, check_patch, fit_patch
 from .prepare.cache import PreparedCases
 from .prepare.intensity import Intensity
 from .prepare.prepare import Preparation
-from .whole_cases import CasesToPredict, LabelledCases, case_loader
 
 logger = logging.getLogger("trunkline")
 
 _FOUND_BY = (
-    "images", "labels", "table", "classes", "ignore_id", "splits", "fold", "folds", "patients",
+    "images", "labels", "table", "classes", "ignore_id", "splits", "fold", "folds", "patients", "missing",
 )  # fmt: skip
 
 
-class ScanSegmentation(pl.LightningDataModule):
+class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
     """CT, MR and other scans of two or three axes with a class per voxel.
 
     Training shows random patches of prepared scans, a fixed number of batches an epoch, as nnU-Net does
@@ -47,7 +56,7 @@ class ScanSegmentation(pl.LightningDataModule):
 
     Args:
         root: folder that holds the data, and that relative paths below are relative to.
-        images: see :func:`.cases.find_dataset`, as for all up to ``patients``.
+        images: see :func:`.cases.find_dataset`, as for all up to ``missing``.
         labels: where the label volumes are.
         table: a CSV of cases.
         classes: names of the classes by their ids in the label files, or in the order of the ids 0, 1, 2 and
@@ -59,6 +68,8 @@ class ScanSegmentation(pl.LightningDataModule):
         seed: fixes the folds (0 if null), and draws of patches and augmentation (if null the seed given to
             seed_everything, else 0).
         patients: which cases belong to one patient.
+        missing: what to do about cases to train or validate with that have no labels: error, or skip to leave
+            them out with a warning. Test cases without labels are always left out.
         predict: what to predict on: scans, DICOM folders, folders of either, or a list of them. Relative to
             the working directory.
         preparation: how scans are prepared; the same in training and prediction.
@@ -72,7 +83,8 @@ class ScanSegmentation(pl.LightningDataModule):
         foreground: share of the patches that are centred on a voxel of a class other than the background,
             drawn from the classes in the case, 0 to 1. The others lie anywhere.
         augment: MONAI's transforms for training, each a name (without the d of its dictionary version) with
-            its arguments; null for the recipe of nnU-Net (:func:`.augment.default_transforms`), [] for none.
+            its arguments; null for none. ``trunkline plan`` writes the recipe of nnU-Net for a patch
+            (:func:`.augment.default_transforms`).
         cache: where prepared cases are kept: on disk, memory-mapped; in memory; or none, to prepare a case
             for each patch anew.
         cache_folder: folder for ``disk``; null for one in the user's folder for caches.
@@ -84,6 +96,8 @@ class ScanSegmentation(pl.LightningDataModule):
         ValueError: if an argument is out of range or does not fit the others.
         AugmentationError: if ``augment`` is wrong.
     """
+
+    label_kinds = ("volumes",)
 
     def __init__(
         self,
@@ -98,6 +112,7 @@ class ScanSegmentation(pl.LightningDataModule):
         folds: int = 5,
         seed: int | None = None,
         patients: str | None = None,
+        missing: Unlabelled = "error",
         predict: str | list[str] | None = None,
         preparation: Preparation = Preparation(),  # noqa: B008, never changed
         patch: list[int] | None = None,
@@ -111,34 +126,33 @@ class ScanSegmentation(pl.LightningDataModule):
         workers: int = 4,
     ):
         super().__init__()
-        require_positive(**{"data.batch_size": batch_size, "data.steps_per_epoch": steps_per_epoch})
-        if not 0 <= foreground <= 1:
-            raise ValueError(f"data.foreground is {foreground}; it is a share of the patches, 0 to 1")
-        if workers < 0:
-            raise ValueError(f"data.workers is {workers}; it must be at least 0")
-        if cache not in ("disk", "memory", "none"):
-            raise ValueError(f"data.cache is {cache!r}; it is disk, memory or none")
-        if cache_folder is not None and cache != "disk":
-            raise ValueError(f"data.cache_folder has no effect with data.cache {cache}; leave it out")
-        check_patch(patch, slice_axis)
         # The arguments stay in self.hparams, which goes into checkpoints.
         self.save_hyperparameters(logger=False)
-        for name, value in self.hparams.items():
-            self.hparams[name] = asdict(value) if isinstance(value, Preparation) else without_paths(value)
+        self.keep_arguments()
+        self._check_arguments()
         self.preparation = _as_preparation(preparation)
+        self.hparams["preparation"] = _plain(self.preparation)
         self.patch = None if patch is None else tuple(patch)
         self.slice_axis = slice_axis
         self.batch_size = batch_size
-        self.classes: tuple[LabelClass, ...] = ()
-        self.channels: tuple[str, ...] = ()
-        self.regions: dict[str, tuple[int, ...]] = {}
-        self.predict_cases: tuple[Case, ...] = ()
-        self.predict_paths: dict[int, Path] = {}
-        # The default cannot be wrong, and making it takes seconds.
         self._augmentation = ScanAugmentation(augment, patch) if augment and patch else None
         self._found: ScanDataset | None = None
-        self._prepared: dict[str, PreparedCases] = {}
         self._checked: set[str] = set()
+
+    def _check_arguments(self) -> None:
+        given = self.hparams
+        require_positive(**{f"data.{name}": given[name] for name in ("batch_size", "steps_per_epoch")})
+        if not 0 <= given.foreground <= 1:
+            raise ValueError(f"data.foreground is {given.foreground}; it is a share of the patches, 0 to 1")
+        if given.workers < 0:
+            raise ValueError(f"data.workers is {given.workers}; it must be at least 0")
+        if given.missing not in ("error", "skip"):
+            raise ValueError(f"data.missing is {given.missing!r}; it is error or skip")
+        if given.cache not in ("disk", "memory", "none"):
+            raise ValueError(f"data.cache is {given.cache!r}; it is disk, memory or none")
+        if given.cache_folder is not None and given.cache != "disk":
+            raise ValueError(f"data.cache_folder has no effect with data.cache {given.cache}; leave it out")
+        check_patch(given.patch, given.slice_axis)
 
     # -- what Lightning calls
 
@@ -147,16 +161,19 @@ class ScanSegmentation(pl.LightningDataModule):
 
         Raises:
             CasesError: listing what is wrong with the dataset or its files.
+            ValueError: if ``patch`` is not set but needed.
         """
-        stage = None if self.trainer is None else self.trainer.state.fn
-        splits = self._stage_splits(stage)
-        unchecked = [split for split in splits if split not in self._checked]
+        stage = self.stage or "fit"
+        if stage == "predict":
+            return
+        self._require_patch(stage)
+        sources = [self.source_of(split) or split for split in SPLITS[stage]]
+        unchecked = [split for split in sources if split not in self._checked]
         if unchecked:
             check_cases(self._dataset(), unchecked)
             self._checked |= set(unchecked)
         if self.hparams.cache == "disk":
-            for split in splits:
-                self._cases(split)
+            self.indices(stage)
 
     def setup(self, stage: str | None = None) -> None:
         """Find the cases of a stage, and prepare those that are not yet.
@@ -168,83 +185,140 @@ class ScanSegmentation(pl.LightningDataModule):
             CasesError: if there are none, or they do not fit each other.
             ValueError: if ``patch`` does not fit the scans.
         """
-        if stage == "predict":
-            self._setup_prediction()
-            return
-        splits = self._stage_splits(stage)
-        self._take_names(self._dataset())
-        if stage == "test" and splits == ["val"]:
-            unlabelled = len(self._dataset().cases.get("test", ()))
-            why = f"none of {unlabelled} test cases has labels" if unlabelled else "there are no test cases"
-            logger.warning("%s: the validation data take their place", why)
-        for split in splits:
-            self._cases(split)
-        if "train" in splits:
-            self.slice_axis = fit_patch(self._cases("train"), self.patch, self.slice_axis)
-            if self._augmentation is None and self.hparams.augment is None:
-                self._augmentation = ScanAugmentation(None, self.patch)
+        stage = stage or "fit"
+        self._require_patch(stage)
+        self.indices(stage)
+        if stage == "fit":
+            self.slice_axis = fit_patch(self.index_of("train"), self.patch, self.slice_axis)
 
-    def train_dataloader(self) -> PlainErrorLoader:
-        """Return the loader of random, augmented patches."""
-        cases = self._ready("train")
-        sampler = PatchSampler(
-            len(cases),
-            self.batch_size,
-            self.hparams.steps_per_epoch,
-            self.hparams.foreground,
-            seed=global_seed(self.hparams.seed),
-            **ranks_of(self.trainer),
+    def _require_patch(self, stage: str) -> None:
+        if stage == "fit" and self.patch is None:
+            raise ValueError("data.patch is not set; training needs the size of its patches in voxels")
+
+    # -- splits
+
+    def has_split(self, split: str) -> bool:
+        cases = self._dataset().cases.get(split, ())
+        return any(case.label is not None for case in cases) if split == "test" else bool(cases)
+
+    def why_absent(self, split: str) -> str:
+        unlabelled = len(self._dataset().cases.get(split, ()))
+        return (
+            f"none of {unlabelled} {split} cases has labels" if unlabelled else f"there are no {split} cases"
         )
-        dataset = PatchDataset(cases, self.patch, self.slice_axis, self._augmentation)
-        return batch_loader(dataset, sampler, collate_patches, self.hparams.workers, self.trainer)
 
-    def val_dataloader(self) -> PlainErrorLoader:
-        """Return the loader of whole validation cases."""
-        return case_loader(LabelledCases(self._ready("val")), self.hparams.workers, self.trainer)
-
-    def test_dataloader(self) -> PlainErrorLoader:
-        """Return the loader of whole test cases."""
-        (split,) = self._stage_splits("test")
-        return case_loader(LabelledCases(self._ready(split)), self.hparams.workers, self.trainer)
-
-    def predict_dataloader(self) -> PlainErrorLoader:
-        """Return the loader of whole cases to predict on."""
-        if not self.predict_cases:
-            raise RuntimeError("the data has not been read: call setup(stage) before asking for a loader")
-        channels = len(self.channels) or None  # else the network alone knows how many it takes
-        dataset = CasesToPredict(self.predict_cases, self.preparation, channels)
-        return case_loader(dataset, self.hparams.workers, self.trainer)
-
-    # -- what tasks ask
-
-    def pixel_counts(self) -> Tensor:
-        """Return ``[K]`` int64, the voxels of each class in the prepared training cases; for class weights.
+    def read_split(self, split: str) -> PreparedCases:
+        """Prepare the cases of a split that have labels.
 
         Raises:
-            RuntimeError: before ``setup("fit")``.
+            CasesError: if there are none.
         """
-        counts = self._ready("train").counts()
-        return torch.from_numpy(np.asarray(counts)[:, :-1].sum(axis=0).astype(np.int64))
+        found = self._dataset()
+        if split not in found.cases:
+            raise CasesError(
+                f"{self.hparams.root}: there are no {split} cases (there are {', '.join(found.cases)})"
+            )
+        cases = [case for case in found.cases[split] if case.label is not None]
+        if not cases:
+            raise CasesError(f"none of the {len(found.cases[split])} {split} cases has labels")
+        if len(cases) < len(found.cases[split]):
+            logger.warning(
+                "%d of %d %s cases have no labels and are left out",
+                len(found.cases[split]) - len(cases), len(found.cases[split]), split,
+            )  # fmt: skip
+        given = self.hparams
+        made = PreparedCases(
+            cases, self.preparation, found.classes, found.ignore_id, given.cache, given.cache_folder
+        )
+        made.build(capped_workers(given.workers, len(cases)))
+        return made
+
+    def read_prediction(self, given: list[str]) -> CasesToPredict:
+        """Find the cases to predict on; classes and channels too if the training data are there."""
+        if self.hparams.root is not None:
+            try:
+                self._dataset()
+            except (ValueError, OSError) as error:  # the classes are in the checkpoint too
+                logger.info("predicting without the training data: %s", error)
+        channels = self._channels()
+        return CasesToPredict(find_cases(given, channels), self.preparation, channels)
+
+    def make_loader(self, split: str, index: PreparedCases | CasesToPredict) -> DataLoader:
+        if split != "train":
+            return self._case_loader(index if split == "predict" else LabelledCases(index))
+        given = self.hparams
+        sampler = PatchSampler(
+            len(index),
+            self.batch_size,
+            given.steps_per_epoch,
+            given.foreground,
+            seed=global_seed(given.seed),
+            **ranks_of(self.trainer),
+        )
+        dataset = PatchDataset(index, self.patch, self.slice_axis, self._augmentation)
+        return batch_loader(dataset, sampler, collate_patches, given.workers, self.trainer)
+
+    def _case_loader(self, dataset: LabelledCases | CasesToPredict) -> PlainErrorLoader:
+        """Build the loader of single cases: each once over all ranks, in their order.
+
+        A rank for which there is none gets one that another has too: without a case it would block the
+        others.
+        """
+        ranks = ranks_of(self.trainer)
+        sampler = ImageBatchSampler(len(dataset), 1, **ranks | {"rank": ranks["rank"] % len(dataset)})
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        workers = capped_workers(min(self.hparams.workers, 1), len(sampler))  # a case may take gigabytes
+        return PlainErrorLoader(
+            RequestedBatches(dataset, fixed=list(sampler) if overfit else None),
+            batch_size=None,  # the sampler yields whole batches, of one case
+            sampler=sampler,
+            collate_fn=itemgetter(0),
+            num_workers=workers,
+            prefetch_factor=1 if workers else None,
+        )
+
+    # -- what tasks ask
 
     def image_layout(self) -> tuple[int, int]:
         """Return the number of channels, and of spatial axes of what the network sees.
 
         Raises:
             RuntimeError: before ``setup``.
+            CasesError: if no case can be read.
         """
-        cases = self.predict_cases or next((found.cases for found in self._prepared.values()), ())
-        if not cases:
-            raise RuntimeError("the data has not been read: call setup(stage) first")
-        if self.channels and self.patch is not None:
-            return len(self.channels), len(self.patch)
+        cases = self.index_of(
+            "predict" if "predict" in self.splits else next(iter(self.splits), "train")
+        ).cases
+        channels = self._channels()
+        if channels and self.patch is not None:
+            return channels, len(self.patch)
         for case in cases:
             try:
                 grids = [read_grid(path) for path in case.images]
             except (ValueError, OSError):
                 continue  # reported when its turn comes
             axes = len(grids[0][0].shape) if self.patch is None else len(self.patch)
-            return len(self.channels) or sum(channels for _, channels in grids), axes
+            return channels or sum(count for _, count in grids), axes
         raise CasesError(f"none of the {len(cases)} cases can be read; the first is {cases[0].images[0]}")
+
+    def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
+        return () if self._found is None else self._found.classes
+
+    def label_counts(self, kind: str, head: str = "") -> list[int]:
+        """Return the voxels of each class in the prepared training cases.
+
+        Raises:
+            RuntimeError: before ``setup("fit")``.
+        """
+        return self.index_of("train").counts()[:, :-1].sum(axis=0).tolist()
+
+    def prediction_paths(self) -> dict[int, Path]:
+        """Return the first file of each case to predict on, by its id in the batches."""
+        return {number: Path(case.images[0]) for number, case in enumerate(self.index_of("predict").cases)}
+
+    def volume_settings(self) -> VolumeSettings:
+        regions = {} if self._found is None else self._found.regions
+        return VolumeSettings(self.patch or (), self.slice_axis, regions, self.hparams.preparation)
 
     # -- inside
 
@@ -258,73 +332,9 @@ class ScanSegmentation(pl.LightningDataModule):
             )
         return self._found
 
-    def _stage_splits(self, stage: str | None) -> list[str]:
-        """Return the splits that a stage uses.
-
-        Raises:
-            CasesError: if one is needed and has no cases.
-            ValueError: if ``patch`` is not set but needed.
-        """
-        stage = stage or "fit"
-        if stage == "predict":
-            return []
-        if stage == "fit" and self.patch is None:
-            raise ValueError("data.patch is not set; training needs the size of its patches in voxels")
-        found = self._dataset().cases
-        if stage == "test" and any(case.label is not None for case in found.get("test", ())):
-            return ["test"]
-        needed = ["train", "val"] if stage == "fit" else ["val"]
-        for split in needed:
-            if split not in found:
-                raise CasesError(
-                    f"{self.hparams.root}: there are no {split} cases (there are {', '.join(found)})"
-                )
-        return needed
-
-    def _cases(self, split: str) -> PreparedCases:
-        """Return the prepared cases of a split, made once in the life of the module."""
-        if split not in self._prepared:
-            found = self._dataset()
-            cases = [case for case in found.cases[split] if case.label is not None]
-            if not cases:
-                raise CasesError(f"none of the {len(found.cases[split])} {split} cases has labels")
-            if len(cases) < len(found.cases[split]):
-                logger.warning(
-                    "%d of %d %s cases have no labels and are left out",
-                    len(found.cases[split]) - len(cases), len(found.cases[split]), split,
-                )  # fmt: skip
-            made = PreparedCases(
-                cases,
-                self.preparation,
-                found.classes,
-                found.ignore_id,
-                self.hparams.cache,
-                self.hparams.cache_folder,
-            )
-            made.build(capped_workers(self.hparams.workers, len(cases)))
-            self._prepared[split] = made
-        return self._prepared[split]
-
-    def _ready(self, split: str) -> PreparedCases:
-        if split not in self._prepared:
-            raise RuntimeError("the data has not been read: call setup(stage) before asking for it")
-        return self._prepared[split]
-
-    def _take_names(self, found: ScanDataset) -> None:
-        self.classes, self.channels, self.regions = found.classes, found.channels, found.regions
-
-    def _setup_prediction(self) -> None:
-        given = self.hparams.predict
-        if not given:
-            raise CasesError("nothing to predict on: set data.predict to a scan or a folder of scans")
-        if self.hparams.root is not None:
-            try:
-                self._take_names(self._dataset())
-            except (ValueError, OSError) as error:  # the classes are in the checkpoint too
-                logger.info("predicting without the training data: %s", error)
-        paths = [given] if isinstance(given, str) else given
-        self.predict_cases = find_cases(paths, len(self.channels) or None)
-        self.predict_paths = {i: Path(case.images[0]) for i, case in enumerate(self.predict_cases)}
+    def _channels(self) -> int | None:
+        """Return how many channels scans have; None if the network alone knows."""
+        return None if self._found is None else len(self._found.channels) or None
 
 
 def _as_preparation(given: Preparation | Mapping[str, Any]) -> Preparation:
@@ -332,3 +342,8 @@ def _as_preparation(given: Preparation | Mapping[str, Any]) -> Preparation:
     if isinstance(given, Preparation):
         return given
     return Preparation(**{**given, "intensity": [Intensity(**one) for one in given["intensity"]]})
+
+
+def _plain(preparation: Preparation) -> dict[str, Any]:
+    """Return a preparation in the plain values that checkpoints hold, which can be compared."""
+    return json.loads(json.dumps(asdict(preparation)))

@@ -1,4 +1,4 @@
-"""Training patches: which are drawn, and how they are cut out of prepared scans.
+"""Training patches: which are drawn, and where they lie in prepared scans.
 
 Letters in shapes: C channels, S spatial sizes of a prepared scan, P of a patch, n their number (2 or 3), N
 voxels.
@@ -7,17 +7,14 @@ voxels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
 from ...constants import IGNORE_INDEX
-from .batches import PatchSample
 from .prepare.cache import PreparedCases
 
 logger = logging.getLogger("trunkline")
@@ -26,7 +23,7 @@ _SAME_SPACING = 0.01  # relative: spacings that differ by rounding are equal
 
 
 class PatchRequest(NamedTuple):
-    """What the sampler asks of the data set.
+    """What the sampler asks of the dataset.
 
     Attributes:
         index: position of the case.
@@ -90,54 +87,6 @@ class PatchSampler(DistributedSampler):
             mine = slice(start, start + self.batch_size)
             rows = zip(cases[mine].tolist(), wanted[mine].tolist(), seeds[mine].tolist(), strict=True)
             yield [PatchRequest(*row) for row in rows]
-
-
-class PatchDataset(Dataset):
-    """Random patches of prepared scans.
-
-    A patch anywhere lies wholly inside the scan, with equal chance for each place. A foreground patch is
-    centred on a voxel of a class drawn from those that the case has beside the background, as far as it then
-    lies inside the scan; without such voxels it may lie anywhere. Where a scan is smaller than the patch it
-    is padded on both sides with image 0 and mask 255.
-
-    Args:
-        cases: prepared scans with masks.
-        patch: n sizes in voxels.
-        slice_axis: for patches of two axes from scans of three: the axis that patches are perpendicular to.
-        augmentation: takes image ``[C, *P]``, mask ``[*P]`` and a seed, and returns both; or None.
-    """
-
-    def __init__(
-        self,
-        cases: PreparedCases,
-        patch: Sequence[int],
-        slice_axis: int | None = None,
-        augmentation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None,
-    ):
-        self.cases = cases
-        self.patch = tuple(patch)
-        self.slice_axis = slice_axis
-        self.augmentation = augmentation
-        self.size = extent(self.patch, slice_axis)
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, request: PatchRequest) -> PatchSample:
-        """Cut out one patch.
-
-        Raises:
-            ValueError: if a transform fails on it.
-        """
-        rng = np.random.default_rng(request.seed)
-        prepared = self.cases[request.index]
-        centre = foreground_voxel(self.cases.locations(request.index), rng) if request.foreground else None
-        start = patch_start(prepared.mask.shape, self.size, rng, centre)
-        image = torch.from_numpy(cut(prepared.image, start, self.size, 0)).reshape(-1, *self.patch)
-        mask = torch.from_numpy(cut(prepared.mask, start, self.size, IGNORE_INDEX)).reshape(self.patch)
-        if self.augmentation is not None:
-            image, mask = self.augmentation(image, mask, int(rng.integers(2**63)))
-        return PatchSample(image, mask, request.index)
 
 
 def check_patch(patch: Sequence[int] | None, slice_axis: int | None) -> None:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from trunkline.data.scans.dataset import PatchDataset
 from trunkline.data.scans.patches import (
-    PatchDataset,
     PatchRequest,
     PatchSampler,
     check_patch,

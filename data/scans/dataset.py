@@ -1,32 +1,76 @@
-"""Data sets of whole cases, for evaluation and prediction.
+"""Datasets of scans: patches to train on, whole cases to evaluate and to predict on.
 
-Letters in shapes: C channels, S spatial sizes of a prepared scan, S0 of the file.
+Letters in shapes: C channels, S spatial sizes of a prepared scan, P of a patch, n their number (2 or 3), S0
+of the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...constants import IGNORE_INDEX
 from ..shared.common import number_of
-from ..shared.loading import (
-    ImageBatchSampler,
-    ImageRequest,
-    PlainErrorLoader,
-    RequestedBatches,
-    capped_workers,
-    ranks_of,
-)
-from .batches import EvaluationCase
-from .cases.cases import Case, CasesError
+from ..shared.loading import ImageRequest
+from .batches import EvaluationCase, PatchSample
 from .cases.classes import to_labels
+from .cases.types import Case, CasesError
 from .formats.files import read_labels
+from .patches import PatchRequest, cut, extent, foreground_voxel, patch_start
 from .prepare.cache import PreparedCases
 from .prepare.prepare import Preparation, prepare_case
+
+
+class PatchDataset(Dataset):
+    """Random patches of prepared scans.
+
+    A patch anywhere lies wholly inside the scan, with equal chance for each place. A foreground patch is
+    centred on a voxel of a class drawn from those that the case has beside the background, as far as it then
+    lies inside the scan; without such voxels it may lie anywhere. Where a scan is smaller than the patch it
+    is padded on both sides with image 0 and mask 255.
+
+    Args:
+        cases: prepared scans with masks.
+        patch: n sizes in voxels.
+        slice_axis: for patches of two axes from scans of three: the axis that patches are perpendicular to.
+        augmentation: takes image ``[C, *P]``, mask ``[*P]`` and a seed, and returns both; or None.
+    """
+
+    def __init__(
+        self,
+        cases: PreparedCases,
+        patch: Sequence[int],
+        slice_axis: int | None = None,
+        augmentation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None,
+    ):
+        self.cases = cases
+        self.patch = tuple(patch)
+        self.slice_axis = slice_axis
+        self.augmentation = augmentation
+        self.size = extent(self.patch, slice_axis)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, request: PatchRequest) -> PatchSample:
+        """Cut out one patch.
+
+        Raises:
+            ValueError: if a transform fails on it.
+        """
+        rng = np.random.default_rng(request.seed)
+        prepared = self.cases[request.index]
+        centre = foreground_voxel(self.cases.locations(request.index), rng) if request.foreground else None
+        start = patch_start(prepared.mask.shape, self.size, rng, centre)
+        image = torch.from_numpy(cut(prepared.image, start, self.size, 0)).reshape(-1, *self.patch)
+        mask = torch.from_numpy(cut(prepared.mask, start, self.size, IGNORE_INDEX)).reshape(self.patch)
+        if self.augmentation is not None:
+            image, mask = self.augmentation(image, mask, int(rng.integers(2**63)))
+        return PatchSample(image, mask, request.index)
 
 
 class LabelledCases(Dataset):
@@ -88,32 +132,3 @@ class CasesToPredict(Dataset):
         except (ValueError, OSError) as error:
             return EvaluationCase(None, None, case, None, ids, error=str(error))
         return EvaluationCase(prepared.image, prepared.placement, case, None, ids)
-
-
-def case_loader(dataset: LabelledCases | CasesToPredict, workers: int, trainer: Any) -> PlainErrorLoader:
-    """Build the loader of single cases: each once over all ranks, in their order.
-
-    A rank for which there is none gets one that another has too: it would leave the others waiting for it.
-
-    Args:
-        dataset: the cases.
-        workers: 0 loads in the main process, anything else in one other: cases may take gigabytes.
-        trainer: Lightning's, or None.
-    """
-    ranks = ranks_of(trainer)
-    sampler = ImageBatchSampler(len(dataset), 1, **ranks | {"rank": ranks["rank"] % len(dataset)})
-    overfit = trainer is not None and trainer.overfit_batches > 0
-    workers = capped_workers(min(workers, 1), len(sampler))
-    return PlainErrorLoader(
-        RequestedBatches(dataset, fixed=list(sampler) if overfit else None),
-        batch_size=None,  # the sampler yields whole batches, of one case
-        sampler=sampler,
-        collate_fn=_only,
-        num_workers=workers,
-        prefetch_factor=1 if workers else None,
-    )
-
-
-def _only(cases: list[EvaluationCase]) -> EvaluationCase:
-    (case,) = cases
-    return case
