@@ -2,9 +2,8 @@
 
 Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
 Nature Methods 2021, and Isensee et al., "nnU-Net revisited: a call for rigorous validation in 3D medical
-image segmentation", 2024, whose residual encoders these are. The numbers are worked out in
-``planning_shape``, the memory is counted in ``planning_memory``, and ``planning_table`` and ``planning_text``
-write what the user reads.
+image segmentation", 2024, whose residual encoders these are. The numbers are worked out in ``shape``, the
+memory is counted in ``memory``, and ``table`` and ``config`` write what the user reads.
 
 Letters in shapes: N cases, n spatial axes of a scan (2 or 3).
 """
@@ -50,7 +49,7 @@ class Normalisation:
 
     Attributes:
         name: of the channel.
-        options: arguments of :class:`.data.scans.intensity.Intensity`.
+        options: arguments of :class:`.data.scans.prepare.intensity.Intensity`.
         reason: for a reader.
     """
 

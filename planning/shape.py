@@ -61,8 +61,8 @@ class Stages:
         return tuple(BLOCKS[min(index, len(BLOCKS) - 1)] for index in range(len(self.strides)))
 
 
-def coarse_axis(spacing: Sequence[float], shape: Sequence[float]) -> int | None:
-    """Return the axis that is coarse both in its spacing and its size, or None."""
+def anisotropic_axis(spacing: Sequence[float], shape: Sequence[float]) -> int | None:
+    """Return the axis that is coarse, both in its spacing and in its size, or None."""
     axis = int(np.argmax(spacing))
     others = [other for other in range(len(spacing)) if other != axis]
     in_mm = all(spacing[axis] > COARSE * spacing[other] for other in others)
@@ -81,7 +81,7 @@ def target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[tuple[floa
         shapes: ``[N, n]`` voxels.
     """
     spacing = np.median(spacings, axis=0)
-    axis = coarse_axis(spacing, np.median(shapes, axis=0))
+    axis = anisotropic_axis(spacing, np.median(shapes, axis=0))
     if axis is not None:
         spacing[axis] = max(np.percentile(spacings[:, axis], 10), *np.delete(spacing, axis))
     return tuple(rounded(value) for value in spacing), axis
