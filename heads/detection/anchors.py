@@ -1,6 +1,6 @@
-"""Anchors: the boxes that the RPN starts from, a few in every cell of every level.
+"""Anchors: the boxes that the RPN or a dense head starts from, a few in every cell of every level.
 
-Letters in shapes: L levels, R anchors per cell, H W cells of a level, A anchors of all levels.
+Letters in shapes: B images, L levels, R anchors per cell, H W cells of a level, A anchors of all levels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from .options import AnchorOptions
 class Anchors(nn.Module):
     """Anchors of all levels, in the order level, row, column, ratio, size.
 
+    Sizes come in the order of ``options.sizes``, each followed by its larger ones of ``octave_scales``.
+    :func:`flatten_levels` brings the outputs of convolutions to the same order.
+
     They are those of Faster R-CNN as torchvision's ``AnchorGenerator`` makes them (sides rounded to even
     numbers, centred on the upper left corner of their cell), except that cells are ``levels[i].stride``
     apart. torchvision divides the padded image's size by the map's instead, which is another number
@@ -24,8 +27,11 @@ class Anchors(nn.Module):
     ``DefaultAnchorGenerator`` (where a cell has several sizes and ratios, that has the sizes outermost).
 
     Args:
-        levels: the maps that the RPN sees, finest first.
+        levels: the maps that the layers see, finest first.
         options: sizes, ratios and rounding.
+
+    Attributes:
+        per_cell: R.
 
     Raises:
         ValueError: if the number of levels is not the number of size entries, or strides are not 2-D.
@@ -60,7 +66,7 @@ class Anchors(nn.Module):
         Returns:
             ``[A, 4]`` float32 x1 y1 x2 y2 in pixels of the padded image; they may reach outside.
         """
-        if device is not None and self.base.device != device:  # once: copies to it make the host wait
+        if device is not None and self.base.device != device:  # once: copies to a device synchronise it
             self.base = self.base.to(device)
         laid_out = []
         for base, (height, width), (step_y, step_x) in zip(self.base, sizes, self.strides, strict=True):
@@ -69,6 +75,33 @@ class Anchors(nn.Module):
             corner = torch.stack([x, y, x, y], dim=-1).float()  # [H, W, 4]
             laid_out.append((corner[:, :, None] + base).flatten(0, 2))  # [H, W, R, 4] -> [H*W*R, 4]
         return torch.cat(laid_out)
+
+    def per_level(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """How many of the A anchors belong to each level.
+
+        Args:
+            sizes: rows and columns of each level's map.
+        """
+        return tuple(height * width * self.per_cell for height, width in sizes)
+
+
+def map_sizes(features: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Rows and columns of each level's map ``[B, C, H_i, W_i]``."""
+    return [(feature.shape[-2], feature.shape[-1]) for feature in features]
+
+
+def flatten_levels(maps: Sequence[Tensor], columns: int) -> Tensor:
+    """Bring the outputs of convolutions to the order of the anchors.
+
+    Args:
+        maps: ``[B, R*columns, H_i, W_i]`` per level, finest first; the columns of an anchor lie side by side.
+        columns: numbers per anchor: 4 for deltas, K for scores.
+
+    Returns:
+        ``[B, A, columns]``.
+    """
+    # [B, R*columns, H, W] -> [B, H, W, R*columns] -> [B, H*W*R, columns]
+    return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, columns) for m in maps], dim=1)
 
 
 def _base_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool) -> Tensor:

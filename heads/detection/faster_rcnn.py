@@ -5,16 +5,17 @@ Letters in shapes: B images, A anchors of all levels, M box rows of the ground t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ...backbones.base import FeatureLevel
-from ..base import BoxTargets, Head
+from ..base import BoxTargets
+from .base import DetectionHead, Detections, RoIStage
 from .options import AnchorOptions, RoIOptions, RPNOptions
-from .roi import Detections, RoI
+from .roi import RoI
 from .rpn import RPN, RawProposals
 
 
@@ -30,7 +31,7 @@ class RawDetections(RawProposals):
     features: tuple[Tensor, ...]
 
 
-class FasterRCNN(Head):
+class FasterRCNN(DetectionHead):
     """Two-stage detector; formulas and defaults are those of torchvision's ``FasterRCNN``.
 
     Differences from it: every step works on the whole padded batch; crowd regions are ignored, not
@@ -42,10 +43,12 @@ class FasterRCNN(Head):
         num_classes: K foreground classes.
         anchors: shapes of the boxes to start from; one entry of sizes per level.
         rpn: options of the region proposal network.
-        roi: options of the second stage.
+        roi: options of the second stage :class:`RoI`.
+        roi_stage: makes another second stage from levels and ``num_classes``, such as a cascade or a stage
+            with a mask branch; None for ``RoI`` with the options ``roi``.
 
     Raises:
-        ValueError: if levels and options do not fit each other.
+        ValueError: if levels and options do not fit each other, or ``roi`` and ``roi_stage`` are both given.
     """
 
     def __init__(
@@ -55,27 +58,40 @@ class FasterRCNN(Head):
         anchors: AnchorOptions = AnchorOptions(),
         rpn: RPNOptions = RPNOptions(),
         roi: RoIOptions = RoIOptions(),
+        roi_stage: Callable[[Sequence[FeatureLevel], int], RoIStage] | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes (foreground classes) must be at least 1, got {num_classes}")
         self.num_classes = num_classes
         self.rpn = RPN(levels, anchors, rpn)
-        self.roi = RoI(levels, num_classes, roi)
+        self.has_default_stage = roi_stage is None
+        if roi_stage is None:
+            self.roi: RoIStage = RoI(levels, num_classes, roi)
+        elif roi == RoIOptions():
+            self.roi = roi_stage(levels, num_classes)
+        else:
+            raise ValueError(
+                "roi and roi_stage are both given, but roi configures the default second stage only: remove "
+                "roi, and give the options to roi_stage instead (in YAML below roi_stage.init_args)"
+            )
 
-    def expectations(self, layout: str) -> dict[str, Any]:
+    def expectations(self, layout: str, **facts: Any) -> dict[str, Any]:
         """Say what detectron2's model zoo takes for granted and this detector has otherwise."""
         if layout != "detectron2":
             return {}
-        anchors, roi = self.rpn.anchors.options, self.roi.options
-        wanted = {"anchors.rounded": False, "roi.aligned": True, "roi.sampling_ratio": 0}
-        found = (anchors.rounded, roi.aligned, roi.sampling_ratio)
-        changes = {
-            name: value for (name, value), own in zip(wanted.items(), found, strict=True) if own != value
-        }
-        if len(anchors.sizes_per_level([(1, 1)])[0]) > 1 < len(anchors.ratios):
+        anchors = self.rpn.anchors.options
+        changes: dict[str, Any] = {"anchors.rounded": False} if anchors.rounded else {}
+        for name, value in self.roi.expectations(layout, **facts).items():
+            option = f"roi{name.removeprefix('options')}" if self.has_default_stage else f"roi_stage.{name}"
+            changes[option] = value
+        sizes = len(anchors.sizes_per_level([(1, 1)])[0])
+        if sizes > 1 < len(anchors.ratios):
             # Its RPN has the sizes of a cell outermost, ours the ratios.
-            changes["anchors.sizes"] = "one size per level"
+            if anchors.octave_scales > 1:
+                changes["anchors.octave_scales"] = 1
+            if sizes > anchors.octave_scales:
+                changes["anchors.sizes"] = "one size per level"
         return changes
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, ...]) -> RawDetections:
@@ -89,7 +105,7 @@ class FasterRCNN(Head):
         return RawDetections(**vars(raw), features=tuple(features))
 
     def losses(self, raw: RawDetections, targets: BoxTargets) -> dict[str, Tensor]:
-        """``rpn_objectness``, ``rpn_box``, ``roi_class`` and ``roi_box``, float32 scalars.
+        """``rpn_objectness``, ``rpn_box``, and those of the second stage: ``roi_class`` and ``roi_box``.
 
         Sampling is random (torch's global generator), in validation too. Padding rows of the targets change
         nothing; images without boxes are background throughout.
@@ -98,7 +114,9 @@ class FasterRCNN(Head):
         proposals, valid = self.rpn.proposals(
             raw, targets.image_sizes, options.pre_nms_train, options.post_nms_train
         )
-        return self.rpn.losses(raw, targets) | self.roi.losses(raw.features, proposals, valid, targets)
+        losses = self.rpn.losses(raw, targets)
+        roi_losses, _ = self.roi.losses(raw.features, proposals, valid, targets)
+        return losses | roi_losses
 
     def predict(self, raw: RawDetections, image_sizes: Tensor) -> Detections:
         """Detections ``[B, D]`` clipped to ``image_sizes`` ``[B, 2]`` (height, width), by falling score."""

@@ -35,7 +35,7 @@ class Matches(NamedTuple):
 
 
 class _Closest(NamedTuple):
-    """What is known of each box after a look at some objects; each ``[B, N]``.
+    """What is known of each box after a comparison with some objects; each ``[B, N]``.
 
     Attributes:
         iou: the highest, -1 without an object.
@@ -95,21 +95,21 @@ class Matcher:
         images, rows = targets.labels.shape
         most = _PAIRS.get(boxes.device.type, _PAIRS_ON_DEVICES)
         step = max(1, most // max(1, images * boxes.shape[1]))
-        found = self._closest(boxes, targets, slice(0, step))
+        closest = self._closest(boxes, targets, slice(0, step))
         for start in range(step, rows, step):
-            found = _closer(found, self._closest(boxes, targets, slice(start, start + step)), start)
-        positive = (found.iou >= self.fg_iou) | found.is_best
+            closest = _closer(closest, self._closest(boxes, targets, slice(start, start + step)), start)
+        positive = (closest.iou >= self.fg_iou) | closest.is_best
         # A box without area is in no crowd region: 0 >= 0 must not count.
-        in_crowd = (found.in_crowd >= self.crowd_overlap * box_areas(boxes)) & (found.in_crowd > 0)
-        return Matches(found.index, positive, (found.iou < self.bg_iou) & ~positive & ~in_crowd)
+        in_crowd = (closest.in_crowd >= self.crowd_overlap * box_areas(boxes)) & (closest.in_crowd > 0)
+        return Matches(closest.index, positive, (closest.iou < self.bg_iou) & ~positive & ~in_crowd)
 
-    def _closest(self, boxes: Tensor, targets: BoxTargets, some: slice) -> _Closest:
-        """Compare all boxes with ``some`` rows of the ground truth, m of them."""
-        objects = object_rows(targets)[:, some, None]  # [B, m, 1]
-        crowd = (targets.crowd & (targets.labels >= 0))[:, some, None]
-        intersection = pairwise_intersection(targets.boxes[:, some], boxes)  # [B, m, N]
+    def _closest(self, boxes: Tensor, targets: BoxTargets, block: slice) -> _Closest:
+        """Compare all boxes with a block of m rows of the ground truth."""
+        objects = object_rows(targets)[:, block, None]  # [B, m, 1]
+        crowd = (targets.crowd & (targets.labels >= 0))[:, block, None]
+        intersection = pairwise_intersection(targets.boxes[:, block], boxes)  # [B, m, N]
         in_crowd = torch.where(crowd, intersection, 0).amax(dim=1)
-        iou = pairwise_iou(targets.boxes[:, some], boxes, intersection)
+        iou = pairwise_iou(targets.boxes[:, block], boxes, intersection)
         iou = torch.where(objects, iou, -1)
         best, index = iou.max(dim=1)
         is_best = torch.zeros_like(best, dtype=torch.bool)
@@ -119,14 +119,14 @@ class Matcher:
         return _Closest(best, index, is_best, in_crowd)
 
 
-def _closer(found: _Closest, more: _Closest, start: int) -> _Closest:
+def _closer(known: _Closest, more: _Closest, start: int) -> _Closest:
     """Join what is known of two runs of objects, of which the second begins at row ``start``."""
-    nearer = more.iou > found.iou
+    nearer = more.iou > known.iou
     return _Closest(
-        torch.where(nearer, more.iou, found.iou),
-        torch.where(nearer, more.index + start, found.index),
-        found.is_best | more.is_best,
-        torch.maximum(found.in_crowd, more.in_crowd),
+        torch.where(nearer, more.iou, known.iou),
+        torch.where(nearer, more.index + start, known.index),
+        known.is_best | more.is_best,
+        torch.maximum(known.in_crowd, more.in_crowd),
     )
 
 

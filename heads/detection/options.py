@@ -1,4 +1,4 @@
-"""The options of the detector: small frozen dataclasses, nested under the head in a configuration file."""
+"""The options of detectors: small frozen dataclasses, nested under the head in a configuration file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CELLS = 8.0
 
 @dataclass(frozen=True)
 class AnchorOptions:
-    """Shapes of the boxes that the RPN starts from.
+    """Shapes of the boxes that the RPN, or a dense head, starts from.
 
     Attributes:
         sizes: one entry per pyramid level, finest first: the side of a square anchor in pixels, or several.
@@ -51,18 +51,24 @@ class AnchorOptions:
         scale: side of a square anchor in cells of its level, where ``sizes`` is None. 8, the rule of
             Lin et al. 2017, gives 32, 64, 128, 256 and 512 pixels at the strides 4 to 64; take less for
             smaller objects.
+        octave_scales: n anchors for every size s, of the sizes s * 2**(i/n) for i from 0 to n-1. RetinaNet
+            (Lin et al. 2017) has 3. With ``rounded`` the added sizes are cut to whole pixels, as
+            torchvision's RetinaNet cuts them.
 
     Raises:
-        ValueError: if a size or ratio is missing or not positive, or both ``sizes`` and ``scale`` are given.
+        ValueError: if a size or ratio is missing or not positive, if both ``sizes`` and ``scale`` are given,
+            or if ``octave_scales`` is below 1.
     """
 
     sizes: tuple[float | tuple[float, ...], ...] | None = None
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     rounded: bool = True
     scale: float = CELLS
+    octave_scales: int = 1
 
     def __post_init__(self) -> None:
         _require(self.scale > 0, self, "scale", "positive")
+        _require_counts(self, "octave_scales")
         if self.sizes is not None:
             levels = self.sizes_per_level([])
             _require(len(levels) > 0 and all(levels), self, "sizes", "at least one size per level")
@@ -72,10 +78,20 @@ class AnchorOptions:
         _require(len(self.ratios) > 0 and all(ratio > 0 for ratio in self.ratios), self, "ratios", "positive")
 
     def sizes_per_level(self, strides: Sequence[tuple[int, ...]]) -> tuple[tuple[float, ...], ...]:
-        """Return the sizes of every level: ``sizes`` with every entry spelt out, or by ``strides``."""
+        """Return the sizes of every level, each followed by its ``octave_scales - 1`` larger ones.
+
+        Args:
+            strides: of the levels; not looked at where ``sizes`` are given.
+        """
         if self.sizes is None:
-            return tuple((self.scale * max(stride),) for stride in strides)
-        return tuple(tuple(size) if isinstance(size, (tuple, list)) else (size,) for size in self.sizes)
+            levels = [(self.scale * max(stride),) for stride in strides]
+        else:
+            levels = [size if isinstance(size, (tuple, list)) else (size,) for size in self.sizes]
+        return tuple(tuple(scaled for size in level for scaled in self._octave(size)) for level in levels)
+
+    def _octave(self, size: float) -> list[float]:
+        larger = [size * 2 ** (i / self.octave_scales) for i in range(1, self.octave_scales)]
+        return [size, *(int(side) if self.rounded else side for side in larger)]
 
 
 @dataclass(frozen=True)

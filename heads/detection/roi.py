@@ -8,7 +8,7 @@ the pooled features, T detection candidates per image, D rows of detections per 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,34 +16,19 @@ from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
 from ..base import BoxTargets
-from .boxes import at_least, box_loss, clip, decode, gather_rows, on_host, rows_needed
-from .matching import Matcher, Sample, object_rows, sample
+from .base import Detections, RoIStage, SampledBoxes
+from .boxes import clip, decode, gather_rows, large_enough, rows_needed, runs_on_cpu
+from .losses import box_loss
+from .matching import Matcher, object_rows, sample
 from .options import RoIOptions
 from .pooling import pool_boxes
-from .suppression import nms_keep
+from .suppression import select_detections, top_candidates
 
 _WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 _NO_CLASS = -100
 
 
-@dataclass
-class Detections:
-    """Detected objects, a fixed number of rows per image, by falling score.
-
-    Attributes:
-        boxes: ``[B, D, 4]`` float32 x1 y1 x2 y2 in canvas pixels, inside the image; zero in empty rows.
-        scores: ``[B, D]`` float32 in 0..1; zero in empty rows.
-        labels: ``[B, D]`` int64 in 0..K-1; -1 in empty rows.
-        count: ``[B]`` int64, the number of rows that are not empty; they come first.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    count: Tensor
-
-
-class RoI(nn.Module):
+class RoI(RoIStage):
     """RoIAlign, two fully connected layers, then class scores and box deltas.
 
     As in the paper's code and its successors, the classifier starts from a normal distribution of width
@@ -88,7 +73,7 @@ class RoI(nn.Module):
         self.matcher = Matcher(options.fg_iou, options.bg_iou, options.crowd_overlap)
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Look at boxes.
+        """Compute class scores and changes of boxes.
 
         Args:
             features: ``[B, C, H_i, W_i]`` per level; the first ``options.levels`` are pooled from.
@@ -117,7 +102,7 @@ class RoI(nn.Module):
         """Apply ``fc6`` to ``[B*N, C, Q, Q]``: ``[B*N, hidden]``."""
         if isinstance(self.fc6, nn.Conv2d):  # see prepare_for_inference
             return self.fc6(pooled).flatten(1)
-        if on_host(pooled) and torch.backends.mkldnn.is_available():
+        if runs_on_cpu(pooled) and torch.backends.mkldnn.is_available():
             # As a convolution over the whole map, which needs no copy of maps whose channels lie last, and
             # for which torch's builds for the CPU have the faster library.
             # [hidden, C*Q*Q] -> [hidden, C, Q, Q]
@@ -137,9 +122,17 @@ class RoI(nn.Module):
         self.fc6.weight = nn.Parameter(first.weight.unflatten(1, (-1, cells, cells)), requires_grad=False)
         self.fc6.bias = first.bias
 
+    def expectations(self, layout: str, **facts: Any) -> dict[str, Any]:
+        """Say what detectron2's model zoo takes for granted and this stage has otherwise."""
+        if layout != "detectron2":
+            return {}
+        wanted = {"aligned": True, "sampling_ratio": 0}
+        own = {"aligned": self.options.aligned, "sampling_ratio": self.options.sampling_ratio}
+        return {f"options.{name}": value for name, value in wanted.items() if own[name] != value}
+
     def losses(
         self, features: Sequence[Tensor], proposals: Tensor, valid: Tensor, targets: BoxTargets
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], SampledBoxes]:
         """Losses on a random sample of proposals and ground-truth boxes.
 
         Args:
@@ -150,40 +143,30 @@ class RoI(nn.Module):
 
         Returns:
             ``roi_class``, cross-entropy averaged over the batch's sampled boxes, and ``roi_box``, the box
-            loss summed over positives and divided by the number of sampled boxes. Both are torchvision's.
-            float32 scalars.
+            loss summed over positives and divided by the number of sampled boxes (both are torchvision's,
+            float32 scalars); and the sample.
         """
-        boxes, chosen, labels, wanted = self._select(proposals, valid, targets)
+        boxes, labels, index, positive, sampled = self._sample(proposals, valid, targets)
         logits, deltas = self(features, boxes)
-        number = chosen.valid.sum().clamp(min=1)
+        number = sampled.sum().clamp(min=1)
         cross_entropy = F.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_NO_CLASS, reduction="sum"
         )
-        # Deltas of each box's own class; row 0 where there is none, or only one.
-        own = torch.where(chosen.positive, labels, 0).clamp(max=deltas.shape[2] - 1)
-        deltas = deltas.gather(2, own[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)  # [B, S, 4]
         box = box_loss(
-            deltas,
+            _of_class(deltas, torch.where(positive, labels, 0)),
             boxes,
-            wanted,
-            chosen.positive,
+            gather_rows(targets.boxes.float(), index),
+            positive,
             weights=_WEIGHTS,
             kind=self.options.box_loss,
             beta=self.options.smooth_l1_beta,
         )
-        return {
-            "roi_class": cross_entropy / number,
-            "roi_box": box / number,
-        }
+        losses = {"roi_class": cross_entropy / number, "roi_box": box / number}
+        return losses, SampledBoxes(boxes, labels, index, positive, sampled, logits, deltas)
 
     @torch.no_grad()
-    def _select(
-        self, proposals: Tensor, valid: Tensor, targets: BoxTargets
-    ) -> tuple[Tensor, Sample, Tensor, Tensor]:
-        """Sample boxes to learn from: boxes ``[B, S, 4]``, the sample, labels ``[B, S]``, wanted boxes.
-
-        Labels are K for background and -100 in rows without meaning.
-        """
+    def _sample(self, proposals: Tensor, valid: Tensor, targets: BoxTargets) -> tuple[Tensor, ...]:
+        """Sample boxes to learn from: the first five entries of :class:`SampledBoxes`."""
         truth = targets.boxes.float()
         candidates = torch.cat([proposals, truth], dim=1)  # [B, P+M, 4]
         usable = torch.cat([valid, object_rows(targets)], dim=1)
@@ -196,71 +179,96 @@ class RoI(nn.Module):
             ],
             dim=1,
         )
-        options = self.options
         chosen = sample(
             matches.positive & usable,
             matches.negative & usable,
             keys,
-            options.batch_size,
-            options.positive_fraction,
+            self.options.batch_size,
+            self.options.positive_fraction,
         )
-        chosen = Sample(*(column[:, : rows_needed(chosen.valid)] for column in chosen))
-        rows = matches.index.gather(1, chosen.index)
-        labels = torch.where(chosen.positive, targets.labels.gather(1, rows), self.num_classes)
-        labels = torch.where(chosen.valid, labels, _NO_CLASS)
-        boxes = torch.where(chosen.valid[..., None], gather_rows(candidates, chosen.index), 0)
-        return boxes, chosen, labels, gather_rows(truth, rows)
+        rows, sampled, positive = (column[:, : rows_needed(chosen.valid)] for column in chosen)
+        index = matches.index.gather(1, rows)
+        labels = torch.where(positive, targets.labels.gather(1, index), self.num_classes)
+        labels = torch.where(sampled, labels, _NO_CLASS)
+        boxes = torch.where(sampled[..., None], gather_rows(candidates, rows), 0)
+        return boxes, labels, index, positive, sampled
 
     @torch.no_grad()
     def predict(
         self, features: Sequence[Tensor], proposals: Tensor, valid: Tensor, image_sizes: Tensor
     ) -> Detections:
-        """Detect objects.
+        """Detect objects, see :meth:`detections`.
+
+        Args:
+            features: maps, finest first.
+            proposals: ``[B, P, 4]``.
+            valid: ``[B, P]`` bool.
+            image_sizes: ``[B, 2]`` int64 height and width.
+        """
+        number = rows_needed(valid)
+        proposals, valid = proposals[:, :number], valid[:, :number]
+        logits, deltas = self(features, proposals)
+        return self.detections(logits.float().softmax(dim=-1), deltas, proposals, valid, image_sizes)
+
+    @torch.no_grad()
+    def detections(
+        self, scores: Tensor, deltas: Tensor, proposals: Tensor, valid: Tensor, image_sizes: Tensor
+    ) -> Detections:
+        """Turn predictions into detections.
 
         Every proposal is a candidate for every class. The best ``nms_candidates`` scores of an image are
         decoded, clipped, filtered by score and size, and thinned out by NMS within each class. NaN or
         infinite outputs give no detection.
 
         Args:
-            features: maps, finest first.
+            scores: ``[B, P, K+1]`` float32 in 0..1, of the background too.
+            deltas: ``[B, P, K, 4]`` or ``[B, P, 1, 4]``.
             proposals: ``[B, P, 4]``.
-            valid: ``[B, P]`` bool; valid rows come first.
+            valid: ``[B, P]`` bool.
             image_sizes: ``[B, 2]`` int64 height and width.
         """
         options = self.options
-        number = rows_needed(valid)
-        proposals, valid = proposals[:, :number], valid[:, :number]
-        logits, deltas = self(features, proposals)
-        scores = logits.float().softmax(dim=-1)[..., :-1]  # [B, P, K]
-        scores = torch.where(valid[..., None] & torch.isfinite(scores), scores, -torch.inf).flatten(1)
-        scores, index = scores.topk(min(options.nms_candidates, scores.shape[1]))  # [B, T] of [B, P*K]
+        scores = torch.where(valid[..., None], scores[..., :-1], -torch.inf).flatten(1)  # [B, P*K]
+        scores, index = top_candidates(scores, options.nms_candidates)  # [B, T]
         row, labels = index // self.num_classes, index % self.num_classes
         column = row * deltas.shape[2] + labels.clamp(max=deltas.shape[2] - 1)
-        boxes = decode(
-            gather_rows(deltas.flatten(1, 2), column),  # [B, P, K, 4] -> [B, P*K, 4] -> [B, T, 4]
-            gather_rows(proposals, row),
-            _WEIGHTS,
+        deltas = gather_rows(deltas.flatten(1, 2), column)  # [B, P, K, 4] -> [B, P*K, 4] -> [B, T, 4]
+        return select_detections(
+            decode(deltas, gather_rows(proposals, row), _WEIGHTS),
+            scores,
+            labels,
+            image_sizes,
+            score_threshold=options.score_threshold,
+            nms_threshold=options.nms_threshold,
+            detections_per_image=options.detections_per_image,
+            min_box_size=options.min_box_size,
         )
-        # Before clipping, which would turn an infinite corner into one on the border.
-        usable = (scores > options.score_threshold) & torch.isfinite(boxes).all(-1)
-        boxes = clip(boxes, image_sizes)
-        usable = usable & at_least(boxes, options.min_box_size)
-        keep = nms_keep(boxes, scores, labels, usable, options.nms_threshold)
-        return _best(boxes, scores, labels, keep, options.detections_per_image)
+
+    @torch.no_grad()
+    def refine(
+        self, boxes: Tensor, valid: Tensor, logits: Tensor, deltas: Tensor, image_sizes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Apply predicted changes to boxes: the proposals of the next stage of a cascade.
+
+        Args:
+            boxes: ``[B, N, 4]``.
+            valid: ``[B, N]`` bool.
+            logits: ``[B, N, K+1]``; deltas are those of the object class with the highest.
+            deltas: ``[B, N, K, 4]`` or ``[B, N, 1, 4]``.
+            image_sizes: ``[B, 2]`` int64 height and width, to which boxes are clipped.
+
+        Returns:
+            boxes ``[B, N, 4]`` float32 in the same rows, and which of them are valid ``[B, N]``: no longer
+            those that are not finite or smaller than ``min_box_size``. Other rows are zero. No gradient.
+        """
+        refined = decode(_of_class(deltas, logits[..., :-1].argmax(-1)), boxes, _WEIGHTS)
+        valid = valid & torch.isfinite(refined).all(-1)
+        refined = clip(refined, image_sizes)
+        valid = valid & large_enough(refined, self.options.min_box_size)
+        return torch.where(valid[..., None], refined, 0), valid
 
 
-def _best(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, rows: int) -> Detections:
-    """The ``rows`` best of the kept candidates, padded to that number."""
-    missing = max(0, rows - scores.shape[1])
-    scores = F.pad(torch.where(keep, scores, -torch.inf), (0, missing), value=-torch.inf)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, :rows], order[:, :rows]
-    filled = scores > -torch.inf
-    boxes = gather_rows(F.pad(boxes, (0, 0, 0, missing)), order)
-    labels = F.pad(labels, (0, missing)).gather(1, order)
-    return Detections(
-        boxes=torch.where(filled[..., None], boxes, 0),
-        scores=torch.where(filled, scores, 0),
-        labels=torch.where(filled, labels, -1),
-        count=filled.sum(1),
-    )
+def _of_class(deltas: Tensor, labels: Tensor) -> Tensor:
+    """Deltas ``[B, N, 4]`` of each box's class ``[B, N]``, of ``[B, N, K, 4]`` or ``[B, N, 1, 4]``."""
+    column = labels.clamp(max=deltas.shape[2] - 1)
+    return deltas.gather(2, column[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
 from ..base import BoxTargets
-from .anchors import Anchors
-from .boxes import at_least, box_loss, clip, decode, gather_rows
+from .anchors import Anchors, flatten_levels, map_sizes
+from .boxes import UNIT_WEIGHTS, clip, decode, gather_rows, large_enough
+from .losses import box_loss
 from .matching import Matcher, sample
 from .options import AnchorOptions, RPNOptions
-from .suppression import nms_keep
-
-_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+from .suppression import nms_keep, top_candidates
 
 
 @dataclass
@@ -83,16 +82,14 @@ class RPN(nn.Module):
         objectness, deltas = [], []
         for feature in features:
             hidden = F.relu(self.conv(feature))
-            # [B, R, H, W] -> [B, H, W, R] -> [B, H*W*R], the order of the anchors
-            objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
-            # [B, R*4, H, W] -> [B, H, W, R*4] -> [B, H*W*R, 4]
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
-        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+            objectness.append(self.objectness(hidden))
+            deltas.append(self.deltas(hidden))
+        sizes = map_sizes(features)
         return RawProposals(
-            objectness=torch.cat(objectness, dim=1),
-            deltas=torch.cat(deltas, dim=1),
+            objectness=flatten_levels(objectness, 1).squeeze(-1),  # [B, A, 1] -> [B, A]
+            deltas=flatten_levels(deltas, 4),
             anchors=self.anchors(sizes, features[0].device),
-            anchors_per_level=tuple(height * width * self.anchors.per_cell for height, width in sizes),
+            anchors_per_level=self.anchors.per_level(sizes),
         )
 
     def losses(self, raw: RawProposals, targets: BoxTargets) -> dict[str, Tensor]:
@@ -123,7 +120,7 @@ class RPN(nn.Module):
             raw.anchors[chosen.index],
             gather_rows(targets.boxes.float(), rows),
             chosen.positive,
-            weights=_WEIGHTS,
+            weights=UNIT_WEIGHTS,
             kind=options.box_loss,
             beta=options.smooth_l1_beta,
         )
@@ -152,16 +149,15 @@ class RPN(nn.Module):
             boxes ``[B, P, 4]`` float32, by falling objectness, and which of them are valid ``[B, P]``; the
             others are zero. P is ``post_nms``, or less if the levels have fewer anchors in total.
         """
-        scores, index = self._best_anchors(raw, pre_nms)
-        levels = scores.shape[1]
-        scores, index = scores.flatten(1), index.flatten(1)  # [B, L, T] -> [B, L*T]
+        scores, index = top_candidates(raw.objectness.float(), pre_nms, raw.anchors_per_level)
         deltas = gather_rows(raw.deltas, index)
-        boxes = decode(deltas, raw.anchors[index], _WEIGHTS)
+        boxes = decode(deltas, raw.anchors[index])
         # Before clipping, which would turn an infinite corner into one on the border.
         valid = torch.isfinite(scores) & torch.isfinite(boxes).all(-1)
         boxes = clip(boxes, image_sizes)
-        valid = valid & at_least(boxes, self.options.min_box_size)
+        valid = valid & large_enough(boxes, self.options.min_box_size)
         # A level of an image is to NMS what an image is: [B, L*T] -> [B*L, T]
+        levels = len(raw.anchors_per_level)
         each = [part.unflatten(1, (levels, -1)).flatten(0, 1) for part in (boxes, scores, valid)]
         group = torch.zeros_like(each[2], dtype=torch.int64)
         keep = nms_keep(each[0], each[1], group, each[2], self.options.nms_threshold).view_as(valid)
@@ -169,21 +165,3 @@ class RPN(nn.Module):
         order = order[:, : min(post_nms, sum(min(pre_nms, count) for count in raw.anchors_per_level))]
         valid = keep.gather(1, order)
         return torch.where(valid[..., None], gather_rows(boxes, order), 0), valid
-
-    def _best_anchors(self, raw: RawProposals, number: int) -> tuple[Tensor, Tensor]:
-        """The highest logits of each level, and their anchors: ``[B, L, T]`` each.
-
-        Levels with fewer anchors are filled up with logits of minus infinity.
-        """
-        logits = raw.objectness.float()
-        # top-k puts NaN first; as the lowest score it cannot push out a sound anchor.
-        logits = torch.where(torch.isfinite(logits), logits, -torch.inf)
-        rows = min(number, max(raw.anchors_per_level))
-        scores, index, start = [], [], 0
-        for count in raw.anchors_per_level:
-            best = logits[:, start : start + count].topk(min(number, count))
-            missing = (0, rows - best.values.shape[1])
-            scores.append(F.pad(best.values, missing, value=-torch.inf))
-            index.append(F.pad(best.indices + start, missing))
-            start += count
-        return torch.stack(scores, dim=1), torch.stack(index, dim=1)

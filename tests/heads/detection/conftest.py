@@ -28,12 +28,12 @@ class Targets:
     crowd: Tensor
 
 
-@pytest.fixture(params=["host", "device"])
+@pytest.fixture(params=["cpu", "device"])
 def place(request, monkeypatch):
     """Runs a test the way the CPU goes, and the way devices go, where no shape depends on values."""
     if request.param == "device":
         for module in (boxes, pooling, roi, suppression):
-            monkeypatch.setattr(module, "on_host", lambda x: False)
+            monkeypatch.setattr(module, "runs_on_cpu", lambda x: False)
     return request.param
 
 

@@ -5,16 +5,18 @@ import torch
 from torchvision import ops
 from torchvision.models.detection._utils import BoxCoder
 
-from trunkline.heads.detection.boxes import (
-    at_least,
+from trunkline.heads.detection import (
     box_loss,
+    box_losses,
     clip,
     decode,
     encode,
     iou_loss,
+    large_enough,
     pairwise_intersection,
     pairwise_iou,
 )
+from trunkline.heads.detection.boxes import rows_needed
 
 UNIT, TEN = (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)
 
@@ -74,9 +76,9 @@ def test_clip_uses_each_images_own_height_and_width():
     assert clip(boxes, sizes).tolist() == [[[0, 0, 40, 30]], [[10, 20, 50, 100]]]
 
 
-def test_at_least():
+def test_large_enough():
     boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.5], [0, 0, math.nan, 9]])
-    assert at_least(boxes, 2.0).tolist() == [True, False, False]
+    assert large_enough(boxes, 2.0).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,8 @@ def test_box_loss_counts_learning_rows_only(kind):
     references[1], targets[3] = 0, math.nan  # a row without area, a row without sense
     loss = box_loss(deltas, references, targets, learns, **options)
     torch.testing.assert_close(loss, expected)
+    each = box_losses(deltas, references, targets, learns, **options)
+    assert torch.equal(each.sum(), loss) and each.gt(0).tolist() == learns.tolist()
     loss.backward()
     assert torch.isfinite(deltas.grad).all()
     assert deltas.grad[~learns].abs().sum() == 0 and deltas.grad[learns].abs().sum() > 0
@@ -121,3 +125,11 @@ def test_smooth_l1_by_hand():
     deltas = torch.tensor([[0.5, 3.0, 0.0, 0.0]])  # the target is 0: quadratic below beta, linear above
     loss = box_loss(deltas, square, square, torch.tensor([True]), weights=UNIT, kind="smooth_l1", beta=1.0)
     assert loss.item() == pytest.approx(0.5 * 0.5**2 + 3.0 - 0.5)
+
+
+@pytest.mark.parametrize(
+    ("valid", "rows"),
+    [([[1, 1, 0, 0], [1, 0, 0, 0]], 2), ([[0, 0, 1, 0], [1, 0, 0, 0]], 3), ([[0] * 4] * 2, 1), ([[]], 0)],
+)
+def test_rows_needed_end_with_the_last_valid_one(valid, rows):
+    assert rows_needed(torch.tensor(valid).bool()) == rows

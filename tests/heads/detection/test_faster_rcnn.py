@@ -308,7 +308,7 @@ def test_work_on_a_device_is_the_same_for_any_number_of_images(
     make_head, make_features, make_targets, monkeypatch
 ):
     for module in (boxes, pooling, roi, suppression):
-        monkeypatch.setattr(module, "on_host", lambda x: False)
+        monkeypatch.setattr(module, "runs_on_cpu", lambda x: False)
     head = make_head()
     seen = {}
     for count in (1, 4):
@@ -321,7 +321,7 @@ def test_work_on_a_device_is_the_same_for_any_number_of_images(
         ]
     assert seen[1] == seen[4]
     for names, suppressions in zip(seen[4], (1, 2), strict=True):  # of proposals; of detections too
-        # What makes the host wait: .item(), .tolist(), a tensor in an if; shapes that depend on values.
+        # What synchronises a device: .item(), .tolist(), a tensor in an if; shapes that depend on values.
         assert not {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"} & set(names)
         assert not {"torchvision::nms", "aten::_unique2"} & set(names)
         assert names.count("aten::equal") == suppressions  # one look at whether suppression has settled

@@ -2,9 +2,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from trunkline.heads.detection.atlas import atlas_corners
-from trunkline.heads.detection.levels import level_of_box
-from trunkline.heads.detection.pooling import pool_boxes
+from trunkline.heads.detection.pooling import _atlas_corners, level_of_box, pool_boxes
 
 STRIDES = [(4, 4), (8, 8), (16, 16), (32, 32)]
 
@@ -164,7 +162,7 @@ def test_level_by_hand():
 
 def test_atlas_places_do_not_overlap():
     sizes = [(5, 7), (3, 4), (2, 2), (1, 1)]
-    corners, (rows, columns) = atlas_corners(sizes)
+    corners, (rows, columns) = _atlas_corners(sizes)
     taken = torch.zeros(rows, columns)
     for (height, width), (row, column) in zip(sizes, corners, strict=True):
         # with the margins: one cell before the level, two behind it

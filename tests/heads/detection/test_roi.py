@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from trunkline.heads.detection.options import RoIOptions
-from trunkline.heads.detection.roi import RoI
+from trunkline.heads.detection import RoI, RoIOptions, gather_rows
 
 OBJECTS = [[(20, 20, 60, 70, 0), (100, 10, 150, 110, 1)], [(5, 40, 80, 69, 2), (30, 5, 60, 30, 0)]]
 SIZES = [(128, 192), (70, 90)]
@@ -112,8 +111,8 @@ def test_second_stage_sampling_options(make_head, make_features, make_targets):
     def selected(**options):
         head = make_head(**options)
         proposals = head.rpn.proposals(head(features, (128, 192)), targets.image_sizes, 200, 1000)
-        _, chosen, labels, _ = head.roi._select(*proposals, targets)
-        return chosen.valid.sum(1).tolist(), chosen.positive.sum(1), (labels == 3).sum(1)
+        _, sampled = head.roi.losses(features, *proposals, targets)
+        return sampled.valid.sum(1).tolist(), sampled.positive.sum(1), (sampled.labels == 3).sum(1)
 
     valid, positive, background = selected(batch_size=64)
     assert valid == [64, 64]
@@ -129,8 +128,9 @@ def test_objects_join_the_proposals(make_head, make_features, make_targets):
     targets = make_targets(OBJECTS, SIZES, rows=4)
     head = make_head(batch_size=20, positive_fraction=0.5)
     proposals = torch.zeros(2, 5, 4)
-    boxes, chosen, labels, wanted = head.roi._select(proposals, torch.zeros(2, 5).bool(), targets)
-    assert chosen.valid.sum(1).tolist() == [2, 2]
+    _, sampled = head.roi.losses(make_features(), proposals, torch.zeros(2, 5).bool(), targets)
+    boxes, labels, wanted = sampled.boxes, sampled.labels, gather_rows(targets.boxes, sampled.index)
+    assert sampled.valid.sum(1).tolist() == [2, 2]
     for image in range(2):
         order = boxes[image, :2, 0].argsort()
         expected = targets.boxes[image, :2][targets.boxes[image, :2, 0].argsort()]
@@ -148,13 +148,14 @@ def test_second_stage_loss_options(make_head, make_features, make_targets):
     assert run_losses(make_head(smooth_l1_beta=5.0), features, targets)["roi_box"] < values["smooth_l1"]
 
 
-def test_crowd_overlap_of_the_second_stage(make_head, make_targets):
+def test_crowd_overlap_of_the_second_stage(make_head, make_features, make_targets):
     proposals = torch.tensor([[[10.0, 10, 20, 20], [15, 10, 35, 20]]])  # inside the region, and half of it
     targets = make_targets([[(0, 0, 25, 100, 0, True)]])
     for overlap, expected in ((0.4, 0), (0.6, 1), (0.5, 0)):
         head = make_head(crowd_overlap=overlap)
-        _, chosen, _, _ = head.roi._select(proposals, torch.ones(1, 2).bool(), targets)
-        assert chosen.valid.sum() == expected
+        features = make_features(batch=1)
+        _, sampled = head.roi.losses(features, proposals, torch.ones(1, 2).bool(), targets)
+        assert sampled.valid.sum() == expected
 
 
 @pytest.mark.parametrize(
