@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..shared.batches import Batch
-from .cases.cases import Case
+from .cases.types import Case
 from .prepare.prepare import Placement
 
 
@@ -71,7 +71,8 @@ def collate_patches(samples: Sequence[PatchSample]) -> ScanBatch:
 
 @dataclass
 class EvaluationCase:
-    """One whole scan to evaluate or predict. It stays on the host: scans may be larger than the device.
+    """One whole scan to evaluate or predict. It stays in main memory: scans may be larger than the
+    device.
 
     Attributes:
         image: ``[C, *S]`` float32, the prepared scan, possibly memory-mapped; None if it cannot be read.
@@ -91,6 +92,14 @@ class EvaluationCase:
 
     def __len__(self) -> int:
         return 1
+
+    def labelled(self) -> int:
+        """Return 1: how many scans count in the mean of an evaluation."""
+        return 1
+
+    def for_head(self, name: str) -> EvaluationCase:
+        """Return itself: there is one head."""
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Send the name of a memory-mapped file to other processes, rather than gigabytes."""

@@ -106,9 +106,11 @@ class VolumeSegmentation(Task):
             axis = best_axis(image.shape[1:], window)
         else:
             run = sliced(run, axis)
-        restorer = Restorer(placement, axis, lambda scores: self.head.decide(scores[None])[0])
+        restorer = Restorer(placement, axis)
         for planes in sweep(run, image, window, self.inference, self.device, axis):
-            restorer.add(planes)
+            for block, scores in restorer.blocks(planes):
+                restorer.write(block, self.head.decide(scores[None])[0])
+                del scores  # not to be held beside those of the next block
         del planes  # they hold the buffer of all scores
         return keep_largest(restorer.labels(), self._kept())
 

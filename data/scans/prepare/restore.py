@@ -7,7 +7,7 @@ Letters in shapes: K classes, S0 spatial axes of the file's grid, T of the box i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,40 +16,38 @@ from torch import Tensor
 from .prepare import Placement
 from .resample import Taps, taps
 
+Block = tuple[slice, ...]  # of the box in the turned grid, one slice per axis
+
 
 class Restorer:
     """Undoes ``prepare`` for predictions while they come in, plane by plane.
 
     Scores (not labels) are resized to the grid before resampling, linearly and along a coarse axis to the
-    nearest; then ``decide`` chooses labels, which are turned back and pasted into the file's grid; outside
-    of the crop they are 0. As in nnU-Net, but the scores of the whole scan are never held: only the planes
-    that the next voxels need are kept from one call to the next, and voxels are decided in blocks. The result
-    does not depend on the blocks. Axes that kept their size are not resized at all.
+    nearest; then the user of this class chooses labels, which are turned back and pasted into the file's
+    grid; outside of the crop they are 0. As in nnU-Net, but the scores of the whole scan are never held: only
+    the planes that the next voxels need are kept from one call to the next, and voxels come in blocks. The
+    result does not depend on the blocks. Axes that kept their size are not resized at all::
+
+        for planes in ...:
+            for block, scores in restorer.blocks(planes):
+                restorer.write(block, scores.argmax(0))
 
     Args:
         placement: of the prepared scan.
         axis: the axis of the prepared scan along which planes arrive.
-        decide: turns ``[K, *s]`` float32 scores into ``[*s]`` uint8 labels, each voxel on its own. It must
-            not change its argument.
-        most_values: score values held at a time beside the planes that were added, roughly; ``decide`` is
-            given at most a quarter of them, but always one row of voxels.
+        most_values: score values held at a time beside the planes that were added, roughly; a block has at
+            most a quarter of them, but always one row of voxels.
 
     Raises:
         ValueError: if there is no such axis, or ``most_values`` is below 1.
     """
 
-    def __init__(
-        self,
-        placement: Placement,
-        axis: int,
-        decide: Callable[[Tensor], Tensor],
-        most_values: int = 2**26,
-    ) -> None:
+    def __init__(self, placement: Placement, axis: int, most_values: int = 2**26) -> None:
         if not 0 <= axis < len(placement.shape):
             raise ValueError(f"axis is {axis}; the prepared scan has {len(placement.shape)} axes")
         if most_values < 1:
             raise ValueError(f"most_values is {most_values}; it must be at least 1")
-        self._placement, self._axis, self._decide = placement, axis, decide
+        self._placement, self._axis = placement, axis
         self._block_values = most_values // 4
         self._result = np.zeros(placement.grid.shape, dtype=np.uint8)
         self._target = placement.turn(self._result)  # [*T], a view
@@ -59,12 +57,17 @@ class Restorer:
         self._done = 0  # planes of the box
         self._kept: Tensor | None = None  # the last of the received planes, [K, *s]
 
-    def add(self, scores: Tensor) -> None:
-        """Take the next finished planes, and write the labels that they complete.
+    def blocks(self, scores: Tensor) -> Iterator[tuple[Block, Tensor]]:
+        """Take the next finished planes, and return the voxels of the file's grid that they complete.
+
+        Go through all blocks before the next planes.
 
         Args:
             scores: ``[K, *s]``, finite, on any device and of any floating-point type; full size along all
                 axes but ``axis``. They are not kept, but for copies of two planes at the most.
+
+        Returns:
+            Blocks with their scores, ``[K, *t]`` float32, which may be views of ``scores``: do not change them.
 
         Raises:
             ValueError: if they have another shape, or more planes come than the prepared scan has.
@@ -82,12 +85,18 @@ class Restorer:
                 f"{self._received} planes came in along axis {self._axis}; the prepared scan has "
                 f"{self._placement.shape[self._axis]}"
             )
+        return self._complete(scores, start)
+
+    def _complete(self, scores: Tensor, start: int) -> Iterator[tuple[Block, Tensor]]:
         ready = self._ready()
-        for block in self._blocks(scores.shape, self._done, ready):
-            labels = self._decide(self._block(scores, start, block))
-            self._target[block] = labels.cpu().numpy()
+        for block in self._cut(scores.shape, self._done, ready):
+            yield block, self._block(scores, start, block)
         self._done = ready
         self._keep(scores, start)
+
+    def write(self, block: Block, labels: Tensor) -> None:
+        """Write the labels of a block, ``[*t]`` uint8 on any device."""
+        self._target[block] = labels.cpu().numpy()
 
     def labels(self) -> np.ndarray:
         """Return ``[*S0]`` uint8 labels on the file's own grid, 0 outside of the crop.
@@ -107,7 +116,7 @@ class Restorer:
         step = self._steps[self._axis]
         return self._received if step is None else int((step.high < self._received).sum())
 
-    def _blocks(self, shape: torch.Size, start: int, stop: int) -> Iterator[tuple[slice, ...]]:
+    def _cut(self, shape: torch.Size, start: int, stop: int) -> Iterator[Block]:
         """Cut the planes of the box into blocks of some planes, or of some rows of one."""
         box, prepared = self._placement.box_shape, self._placement.shape
         sizes = [max(lengths) for lengths in zip(box, prepared, strict=True)]
@@ -122,7 +131,7 @@ class Restorer:
                 block[across] = slice(first, min(first + rows, box[across]))
                 yield tuple(block)
 
-    def _block(self, scores: Tensor, start: int, block: tuple[slice, ...]) -> Tensor:
+    def _block(self, scores: Tensor, start: int, block: Block) -> Tensor:
         """Return the float32 scores of a block of the box, given the planes from number ``start`` on."""
         parts: list[Taps | None] = []
         source = [slice(None)]
@@ -136,7 +145,7 @@ class Restorer:
             values = values if part is None else part.apply(values, dim)
         return values
 
-    def _planes(self, scores: Tensor, start: int, source: tuple[slice, ...]) -> Tensor:
+    def _planes(self, scores: Tensor, start: int, source: Block) -> Tensor:
         """Cut prepared voxels out of the planes kept and those that have just come."""
         dim = self._axis + 1
         wanted = source[dim]

@@ -48,10 +48,15 @@ def at_once(scores, placement, codes="RAS"):
     return turned if flat else apply_orientation(turned, back)
 
 
-def restored(scores, placement, axis, step, **options):
-    restorer = Restorer(placement, axis, options.pop("decide", most_likely), **options)
+def add(restorer, planes, decide=most_likely):
+    for block, scores in restorer.blocks(planes):
+        restorer.write(block, decide(scores))
+
+
+def restored(scores, placement, axis, step, decide=most_likely, **options):
+    restorer = Restorer(placement, axis, **options)
     for start in range(0, scores.shape[axis + 1], step):
-        restorer.add(scores.narrow(axis + 1, start, min(step, scores.shape[axis + 1] - start)))
+        add(restorer, scores.narrow(axis + 1, start, min(step, scores.shape[axis + 1] - start)), decide)
     return restorer.labels()
 
 
@@ -138,9 +143,9 @@ def test_only_the_planes_that_are_still_needed_are_kept():
         placement = Placement(
             Grid(shape, np.eye(4)), ((0, 1), (1, 1), (2, 1)), whole, (prepared, 4, 4), (1,) * 3
         )
-        restorer = Restorer(placement, 0, most_likely)
+        restorer = Restorer(placement, 0)
         for _ in range(prepared // 10):
-            restorer.add(torch.zeros(2, 10, 4, 4))
+            add(restorer, torch.zeros(2, 10, 4, 4))
             kept = restorer._kept
             assert kept is None or kept.shape[1] <= 2
             assert kept is None or kept.untyped_storage().nbytes() == kept.numel() * 4
@@ -161,16 +166,16 @@ def test_nothing_is_copied_when_nothing_is_resized():
 def test_wrong_use_is_an_error():
     placement = place(make(), Preparation(orientation=None))
     with pytest.raises(ValueError, match="axis is 3"):
-        Restorer(placement, 3, most_likely)
+        Restorer(placement, 3)
     with pytest.raises(ValueError, match="most_values is 0"):
-        Restorer(placement, 0, most_likely, 0)
-    restorer = Restorer(placement, 0, most_likely)
+        Restorer(placement, 0, 0)
+    restorer = Restorer(placement, 0)
     with pytest.raises(ValueError, match=r"scores have the shape \[2, 3, 8, 5\]"):
-        restorer.add(torch.zeros(2, 3, 8, 5))
+        add(restorer, torch.zeros(2, 3, 8, 5))
     with pytest.raises(ValueError, match=r"scores have the shape \[3, 8, 6\]"):
-        restorer.add(torch.zeros(3, 8, 6))
-    restorer.add(torch.zeros(2, 10, 8, 6))
+        add(restorer, torch.zeros(3, 8, 6))
+    add(restorer, torch.zeros(2, 10, 8, 6))
     with pytest.raises(RuntimeError, match="10 of 11 planes along axis 0"):
         restorer.labels()
     with pytest.raises(ValueError, match="12 planes came in along axis 0"):
-        restorer.add(torch.zeros(2, 2, 8, 6))
+        add(restorer, torch.zeros(2, 2, 8, 6))
