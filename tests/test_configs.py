@@ -116,11 +116,11 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, shapes,
         + [f"--output.folder={out}", "--output.min_score=0.0"],
     )
     text = capsys.readouterr().out
-    assert str(out / "results.json") in text and str(out / "overlays") in text
+    assert str(out / "predictions.json") in text and str(out / "pictures") in text
     truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
-    results = json.loads((out / "results.json").read_text())
+    results = json.loads((out / "predictions.json").read_text())
     assert {row["category_id"] for row in results} <= {row["id"] for row in truth["categories"]}
-    overlays = list((out / "overlays").iterdir())
+    overlays = list((out / "pictures").iterdir())
     assert len(overlays) == len(truth["images"])
     for (
         path
@@ -130,13 +130,13 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, shapes,
         )
         assert Image.open(path).size == (3 * record["width"], 3 * record["height"])
     coco = COCO(str(shapes / "annotations" / "instances_val.json"))
-    evaluation = COCOeval(coco, coco.loadRes(str(out / "results.json")), "bbox")
+    evaluation = COCOeval(coco, coco.loadRes(str(out / "predictions.json")), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    assert evaluation.stats[0] == pytest.approx(expected.figures["AP"], abs=1e-6)
+    assert evaluation.stats[0] == pytest.approx(expected.metrics["AP"], abs=1e-6)
     assert (
-        evaluation.stats[8] == pytest.approx(expected.figures["AR100"], abs=1e-6) and evaluation.stats[8] > 0
+        evaluation.stats[8] == pytest.approx(expected.metrics["AR100"], abs=1e-6) and evaluation.stats[8] > 0
     )
 
 
@@ -152,10 +152,10 @@ def test_a_checkpoint_is_applied_without_its_config_and_explicit_settings_win(mo
     )
     assert cli.datamodule.short_sides == [64] and cli.datamodule.batch_size == 3
     assert cli.model.head.num_classes == 3
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
     images = json.loads((tmp_path / "out" / "images.json").read_text())
     assert len(results) == 7 * len(images) and len(images) == 6
-    assert not (tmp_path / "out" / "overlays").exists()
+    assert not (tmp_path / "out" / "pictures").exists()
     assert [row["name"] for row in cli.model.categories] == ["circle", "rectangle", "triangle"]
 
 

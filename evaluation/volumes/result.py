@@ -82,7 +82,7 @@ class VolumeResult(Result):
         """Return a row per class: numbers of cases, then means, medians and standard deviations."""
         return [
             {
-                **{name: getattr(row, name) for name in ClassCases._fields[:5]},
+                **dict(zip(ClassCases._fields[:5], row[:5], strict=True)),  # name and counts
                 **row.means,
                 **{f"median_{name}": value for name, value in row.medians.items()},
                 **{f"deviation_{name}": value for name, value in row.deviations.items()},

@@ -1,7 +1,17 @@
 """A dataset and predictions with everything that real ones have, small enough to evaluate in a moment."""
 
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import numpy as np
 import pytest
+import torch
+
+from trunkline.evaluation.base import EvaluationContext, Evaluator
+from trunkline.evaluation.classification import ClassificationEvaluator
+from trunkline.evaluation.detection import CocoEvaluator
+from trunkline.evaluation.segmentation import SegmentationEvaluator
+from trunkline.evaluation.volumes import VolumeEvaluator
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 30, "name": "bird"}]
 CATEGORIES += [{"id": 100 + index, "name": f"thing {index}"} for index in range(9)]
@@ -69,3 +79,80 @@ def real_like():
         item["id"] = index
     images = [{"id": image_id, "height": 640, "width": 640} for image_id in image_ids]
     return {"images": images, "annotations": annotations, "categories": CATEGORIES}, predictions
+
+
+class ContractCase(NamedTuple):
+    """The same evaluation in two ways: by the contract of evaluators, and by adding to one in Python."""
+
+    kind: type
+    context: EvaluationContext
+    batches: list  # (predictions, batch)
+    direct: Evaluator  # everything was added
+
+
+def _boxes_case(truth, predictions):
+    direct, batches = CocoEvaluator(truth), []
+    for image_id, (boxes, scores, category_ids) in predictions.items():
+        direct.add(image_id, boxes, scores, category_ids)
+        columns = {"boxes": boxes, "scores": scores, "category_ids": category_ids}
+        tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+        batches.append(([{"image_id": image_id, **tensors}], None))
+    return ContractCase(CocoEvaluator, EvaluationContext(["unused"], truth=truth), batches, direct)
+
+
+def _masks_case():
+    generator, names = torch.Generator().manual_seed(3), ["ant", "bee", "cat", "nowhere"]
+    direct, batches = SegmentationEvaluator(names), []
+    for size in (2, 2, 1):
+        truth = tuple(torch.randint(0, 3, (5, 7 + i), generator=generator).byte() for i in range(size))
+        masks = [torch.where(torch.rand(t.shape, generator=generator) < 0.3, 0, t) for t in truth]
+        for mask, labels in zip(masks, truth, strict=True):
+            labels[0, :2] = 255
+            direct.add(mask, labels)
+        batches.append(([{"mask": mask} for mask in masks], SimpleNamespace(truth=truth)))
+    return ContractCase(SegmentationEvaluator, EvaluationContext(names), batches, direct)
+
+
+def _classes_case(multi_label):
+    generator, names = torch.Generator().manual_seed(4), [f"class {k}" for k in range(7)]
+    direct, batches = ClassificationEvaluator(names, multi_label), []
+    for start in range(0, 12, 4):
+        shape = (4, 7) if multi_label else (4,)
+        label = torch.randint(0, 2 if multi_label else 7, shape, generator=generator)
+        label[0] = -1
+        probabilities, ids = torch.rand(4, 7, generator=generator), torch.arange(start, start + 4)
+        direct.add(ids, probabilities, label)
+        batch = SimpleNamespace(image_ids=ids, label=label)
+        batches.append(([{"probabilities": row} for row in probabilities], batch))
+    return ContractCase(
+        ClassificationEvaluator, EvaluationContext(names, multi_label=multi_label), batches, direct
+    )
+
+
+def _scans_case():
+    rng, regions = np.random.default_rng(6), {"organ": (1, 2), "core": (2,), "nowhere": (3,)}
+    direct, batches = VolumeEvaluator(regions), []
+    for number in range(4):
+        mask, truth = rng.integers(0, 3, (2, 6, 5, 4), dtype=np.uint8)
+        truth[0, 0] = 255
+        direct.add(f"case_{number}", mask, truth, (1.0, 2.0, 3.0), 5.5)
+        grid = SimpleNamespace(spacing=(1.0, 2.0, 3.0), voxel=5.5)
+        batch = SimpleNamespace(
+            case=SimpleNamespace(name=f"case_{number}"),
+            truth=truth,
+            placement=SimpleNamespace(grid=grid),
+        )
+        batches.append(([{"mask": mask}], batch))
+    return ContractCase(VolumeEvaluator, EvaluationContext(["unused"], regions=regions), batches, direct)
+
+
+@pytest.fixture(scope="session")
+def contract_cases(real_like):
+    """Return a ``ContractCase`` for each kind of labels, by name."""
+    return {
+        "boxes": _boxes_case(*real_like),
+        "masks": _masks_case(),
+        "classes": _classes_case(False),
+        "several classes": _classes_case(True),
+        "scans": _scans_case(),
+    }

@@ -1,6 +1,7 @@
 """Run by test_gather.py: two processes that share the images of a validation run.
 
-Reads a pickle of (ground truth, predictions, rounds) and writes what each rank found in each round.
+Reads a pickle of (ground truth, predictions, rounds, contract cases) and writes the results of each rank: of
+each round, and of each contract case, of which each rank has every second batch.
 """
 
 import pickle
@@ -19,8 +20,8 @@ def work(rank, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    truth, predictions, rounds = pickle.loads((folder / "input.pickle").read_bytes())
-    found = []
+    truth, predictions, rounds, cases = pickle.loads((folder / "input.pickle").read_bytes())
+    results = []
     evaluator = CocoEvaluator(truth)
     for shares in rounds:
         evaluator.reset()
@@ -30,8 +31,17 @@ def work(rank, folder):
         evaluator.gather()
         evaluator.gather()  # again: nothing may change
         result = evaluator.compute() if len(evaluator) else None
-        found.append((len(evaluator), result, evaluator.results()))
-    (folder / f"output{rank}.pickle").write_bytes(pickle.dumps(found))
+        results.append((len(evaluator), result, evaluator.results()))
+    by_contract = {}
+    for name, (kind, context, batches) in cases.items():
+        evaluator = kind()
+        evaluator.prepare(context)
+        evaluator.reset()
+        for predictions_of_batch, batch in batches[rank::2]:
+            evaluator.update(predictions_of_batch, batch)
+        evaluator.gather()
+        by_contract[name] = evaluator.compute()
+    (folder / f"output{rank}.pickle").write_bytes(pickle.dumps((results, by_contract)))
     torch.distributed.destroy_process_group()
 
 

@@ -45,19 +45,19 @@ def test_metrics_equal_a_slow_loop():
         part = slice(start, start + 7)
         evaluator.add(torch.arange(60)[part], scores[part], labels[part])
     assert len(evaluator) == 60
-    found = evaluator.compute()
+    result = evaluator.compute()
     right, within, per_class = 0, 0, {k: [] for k in range(classes)}
     for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
         order = sorted(range(classes), key=lambda k: -row[k])
         right += order[0] == label
         within += label in order[:5]
         per_class[label].append(order[0] == label)
-    assert found.metrics["accuracy"] == pytest.approx(right / 60)
-    assert found.metrics["accuracy_top5"] == pytest.approx(within / 60)
+    assert result.metrics["accuracy"] == pytest.approx(right / 60)
+    assert result.metrics["accuracy_top5"] == pytest.approx(within / 60)
     assert right < within < 60
     means = [sum(hits) / len(hits) for hits in per_class.values()]
-    assert found.metrics["mean_class_accuracy"] == pytest.approx(sum(means) / classes)
-    assert [row.metrics["accuracy"] for row in found.per_class] == pytest.approx(means)
+    assert result.metrics["mean_class_accuracy"] == pytest.approx(sum(means) / classes)
+    assert [row.metrics["accuracy"] for row in result.per_class] == pytest.approx(means)
 
 
 def test_top5_is_left_out_where_it_says_nothing():
@@ -86,7 +86,7 @@ def test_metrics_of_several_labels_equal_a_slow_loop():
     evaluator = ClassificationEvaluator(NAMES, multi_label=True)
     for part in (slice(0, 25), slice(25, 40)):
         evaluator.add(torch.arange(40)[part], scores[part], labels[part])
-    found = evaluator.compute()
+    result = evaluator.compute()
     precisions, f1s = [], []
     for k in range(2):
         truth, column = labels[:, k].int().tolist(), scores[:, k].tolist()
@@ -97,13 +97,13 @@ def test_metrics_of_several_labels_equal_a_slow_loop():
     rows = zip(scores.tolist(), labels.tolist(), strict=True)
     right = sum(all((p >= 0.5) == bool(t) for p, t in zip(*row, strict=True)) for row in rows)
     assert 0 < right < 40
-    assert [row.metrics["AP"] for row in found.per_class[:2]] == pytest.approx(precisions, rel=1e-5)
-    assert [row.metrics["F1"] for row in found.per_class[:2]] == pytest.approx(f1s, rel=1e-5)
-    assert all(math.isnan(value) for value in found.per_class[2].metrics.values())
+    assert [row.metrics["AP"] for row in result.per_class[:2]] == pytest.approx(precisions, rel=1e-5)
+    assert [row.metrics["F1"] for row in result.per_class[:2]] == pytest.approx(f1s, rel=1e-5)
+    assert all(math.isnan(value) for value in result.per_class[2].metrics.values())
     expected = {"mAP": sum(precisions) / 2, "F1": sum(f1s) / 2, "subset_accuracy": right / 40}
-    assert found.metrics == pytest.approx(expected, rel=1e-5)
-    assert [row.images for row in found.per_class] == labels.sum(0).int().tolist()
-    assert found.confusion is None and found.images == 40
+    assert result.metrics == pytest.approx(expected, rel=1e-5)
+    assert [row.images for row in result.per_class] == labels.sum(0).int().tolist()
+    assert result.confusion is None and result.images == 40
 
 
 def test_images_without_label_are_left_out():
@@ -169,10 +169,10 @@ def test_summary_and_tables_are_aligned_and_show_the_lowest_classes_when_there_a
 
 def test_as_dict_is_strict_json(tmp_path):
     path = write_json(tmp_path / "metrics.json", evaluated([0, 2, 1], [0, 0, 1]).as_dict())
-    found = json.loads(path.read_text())
-    assert found["images"] == 3 and found["metrics"]["accuracy"] == pytest.approx(2 / 3)
-    assert found["classes"][2] == {"name": "cat", "images": 0, "accuracy": None}
-    assert np.array(found["confusion"]).tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    content = json.loads(path.read_text())
+    assert content["images"] == 3 and content["metrics"]["accuracy"] == pytest.approx(2 / 3)
+    assert content["classes"][2] == {"name": "cat", "images": 0, "accuracy": None}
+    assert np.array(content["confusion"]).tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize(

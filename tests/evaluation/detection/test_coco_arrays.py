@@ -34,7 +34,7 @@ def crowded_case(seed, objects=150, detections=500, places=5, side=6, crowd=0.15
     return truth, DetectionRows(*where, boxes_on_a_grid(rng, detections, places, side), scores)
 
 
-def by_pycocotools(truth, found, classes=CLASSES):
+def by_pycocotools(truth, predicted, classes=CLASSES):
     shared = {
         "images": [{"id": image} for image in range(IMAGES)],
         "categories": [{"id": index} for index in range(classes)],
@@ -43,7 +43,7 @@ def by_pycocotools(truth, found, classes=CLASSES):
     rows = zip(*(column.tolist() for column in truth), strict=True)
     objects = [dict(zip(names, row, strict=True), id=index) for index, row in enumerate(rows, start=1)]
     names = ("image_id", "category_id", "bbox", "score")
-    rows = zip(*(column.tolist() for column in found), strict=True)
+    rows = zip(*(column.tolist() for column in predicted), strict=True)
     detections = [
         dict(zip(names, row, strict=True), id=index, iscrowd=0) for index, row in enumerate(rows, 1)
     ]
@@ -61,9 +61,9 @@ def by_pycocotools(truth, found, classes=CLASSES):
     return run.eval["precision"][..., -1], run.eval["recall"]
 
 
-def agree(truth, found, classes=CLASSES):
-    precision, recall = precision_and_recall(truth, found, classes)
-    expected, expected_recall = by_pycocotools(truth, found, classes)
+def agree(truth, predicted, classes=CLASSES):
+    precision, recall = precision_and_recall(truth, predicted, classes)
+    expected, expected_recall = by_pycocotools(truth, predicted, classes)
     np.testing.assert_allclose(precision, expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(recall, expected_recall, rtol=0, atol=1e-12)
     return precision
@@ -96,10 +96,10 @@ def none_of(columns):
 
 
 def test_nothing_found_or_nothing_to_find_equals_pycocotools():
-    truth, found = crowded_case(8)
-    assert (agree(none_of(truth), found) == -1).all()
-    assert (agree(truth, none_of(found))[:, :, :, 0] == 0).all()
-    assert (agree(none_of(truth), none_of(found)) == -1).all()
+    truth, predicted = crowded_case(8)
+    assert (agree(none_of(truth), predicted) == -1).all()
+    assert (agree(truth, none_of(predicted))[:, :, :, 0] == 0).all()
+    assert (agree(none_of(truth), none_of(predicted)) == -1).all()
 
 
 def test_a_class_without_objects_is_undefined():
@@ -108,19 +108,19 @@ def test_a_class_without_objects_is_undefined():
 
 
 def test_pairs_looked_at_in_parts_give_the_same(monkeypatch):
-    truth, found = crowded_case(10)
-    expected = precision_and_recall(truth, found, CLASSES)
+    truth, predicted = crowded_case(10)
+    expected = precision_and_recall(truth, predicted, CLASSES)
     for at_once in (1, 7, 100):
         monkeypatch.setattr(coco_arrays, "_PAIRS_AT_ONCE", at_once)
-        for one, other in zip(precision_and_recall(truth, found, CLASSES), expected, strict=True):
+        for one, other in zip(precision_and_recall(truth, predicted, CLASSES), expected, strict=True):
             np.testing.assert_array_equal(one, other)
 
 
 def test_inputs_are_left_alone():
-    truth, found = crowded_case(11)
-    before = [column.copy() for column in (*truth, *found)]
-    precision_and_recall(truth, found, CLASSES)
-    for one, other in zip((*truth, *found), before, strict=True):
+    truth, predicted = crowded_case(11)
+    before = [column.copy() for column in (*truth, *predicted)]
+    precision_and_recall(truth, predicted, CLASSES)
+    for one, other in zip((*truth, *predicted), before, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -128,9 +128,9 @@ def test_an_object_is_found_once_and_a_crowd_by_all():
     """Three equal detections: on one object, precision 1 and then two false ones; on a crowd, none counts."""
     box = np.array([[0.0, 0.0, 40.0, 40.0]])
     zero, three = np.zeros(1, dtype=np.int64), np.zeros(3, dtype=np.int64)
-    found = DetectionRows(three, three, np.repeat(box, 3, axis=0), np.array([0.9, 0.8, 0.7]))
+    predicted = DetectionRows(three, three, np.repeat(box, 3, axis=0), np.array([0.9, 0.8, 0.7]))
     alone = Objects(zero, zero, box, np.array([1600.0]), np.array([False]))
-    precision, recall = precision_and_recall(alone, found, 1)
+    precision, recall = precision_and_recall(alone, predicted, 1)
     assert (precision[..., 0, 0] == pytest.approx(1.0)) and (recall[:, 0, 0] == 1).all()
     assert (recall[:, 0, 1] == -1).all()  # 1,600 square pixels are not small
     far = np.array([[200.0, 0.0, 40.0, 40.0]])
@@ -142,7 +142,7 @@ def test_an_object_is_found_once_and_a_crowd_by_all():
         np.array([True, False]),
     )
     last = DetectionRows(
-        *(np.append(old, new, axis=0) for old, new in zip(found, (zero, zero, far, [0.1]), strict=True))
+        *(np.append(old, new, axis=0) for old, new in zip(predicted, (zero, zero, far, [0.1]), strict=True))
     )
     precision, _ = precision_and_recall(both, last, 1)
     assert precision[..., 0, 0] == pytest.approx(1.0)  # as if the three on the crowd were not there

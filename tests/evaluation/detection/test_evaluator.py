@@ -125,8 +125,8 @@ def test_two_objects_by_hand(backend):
     above, it is 1 up to 0.50 and 0 beyond.
     """
     truth = one_image([(0, 0, 50, 50), (100, 0, 150, 50)])
-    found = [(100, 0, 150, 31), (300, 300, 350, 350), (0, 0, 50, 50)]  # 50 x 31 inside 50 x 50: IoU 0.62
-    result = evaluator(truth, {0: (found, [0.7, 0.8, 0.9], [1, 1, 1])}, backend).compute()
+    boxes = [(100, 0, 150, 31), (300, 300, 350, 350), (0, 0, 50, 50)]  # 50 x 31 inside 50 x 50: IoU 0.62
+    result = evaluator(truth, {0: (boxes, [0.7, 0.8, 0.9], [1, 1, 1])}, backend).compute()
     low, high = (51 + 50 * 2 / 3) / 101, 51 / 101
     assert result.metrics["AP50"] == pytest.approx(low, abs=1e-12)
     assert result.metrics["AP75"] == pytest.approx(high, abs=1e-12)
@@ -151,13 +151,13 @@ def test_first_annotation_with_id_zero_is_matched(backend):
 def test_detections_on_a_crowd_are_neither_right_nor_wrong(backend):
     truth = one_image([(0, 0, 50, 50), (100, 100, 300, 300)], crowd={1})
     inside = [(110, 110, 150, 150), (200, 200, 290, 290), (120, 200, 180, 260)]
-    found = ([*inside, (0, 0, 50, 50)], [0.9, 0.8, 0.7, 0.6], [1] * 4)
-    result = evaluator(truth, {0: found}, backend).compute()
+    rows = ([*inside, (0, 0, 50, 50)], [0.9, 0.8, 0.7, 0.6], [1] * 4)
+    result = evaluator(truth, {0: rows}, backend).compute()
     assert result.metrics["AP"] == pytest.approx(1.0)
     assert result.per_class[0].objects == 1
     for item in truth["annotations"]:
         item["iscrowd"] = 0
-    assert evaluator(truth, {0: found}, backend).compute().metrics["AP"] < 0.3
+    assert evaluator(truth, {0: rows}, backend).compute().metrics["AP"] < 0.3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -177,10 +177,10 @@ def test_no_detection_at_all_is_zero(backend):
 
 
 def test_missing_area_is_that_of_the_box():
-    truth, found = one_image([(0, 0, 20, 20)]), {0: ([(0, 0, 20, 20)], [0.5], [1])}
-    assert evaluator(truth, found).compute().metrics["APs"] == pytest.approx(1.0)
+    truth, rows = one_image([(0, 0, 20, 20)]), {0: ([(0, 0, 20, 20)], [0.5], [1])}
+    assert evaluator(truth, rows).compute().metrics["APs"] == pytest.approx(1.0)
     truth["annotations"][0]["area"] = 40.0**2
-    assert math.isnan(evaluator(truth, found).compute().metrics["APs"])
+    assert math.isnan(evaluator(truth, rows).compute().metrics["APs"])
 
 
 def test_class_table_is_aligned_and_in_order_of_ids():
