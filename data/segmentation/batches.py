@@ -17,7 +17,7 @@ from ..shared.canvas import PADDING_MULTIPLE
 
 @dataclass
 class SegmentationSample:
-    """One picture with its mask, as the data set yields it.
+    """One picture with its mask, as the dataset yields it.
 
     Attributes:
         image: ``[3, h, w]`` uint8 RGB, not padded.

@@ -1,4 +1,4 @@
-"""The data set and the sampler behind the loaders of pictures with masks.
+"""The dataset and the sampler behind the loaders of pictures with masks.
 
 Letters in shapes: I images, B images of a batch, W ranks; h w a picture as it enters the network.
 """
@@ -125,7 +125,7 @@ class SegmentationBatchSampler(ImageBatchSampler):
         _, group_of = np.unique(sizes[order], axis=0, return_inverse=True)
         groups = [np.flatnonzero(group_of.reshape(-1) == group) for group in range(group_of.max() + 1)]
         size = self.batch_size
-        # A rank without a batch would leave the others waiting for it at the end of an evaluation.
+        # A rank without a batch would block the others at the end of an evaluation.
         while size > 1 and sum(-(-len(group) // size) for group in groups) < self.num_replicas:
             size -= 1
         batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]

@@ -1,24 +1,19 @@
-"""COCO masks: rasterised as pycocotools does alone, panoptic PNGs beside a slow loop, bad records."""
+"""COCO instances as masks: rasterised as pycocotools does alone, bad records."""
 
 import json
 import pickle
 import pickletools
-import time
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from trunkline.data.segmentation.coco_json import read_mask_json
-from trunkline.data.segmentation.coco_masks import PanopticMasks
-from trunkline.data.shared.class_table import ClassTable, MaskError
+from trunkline.data.shared.class_table import MaskError
 from trunkline.data.shared.coco_json import AnnotationError
-from trunkline.data.shared.common import PackedNames
-from trunkline.data.shared.labels import LabelClass
-from trunkline.data.shared.locate import DataNotFoundError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools beside NumPy 2
 
@@ -170,7 +165,17 @@ def test_no_python_object_per_annotation(tmp_path):
     assert abs(lengths[0] - lengths[1]) < 10
 
 
-def test_five_hundred_annotations_of_an_image_are_not_slow(tmp_path):
+class CountedPixels(np.ndarray):
+    """Labels that count the pixels of the parts that are written to."""
+
+    written = 0
+
+    def __setitem__(self, key, value):
+        CountedPixels.written += self.size
+        super().__setitem__(key, value)
+
+
+def test_each_annotation_is_drawn_once_and_within_its_box(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     content = random_file(0, annotations=0)
     content["images"] = [{"id": 1, "file_name": "a.jpg", "height": 640, "width": 640}]
@@ -182,9 +187,25 @@ def test_five_hundred_annotations_of_an_image_are_not_slow(tmp_path):
             {"id": number + 1, "image_id": 1, "category_id": 7, "segmentation": outline}
         )
     _, masks = read_mask_json(write(tmp_path, content))
-    start = time.perf_counter()
-    masks.mask(0)
-    assert time.perf_counter() - start < 2  # 0.1 s on a quiet machine
+    plain, calls, full = masks.mask(0), Counter(), np.full
+    for function in ("frPyObjects", "merge", "area", "toBbox", "decode"):
+        counted = count_calls(calls, function, getattr(coco_mask, function))
+        monkeypatch.setattr(coco_mask, function, counted)
+    monkeypatch.setattr(np, "full", lambda *args, **options: full(*args, **options).view(CountedPixels))
+    CountedPixels.written = 0
+    drawn = masks.mask(0)
+    monkeypatch.undo()
+    assert np.array_equal(drawn, plain) and drawn.any()
+    assert set(calls.values()) == {500} and len(calls) == 5
+    assert 0 < CountedPixels.written <= 500 * 82 * 82  # of 500 * 640 * 640
+
+
+def count_calls(calls, name, function):
+    def counted(*args, **options):
+        calls[name] += 1
+        return function(*args, **options)
+
+    return counted
 
 
 def test_polygons_of_less_than_three_corners_are_left_out_and_counted(tmp_path, caplog):
@@ -254,129 +275,6 @@ def test_damaged_run_lengths_name_the_image(tmp_path):
     position = content["annotations"][0]["image_id"] // 10
     with pytest.raises(MaskError, match=f"image id {10 * position}: damaged segmentation"):
         masks.mask(position)
-
-
-# -- panoptic
-
-
-@pytest.fixture
-def panoptic(tmp_path):
-    """Three images with large segment numbers, void, a crowd; the file lists them in another order."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "panoptic_train"
-    folder.mkdir()
-    annotations = []
-    for image in (20, 0, 10):
-        ids = [0, *rng.choice(np.arange(1, 2**24), 5, replace=False).tolist()]
-        numbers = rng.choice(ids, (6, 8))
-        numbers[0, :6] = ids
-        pixels = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=2).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{image}.png")
-        segments = [
-            {"id": i, "category_id": int(rng.choice([90, 7, 30])), "iscrowd": int(n == 2)}
-            for n, i in enumerate(ids[1:])
-        ]
-        annotations.append({"image_id": image, "file_name": f"{image}.png", "segments_info": segments})
-    content = random_file(0, images=2, annotations=0) | {"annotations": annotations}
-    content["categories"] = [{**category, "color": [category["id"], 2, 3]} for category in CATEGORIES]
-    return tmp_path, content
-
-
-def slow(folder, record, labels, rest):
-    """Pixel by pixel."""
-    pixels = np.asarray(Image.open(folder / "panoptic_train" / record["file_name"])).astype(int)
-    category = {segment["id"]: segment["category_id"] for segment in record["segments_info"]}
-    result = np.zeros(pixels.shape[:2], dtype=np.uint8)
-    for y in range(pixels.shape[0]):
-        for x in range(pixels.shape[1]):
-            number = pixels[y, x, 0] + 256 * pixels[y, x, 1] + 256 * 256 * pixels[y, x, 2]
-            result[y, x] = 255 if number == 0 else labels.get(category[number], rest)
-    return result
-
-
-@pytest.mark.parametrize(
-    ("options", "labels", "rest"),
-    [
-        ({}, {7: 0, 30: 1, 90: 2}, 255),
-        ({"ignore": ["bird"]}, {7: 0, 30: 255, 90: 1}, 255),
-        ({"categories": ["cat"]}, {90: 1}, 0),
-        ({"categories": [30, "dog"], "background": "ignore"}, {30: 0, 7: 1}, 255),
-    ],
-)
-def test_panoptic_masks_equal_a_slow_loop(panoptic, options, labels, rest):
-    folder, content = panoptic
-    names, masks = read_mask_json(write(folder, content, "panoptic_train.json"), **options)
-    assert names == ["0.jpg", "1.jpg", "2.jpg"] and not masks.verified and masks.present() is None
-    by_image = {record["image_id"]: record for record in content["annotations"]}
-    some = masks.subset([2, 0])
-    for position, image in enumerate((0, 10, 20)):
-        wanted = slow(folder, by_image[image], labels, rest)
-        assert np.array_equal(masks.mask(position), wanted) and masks.size(position) == (6, 8)
-        counts = np.bincount(wanted.flatten(), minlength=256)
-        assert masks.survey(position).counts.tolist() == [*counts[: len(masks.classes)], counts[255]]
-        kept = counts[: len(masks.classes)].sum() - (counts[0] if masks.background == 0 else 0)
-        assert masks.labelled_pixels(position) == kept
-    assert np.array_equal(some.mask(0), masks.mask(2)) and np.array_equal(some.mask(1), masks.mask(0))
-    if not options:
-        assert [(c.id, c.colour) for c in masks.classes] == [
-            (7, (7, 2, 3)),
-            (30, (30, 2, 3)),
-            (90, (90, 2, 3)),
-        ]
-
-
-def test_choosing_among_many_panoptic_images_is_not_slow():
-    """As many segments as COCO's training data has: a pass over all of them for each image takes minutes."""
-    images, each = 100_000, 12
-    names = PackedNames.pack(f"{n}.png" for n in range(images))
-    rows = torch.arange(images + 1) * each
-    numbers = torch.arange(images * each)
-    masks = PanopticMasks("", names, ClassTable([LabelClass(1, "a")]), rows, numbers, numbers.to(torch.uint8))
-    start = time.perf_counter()
-    some = masks.subset(list(range(images - 1, 0, -2)))
-    assert time.perf_counter() - start < 5  # 0.1 s on a quiet machine
-    last = numbers[-each:].tolist()
-    assert some.segments[: 2 * each].tolist() == [*last, *(number - 2 * each for number in last)]
-    assert len(masks.subset([])) == 0
-
-
-def test_segments_that_the_file_lacks_are_told(panoptic):
-    folder, content = panoptic
-    gone = content["annotations"][1]["segments_info"].pop(0)["id"]  # of image 0
-    _, masks = read_mask_json(write(folder, content, "panoptic_train.json"))
-    unknown = masks.survey(0).unknown
-    assert list(unknown) == [str(gone)] and masks.survey(1).unknown == {}
-    assert sum(unknown.values()) + masks.survey(0).counts.sum() == 48
-    with pytest.raises(MaskError, match=f"0.png: value {gone} .* which its segments_info lacks"):
-        masks.mask(0)
-
-
-def test_wrong_panoptic_files_are_errors(panoptic):
-    folder, content = panoptic
-    path = folder / "panoptic_train.json"
-    alone = content["annotations"].pop()
-    with pytest.raises(AnnotationError, match=r"(?s)image id 10 \(1.jpg\): no annotation.*missing"):
-        read_mask_json(write(folder, content, path.name))
-    names, masks = read_mask_json(path, missing="skip")
-    assert names == ["0.jpg", "2.jpg"] and masks.name(1).endswith("20.png")
-    content["annotations"] += [alone, alone]
-    with pytest.raises(AnnotationError, match="number 3: image id 10 has two"):
-        read_mask_json(write(folder, content, path.name))
-    content["annotations"] = [alone | {"segments_info": [{"id": 1, "category_id": 5}]}]
-    with pytest.raises(AnnotationError, match="segment id 1 has category_id 5"):
-        read_mask_json(write(folder, content, path.name))
-    content["annotations"] = [alone | {"file_name": "x.png"}]
-    content["images"] = [image for image in content["images"] if image["id"] == alone["image_id"]]
-    with pytest.raises(DataNotFoundError, match="no panoptic PNGs found, looked for x.png"):
-        read_mask_json(write(folder, content, path.name))
-
-
-def test_a_grey_png_is_no_panoptic_one(panoptic):
-    folder, content = panoptic
-    Image.new("L", (8, 6)).save(folder / "panoptic_train/0.png")
-    _, masks = read_mask_json(write(folder, content, "panoptic_train.json"))
-    with pytest.raises(ValueError, match="0.png: is not in colours"):
-        masks.mask(0)
 
 
 def test_packed_content_is_tensors(tmp_path):

@@ -1,7 +1,5 @@
-"""The data module for segmentation: checks before training, loaders, workers, sizes, several processes."""
+"""The data module for segmentation: batches, workers, sizes, several processes."""
 
-import csv
-import logging
 import pickle
 from collections import Counter
 from types import SimpleNamespace
@@ -10,42 +8,13 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from mask_files import SMALL, fitted
 from PIL import Image
 
-from trunkline.data.segmentation.dataset import SegmentationBatchSampler
 from trunkline.data.segmentation.module import ImageSegmentation
 from trunkline.data.shared import loading
 from trunkline.data.shared.augment import AugmentationError
-from trunkline.data.shared.class_table import MaskError
-from trunkline.data.shared.io import ImageError, read_image, resize, resize_mask
-from trunkline.data.synthetic.pictures import write_segmentation
-
-SMALL = {"batch_size": 4, "workers": 0}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_segmentation(tmp_path_factory.mktemp("made") / "shapes", 13, 9, (40, 52), progress=False)
-
-
-@pytest.fixture
-def own(tmp_path):
-    """A dataset that a test may damage."""
-    return write_segmentation(tmp_path / "own", 4, 3, (32, 40), progress=False)
-
-
-def fitted(root, stage="fit", **options):
-    made = ImageSegmentation(str(root), **SMALL | options)
-    made.setup(stage)
-    return made
-
-
-def change(path, edit):
-    """Edit the values of a mask."""
-    with Image.open(path) as image:
-        values = np.array(image)
-    edit(values)
-    Image.fromarray(values).save(path)
+from trunkline.data.shared.io import read_image, resize, resize_mask
 
 
 def inside(batch, n):
@@ -56,9 +25,6 @@ def inside(batch, n):
     assert not image[:, height:].any() and not image[:, :, width:].any()
     assert (mask[height:] == 255).all() and (mask[:, width:] == 255).all()
     return image[:, :height, :width].permute(1, 2, 0), mask[:height, :width]
-
-
-# -- batches
 
 
 def test_evaluation_shows_every_picture_once_at_native_size(folder):
@@ -113,18 +79,21 @@ def test_training_batches_are_augmented_padded_and_full(folder):
             labels = torch.from_numpy(plain.splits["train"].masks.mask(i))
             assert torch.equal(batch.mask[n, :height, :width], labels)
             assert (batch.mask[n, height:] == 255).all() and (batch.mask[n, :, width:] == 255).all()
-    flipped = {i for batch in fitted(folder).train_dataloader() for i in batch.image_ids.tolist()}
-    assert flipped == set(range(13))
+    shown = {i for batch in fitted(folder).train_dataloader() for i in batch.image_ids.tolist()}
+    assert shown == set(range(13))
 
 
-def test_a_horizontal_flip_is_the_default(folder):
-    made, plain = fitted(folder, seed=2, batch_size=1), fitted(folder, seed=2, batch_size=1, augment=[])
+def test_a_flip_turns_picture_and_mask_and_null_means_no_augmentation(folder):
+    flip = [{"HorizontalFlip": {"p": 0.5}}]
+    made, plain = (fitted(folder, seed=2, batch_size=1, augment=augment) for augment in (flip, []))
+    null, default = fitted(folder, seed=2, batch_size=1, augment=None), fitted(folder, seed=2, batch_size=1)
     kinds = Counter()
-    for one, other in zip(made.train_dataloader(), plain.train_dataloader(), strict=True):
+    for one, other, *same in zip(*(m.train_dataloader() for m in (made, plain, null, default)), strict=True):
         (image, mask), (picture, labels) = inside(one, 0), inside(other, 0)
         turned = torch.equal(mask, labels.flip(1)) and torch.equal(image, picture.flip(1))
-        same = torch.equal(mask, labels) and torch.equal(image, picture)
-        kinds["turned" if turned and not same else "same" if same else "neither"] += 1
+        equal = torch.equal(mask, labels) and torch.equal(image, picture)
+        kinds["turned" if turned and not equal else "same" if equal else "neither"] += 1
+        assert all(torch.equal(b.image, other.image) and torch.equal(b.mask, other.mask) for b in same)
     assert kinds["neither"] == 0 and kinds["turned"] > 2 and kinds["same"] > 2
 
 
@@ -179,206 +148,6 @@ def test_prediction_has_no_masks_and_keeps_the_order_where_sizes_allow(folder):
         fitted(folder, "predict")
 
 
-# -- sampler
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-@pytest.mark.parametrize("spread", [False, True])
-def test_ranks_share_pictures_and_each_has_a_batch(world_size, spread):
-    rng = np.random.default_rng(0)
-    sizes = rng.choice([10, 20], size=(23, 2))
-    samplers = [
-        SegmentationBatchSampler(sizes, 4, rank=rank, world_size=world_size, spread=spread)
-        for rank in range(world_size)
-    ]
-    batches = [list(sampler) for sampler in samplers]
-    assert [len(sampler) for sampler in samplers] == [len(some) for some in batches] and all(batches)
-    shown = [request.index for some in batches for batch in some for request in batch]
-    assert sorted(shown) == list(range(23))
-    for batch in (batch for some in batches for batch in some):
-        assert len({tuple(sizes[request.index]) for request in batch}) == 1 and len(batch) <= 4
-
-
-def test_the_order_of_evaluation_is_mixed_but_always_the_same_and_that_of_prediction_the_index():
-    def order(spread):
-        sampler = SegmentationBatchSampler(np.full((40, 2), 8), 8, spread=spread)
-        return [request.index for batch in sampler for request in batch]
-
-    assert order(False) == list(range(40)) and order(True) == order(True) != order(False)
-    assert max(order(True)[:8]) > 20
-
-
-def test_few_pictures_still_reach_every_rank():
-    sizes = np.full((3, 2), 8)
-    lengths = [len(SegmentationBatchSampler(sizes, 8, rank=rank, world_size=3)) for rank in range(3)]
-    assert lengths == [1, 1, 1]
-
-
-# -- checks before training
-
-
-def test_pixels_are_counted_once(folder, monkeypatch):
-    made = ImageSegmentation(str(folder), **SMALL)
-    with pytest.raises(RuntimeError, match="setup"):
-        made.label_counts("segmentation")
-    made.prepare_data()
-    made.setup()
-    counts = np.zeros(256, dtype=np.int64)
-    for path in (folder / "masks/train").iterdir():
-        with Image.open(path) as mask:
-            counts += np.bincount(np.array(mask).reshape(-1), minlength=256)
-    late = fitted(folder, check_masks=False)
-    assert late.label_counts("segmentation") == counts[:4].tolist()
-    monkeypatch.setattr(type(made.splits["train"].masks), "survey", None)
-    assert made.label_counts("segmentation") == counts[:4].tolist() and made.image_layout() == (3, 2)
-    made.prepare_data()  # looks at nothing twice
-    made.setup("test")
-    made.prepare_data()
-    assert made.splits["test"] is made.splits["val"]
-
-
-def test_unknown_values_are_listed_with_files_and_pixels(own):
-    change(own / "masks/train/000001.png", lambda v: v.__setitem__((0, slice(0, 3)), 9))
-    change(own / "masks/train/000002.png", lambda v: v.__setitem__((1, slice(0, 2)), [9, 77]))
-    change(own / "masks/val/000001.png", lambda v: v.__setitem__((0, 0), 77))
-    words = (
-        r"(?s)3 of 7 masks hold what is no class:.*train/000001.png: value 9 \(3 pixels\).*train/000002.png: "
-        r"values 9 \(1 pixels\), 77 \(1 pixels\).*val/000001.png: value 77.*in all: 9 \(4 pixels\), 77 \(2 "
-        r"pixels\)\nthe classes are 0 background, 1 circle"
-    )
-    with pytest.raises(MaskError, match=words):
-        ImageSegmentation(str(own), **SMALL).prepare_data()
-    ImageSegmentation(str(own), ignore=[9, 77], **SMALL).prepare_data()
-    made = fitted(own, check_masks=False)
-    made.prepare_data()
-    with pytest.raises(MaskError, match=r"00000\d.png: value.* which no class has; data.check_masks finds"):
-        list(made.train_dataloader())
-
-
-def test_only_the_first_twenty_files_are_listed(tmp_path):
-    root = write_segmentation(tmp_path / "many", 25, 1, (32, 32), progress=False)
-    for path in (root / "masks/train").iterdir():
-        change(path, lambda v: v.__setitem__((0, 0), 9))
-    with pytest.raises(MaskError, match=r"(?s)25 of 26 masks.*\.\.\. and 5 more\nin all: 9 \(25 pixels\)"):
-        ImageSegmentation(str(root), **SMALL).prepare_data()
-
-
-def test_masks_of_another_size_are_listed(own):
-    Image.new("L", (33, 31)).save(own / "masks/train/000003.png")
-    name = "000003"
-    with Image.open(own / f"images/train/{name}.jpg") as image:
-        width, height = image.size
-    words = f"(?s)1 of 7 pictures do not fit their masks.*{name}.jpg has {width}x{height} pixels .*.png 33x31"
-    for masks in (True, False):
-        with pytest.raises(MaskError, match=words):
-            ImageSegmentation(str(own), check_masks=masks, **SMALL).prepare_data()
-    made = fitted(own, check_masks=False, check_images="off")
-    made.prepare_data()
-    with pytest.raises(MaskError, match=f"{name}.jpg has {width}x{height} pixels"):
-        list(made.train_dataloader())
-
-
-def test_a_turned_picture_with_a_mask_of_its_stored_pixels_is_explained(own):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = own / "images/train/000001.jpg"
-    Image.new("RGB", (40, 32)).save(path, exif=exif)
-    Image.new("L", (40, 32)).save(own / "masks/train/000001.png")
-    with pytest.raises(
-        MaskError, match="has 32x40 .* 40x32: the picture's EXIF orientation turns it by a quarter"
-    ):
-        ImageSegmentation(str(own), **SMALL).prepare_data()
-    Image.new("L", (32, 40)).save(own / "masks/train/000001.png")
-    made = fitted(own)
-    made.prepare_data()
-    assert len(list(made.train_dataloader())) == 1
-
-
-def test_damaged_files_are_listed_before_training(own):
-    path = own / "masks/train/000002.png"
-    path.write_bytes(path.read_bytes()[:200])
-    (own / "images/val/000001.jpg").write_bytes(b"x")
-    with pytest.raises(
-        ImageError, match="(?s)2 of 7 pictures cannot be used.*000002.png: damaged.*000001.jpg: is no"
-    ):
-        ImageSegmentation(str(own), **SMALL).prepare_data()
-    photo = own / "images/train/000001.jpg"
-    photo.write_bytes(photo.read_bytes()[:-300])
-    with pytest.raises(ImageError, match="3 of 7 pictures"):
-        ImageSegmentation(str(own), check_images="decode", **SMALL).prepare_data()
-    made = fitted(own, check_masks=False, check_images="off")
-    made.prepare_data()
-    with pytest.raises(ImageError, match="damaged"):
-        list(made.train_dataloader())
-    with pytest.raises(ImageError, match="(?s)1 of 3 pictures cannot be used.*val/000001.jpg"):
-        made.val_dataloader()
-
-
-def binary(root, values, classes=None):
-    for split in ("train", "val"):
-        for kind in ("images", "masks"):
-            (root / kind / split).mkdir(parents=True)
-        Image.new("RGB", (6, 4)).save(root / f"images/{split}/a.png")
-        Image.fromarray(np.resize(np.array(values, dtype=np.uint8), (4, 6))).save(
-            root / f"masks/{split}/a.png"
-        )
-    if classes:
-        (root / "classes.csv").write_text(classes)
-    return root
-
-
-def test_masks_of_0_and_255_are_explained_and_work_with_either_remedy(tmp_path):
-    root = binary(tmp_path, [0, 255, 255])
-    for options in ({}, {"classes": ["background", "cell"]}):
-        with pytest.raises(
-            MaskError, match=r"all labelled training pixels .*mask_values \[0, 255\], or a CSV"
-        ):
-            ImageSegmentation(str(root), **options).prepare_data()
-    made = fitted(root, classes=["background", "cell"], mask_values=[0, 255])
-    made.prepare_data()
-    assert made.label_counts("segmentation") == [8, 16] and [
-        c.id for c in made.label_classes("segmentation")
-    ] == [0, 255]
-    (root / "classes.csv").write_text("id,name\n0,background\n255,cell\n")
-    made = fitted(root)
-    made.prepare_data()
-    assert made.splits["train"].masks.mask(0)[0].tolist() == [0, 1, 1, 0, 1, 1]
-
-
-def test_masks_that_are_wholly_ignored_are_an_error_in_training_alone(tmp_path):
-    root = binary(tmp_path, [255], "id,name\n0,a\n1,b\n")
-    with pytest.raises(MaskError, match="all training pixels are ignored .*two classes or more"):
-        ImageSegmentation(str(root), **SMALL).prepare_data()
-    Image.fromarray(np.resize(np.array([0, 1], dtype=np.uint8), (4, 6))).save(root / "masks/train/a.png")
-    made = fitted(root)
-    made.prepare_data()
-    assert (next(iter(made.val_dataloader())).mask == 255).all()
-
-
-def test_classes_without_a_pixel_are_logged(own, caplog):
-    with open(own / "classes.csv", "a") as file:
-        csv.writer(file).writerow([9, "hexagon", 1, 2, 3])
-    caplog.set_level(logging.WARNING)
-    ImageSegmentation(str(own), **SMALL).prepare_data()
-    assert "the train masks have no pixel of 1 of 5 classes: hexagon" in caplog.text
-    assert "the val masks have no pixel" in caplog.text
-
-
-def test_training_goes_without_validation_and_says_so(own, caplog):
-    for kind in ("images", "masks"):
-        (own / kind / "val").rename(own / kind / "later")
-    made = fitted(own)
-    made.prepare_data()
-    assert made.val_dataloader() == [] and "training without validation" in caplog.text
-    with pytest.raises(FileNotFoundError, match="no val pictures with masks found"):
-        made.setup("validate")
-    with pytest.raises(RuntimeError, match="call setup"):
-        made.test_dataloader()
-
-
-# -- arguments
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -407,9 +176,6 @@ def test_arguments_are_kept_without_paths(folder):
     made = ImageSegmentation(folder, predict=[folder / "a.jpg"], **SMALL)
     assert made.hparams.root == str(folder) and made.hparams.predict == [str(folder / "a.jpg")]
     assert made.hparams.ignore == [] and made.batch_size == 4
-
-
-# -- under a trainer
 
 
 class Recorder(pl.LightningModule):
