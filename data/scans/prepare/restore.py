@@ -67,7 +67,8 @@ class Restorer:
                 axes but ``axis``. They are not kept, but for copies of two planes at the most.
 
         Returns:
-            Blocks with their scores, ``[K, *t]`` float32, which may be views of ``scores``: do not change them.
+            Blocks with their scores, ``[K, *t]`` float32. These may be views of ``scores``: do not
+            change them.
 
         Raises:
             ValueError: if they have another shape, or more planes come than the prepared scan has.

@@ -88,6 +88,30 @@ def test_the_seed_makes_the_folds(tmp_path):
     assert len(found) == 2  # null is 0
 
 
+def test_cases_without_labels_are_an_error_unless_they_are_to_be_skipped(tmp_path, caplog):
+    root = write(tmp_path)
+    (root / "labels/train/case1.nii.gz").unlink()
+    with pytest.raises(CasesError, match="1 case of 3 without labels.*\n  case1: no case1"):
+        fitted(root)
+    made = ScanSegmentation(str(root), **SMALL | {"missing": "skip"})
+    made.prepare_data()
+    made.setup()
+    assert [case.name for case in made.splits["train"].cases] == ["case0", "case2"]
+    assert "1 of 3 train cases have no labels and are left out (case1)" in caplog.text
+
+
+def test_tasks_are_told_how_scans_are_prepared(folder):
+    preparation = Preparation(spacing=(1, 1, 2.5), intensity=[Intensity(scale="unit", clip=(0, 9))])
+    made = ScanSegmentation(str(folder), **SMALL | {"preparation": preparation})
+    settings = made.volume_settings()
+    assert settings.patch == (6, 7, 8) and settings.slice_axis is None and settings.regions == {}
+    assert settings.preparation["spacing"] == [1, 1, 2.5]
+    assert settings.preparation["intensity"][0]["clip"] == [0, 9]
+    assert settings.preparation == made.hparams.preparation != fitted(folder).volume_settings().preparation
+    assert made.label_kinds == ("volumes",) and made.label_classes("volumes") == ()
+    assert ScanSegmentation(str(folder), **SMALL | {"patch": None}).volume_settings().patch == ()
+
+
 # -- the command line and a trainer
 
 
