@@ -2,7 +2,7 @@
 
 from .base import Head
 from .classification import Classifier
-from .detection import FasterRCNN
+from .detection import DetectionHead, FasterRCNN
 from .segmentation import FCN, DeepLabV3, DeepLabV3Plus, SemanticFPN, UNet
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Classifier",
     "DeepLabV3",
     "DeepLabV3Plus",
+    "DetectionHead",
     "FasterRCNN",
     "Head",
     "SemanticFPN",

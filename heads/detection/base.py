@@ -103,7 +103,7 @@ class SampledBoxes:
 
 
 class RoIStage(nn.Module):
-    """Second stage of a two-stage detector: looks at proposals, and tells what they show.
+    """Second stage of a two-stage detector: classifies and refines proposals.
 
     The constructor takes ``levels`` (a sequence of ``FeatureLevel``) and ``num_classes`` first, so that
     :class:`.faster_rcnn.FasterRCNN` can build it; further arguments need a default. A cascade, or a stage

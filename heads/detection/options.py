@@ -81,7 +81,7 @@ class AnchorOptions:
         """Return the sizes of every level, each followed by its ``octave_scales - 1`` larger ones.
 
         Args:
-            strides: of the levels; not looked at where ``sizes`` are given.
+            strides: of the levels; not used where ``sizes`` are given.
         """
         if self.sizes is None:
             levels = [(self.scale * max(stride),) for stride in strides]

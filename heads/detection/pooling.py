@@ -1,6 +1,6 @@
 """RoIAlign from the pyramid level that fits each box, with one call for all levels and images.
 
-There are two ways to the same result. On the CPU, torchvision's kernel runs on one thread and looks up one
+There are two ways to the same result. On the CPU, torchvision's kernel runs on one thread and reads one
 channel at a time; there :func:`_pool_by_rows` makes every pooled cell a weighted sum of a few cells of the
 map. Elsewhere :func:`_pool_by_kernel` calls torchvision's kernel once, on an atlas: all levels side by side
 in one map.

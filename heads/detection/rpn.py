@@ -46,7 +46,7 @@ class RPN(nn.Module):
     Weights start from a normal distribution of width 0.01, biases from 0, as in the paper.
 
     Args:
-        levels: the maps to look at, finest first, of one width.
+        levels: the maps, finest first, all with the same channels.
         anchors: sizes and ratios.
         options: thresholds, numbers and losses.
 
@@ -134,7 +134,7 @@ class RPN(nn.Module):
     def proposals(
         self, raw: RawProposals, image_sizes: Tensor, pre_nms: int, post_nms: int
     ) -> tuple[Tensor, Tensor]:
-        """Turn raw outputs into the boxes that the second stage looks at.
+        """Turn raw outputs into proposals, the boxes that the second stage classifies.
 
         The best anchors of each level are decoded, clipped to their image, and thinned out by NMS within
         each level. Anchors with a NaN or infinite output give no proposal.

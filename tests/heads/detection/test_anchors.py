@@ -8,8 +8,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from trunkline.backbones.base import FeatureLevel
-from trunkline.heads.detection.anchors import Anchors
-from trunkline.heads.detection.options import AnchorOptions
+from trunkline.heads.detection import AnchorOptions, Anchors, flatten_levels, map_sizes
 
 
 def test_hand_written_coordinates():
@@ -99,3 +98,43 @@ def test_scale_gives_every_level_a_size_by_its_stride(levels):
     assert torch.equal(Anchors(levels, AnchorOptions()).base, by_size.base)
     halved = Anchors(levels[1:4], AnchorOptions(scale=4, rounded=False, ratios=(1.0,)))
     assert (halved.base[:, 0, 2:] - halved.base[:, 0, :2]).tolist() == [[32, 32], [64, 64], [128, 128]]
+
+
+def test_scales_of_an_octave_are_torchvisions(make_features):
+    """The anchors of ``retinanet_resnet50_fpn``, on the strides 4 to 64 of these maps."""
+    theirs = AnchorGenerator(
+        tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512)),
+        ((0.5, 1.0, 2.0),) * 5,
+    )
+    features = make_features(batch=1)
+    (expected,) = theirs(ImageList(torch.zeros(1, 3, 128, 192), [(128, 192)]), features)
+    levels = [FeatureLevel(8, (stride, stride)) for stride in (4, 8, 16, 32, 64)]
+    for options in (
+        AnchorOptions(sizes=(32, 64, 128, 256, 512), octave_scales=3),
+        AnchorOptions(octave_scales=3),
+    ):
+        anchors = Anchors(levels, options)
+        assert anchors.per_cell == 9
+        assert torch.equal(anchors(map_sizes(features)), expected)
+
+
+def test_unrounded_scales_of_an_octave_keep_their_fractions():
+    options = AnchorOptions(sizes=((8, 20),), ratios=(1.0,), rounded=False, octave_scales=2)
+    base = Anchors([FeatureLevel(8, (4, 4))], options).base[0]
+    sides = torch.tensor([8, 8 * math.sqrt(2), 20, 20 * math.sqrt(2)])
+    torch.testing.assert_close(base, torch.stack([-sides, -sides, sides, sides], dim=-1) / 2)
+
+
+def test_maps_are_flattened_in_the_anchors_order(levels, make_features):
+    features = make_features()
+    sizes = map_sizes(features)
+    assert sizes == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    anchors = Anchors(levels, AnchorOptions())
+    assert anchors.per_level(sizes) == tuple(3 * height * width for height, width in sizes)
+    # Each map holds the coordinates of its own anchors, four channels for each of the three per cell.
+    laid_out = anchors(sizes).split(anchors.per_level(sizes))
+    maps = [
+        rows.view(height, width, 12).permute(2, 0, 1)[None]
+        for rows, (height, width) in zip(laid_out, sizes, strict=True)
+    ]
+    assert torch.equal(flatten_levels(maps, 4)[0], anchors(sizes))

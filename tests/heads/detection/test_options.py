@@ -56,6 +56,7 @@ def test_second_stage_values_are_named(name, value):
         ({"ratios": ()}, "positive"),
         ({"ratios": (0,)}, "positive"),
         ({"scale": 0}, "positive"),
+        ({"octave_scales": 0}, "at least 1"),
         ({"scale": 4, "sizes": (32,)}, "left out where sizes are given"),
     ],
 )
