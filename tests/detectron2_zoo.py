@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import roi_align
 
-from trunkline.heads.detection.levels import level_of_box
+from trunkline.heads.detection import level_of_box
 
 WIDTH, CHANNELS, HIDDEN, CLASSES = 8, 8, 16, 3
 BGR_MEAN = [103.53, 116.28, 123.675]
