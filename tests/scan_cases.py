@@ -84,3 +84,33 @@ def blocks(shape, seed=0):
 
 def noise(shape, channels=2, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).normal(size=(channels, *shape)).astype(np.float32))
+
+
+def placed(matrix, origin=(-31.25, 40.5, 7.125)):
+    """Return the affine of such axes and origin."""
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = matrix, origin
+    return affine
+
+
+def rotation(*degrees):
+    """Turns about x, y and z."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.deg2rad(degrees)):
+        turn = np.eye(3)
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        turn[a, a] = turn[b, b] = np.cos(angle)
+        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
+        matrix = matrix @ turn
+    return matrix
+
+
+AFFINES = {
+    "plain": placed(np.eye(3)),
+    "anisotropic": placed(np.diag((0.75, 0.75, 5.0))),
+    "flipped": placed(np.diag((-1.0, -1.5, 2.0))),
+    "mirrored": placed(np.diag((-1.0, 1.5, 2.0))),
+    "permuted": placed(np.array([[0, 0, 2], [-1, 0, 0], [0, 1.5, 0]])),
+    "oblique": placed(rotation(20, -35, 50) * (0.9, 1.1, 3.0)),
+    "sheared": placed(rotation(10, 5, -15) @ np.array([[1, 0, 0], [0, 1, 0.4], [0, 0, 1]]) * (0.9, 1.1, 3.0)),
+}
