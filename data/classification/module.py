@@ -177,6 +177,8 @@ class ImageClassification(SplitData[ClassIndex]):
         Raises:
             RuntimeError: before ``setup``.
         """
+        if kind != "classification":
+            return super().label_classes(kind, head)
         return [LabelClass(number, name) for number, name in enumerate(self._any_index().class_names)]
 
     def label_counts(self, kind: str, head: str = "") -> Sequence[int]:
@@ -185,6 +187,8 @@ class ImageClassification(SplitData[ClassIndex]):
         Raises:
             RuntimeError: before ``setup("fit")``.
         """
+        if kind != "classification":
+            return super().label_counts(kind, head)
         return self.index_of("train").counts().tolist()
 
     def multi_label(self, head: str = "") -> bool:

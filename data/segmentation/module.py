@@ -194,6 +194,8 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
 
     def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
         """Return the classes of the masks; empty if nothing was read but pictures to predict on."""
+        if kind != "segmentation":
+            return super().label_classes(kind, head)
         return next((index.classes for index in self.splits.values() if index.classes), ())
 
     def label_counts(self, kind: str, head: str = "") -> Sequence[int]:
@@ -204,6 +206,8 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         Raises:
             RuntimeError: before ``setup("fit")``.
         """
+        if kind != "segmentation":
+            return super().label_counts(kind, head)
         index = self.index_of("train")
         if "train" not in self._counts:
             self._counts["train"] = count_pixels(index)

@@ -64,7 +64,7 @@ def write_detection(
     folder = Path(folder)
     _check_counts(train, val, size)
     with (
-        _replacing(folder, {"images", "annotations"}, overwrite) as temporary,
+        replacing(folder, {"images", "annotations"}, overwrite) as temporary,
         tqdm(total=train + val, desc="drawing images", unit="image", disable=not progress) as bar,
     ):
         for number, (split, count) in enumerate((("train", train), ("val", val))):
@@ -110,7 +110,7 @@ def write_classification(
             f"need an image per class and split and 32 pixels a side at least, got {train=}, {val=}, {size=}"
         )
     with (
-        _replacing(folder, {"train", "val"}, overwrite) as temporary,
+        replacing(folder, {"train", "val"}, overwrite) as temporary,
         tqdm(total=train + val, desc="drawing images", unit="image", disable=not progress) as bar,
     ):
         for number, (split, count) in enumerate((("train", train), ("val", val))):
@@ -160,7 +160,7 @@ def write_segmentation(
     _check_counts(train, val, size)
     rows = [(number, name, *voc_colour(number)) for number, name in enumerate(_MASK_NAMES)]
     with (
-        _replacing(folder, {"images", "masks", "classes.csv"}, overwrite) as temporary,
+        replacing(folder, {"images", "masks", "classes.csv"}, overwrite) as temporary,
         tqdm(total=train + val, desc="drawing images", unit="image", disable=not progress) as bar,
     ):
         lines = [",".join(map(str, row)) for row in (("id", "name", "r", "g", "b"), *rows)]
@@ -171,7 +171,7 @@ def write_segmentation(
 
 
 @contextmanager
-def _replacing(folder: Path, content: set[str], overwrite: bool) -> Iterator[Path]:
+def replacing(folder: Path, content: set[str], overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder that takes the place of ``folder`` if all goes well.
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .pictures import _replacing
+from .pictures import replacing
 
 SCAN_CLASSES = ("background", "liver", "spleen", "kidney")
 _LIVER, _SPLEEN, _KIDNEY = 1, 2, 3
@@ -61,7 +61,7 @@ def write_scans(
     if train < 1 or val < 1:
         raise ValueError(f"need a scan per split at least, got {train=}, {val=}")
     with (
-        _replacing(folder, {"images", "labels", "classes.txt"}, overwrite) as temporary,
+        replacing(folder, {"images", "labels", "classes.txt"}, overwrite) as temporary,
         tqdm(total=train + val, desc="making scans", unit="scan", disable=not progress) as bar,
     ):
         (temporary / "classes.txt").write_text("\n".join(SCAN_CLASSES) + "\n")

@@ -204,29 +204,9 @@ def test_arguments_are_kept_without_paths(folder):
     assert made.hparams.root == str(folder) and made.hparams.predict == [str(folder / "a.jpg")]
 
 
-class Recorder(pl.LightningModule):
-    """Trains nothing and writes down what it is given."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen, self.validated = [], []
-
-    def training_step(self, batch, batch_idx):
-        pixels = int(batch.image.long().sum())
-        self.seen.append((self.current_epoch, tuple(batch.image_ids.tolist()), pixels))
-        return self.weight.sum() * 0
-
-    def validation_step(self, batch, batch_idx):
-        self.validated += batch.image_ids.tolist()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-def test_trainer_shuffles_each_epoch_and_repeats_with_the_seed(folder, trainer):
+def test_trainer_shuffles_each_epoch_and_repeats_with_the_seed(folder, recorder, trainer):
     def run():
-        model = Recorder()
+        model = recorder()
         trainer(max_epochs=3).fit(model, ImageClassification(str(folder), seed=5, **SMALL))
         return model
 
@@ -237,16 +217,16 @@ def test_trainer_shuffles_each_epoch_and_repeats_with_the_seed(folder, trainer):
     assert Counter(one.validated) == Counter(3 * list(range(10)))
 
 
-def test_overfit_batches_repeats_the_same_batches(folder, trainer):
-    model = Recorder()
+def test_overfit_batches_repeats_the_same_batches(folder, recorder, trainer):
+    model = recorder()
     trainer(overfit_batches=2, max_epochs=2).fit(model, ImageClassification(str(folder), **SMALL))
     seen = [row[1:] for row in model.seen]
     assert len(seen) == 4 and seen[:2] == seen[2:] and seen[0] != seen[1]
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_images_without_any_setting(archive, tmp_path, trainer):
-    model = Recorder()
+def test_two_processes_share_the_images_without_any_setting(archive, tmp_path, recorder, trainer):
+    model = recorder()
     options = {"devices": 2, "strategy": "ddp_spawn", "max_epochs": 1, "callbacks": [SaveSeen(tmp_path)]}
     trainer(**options).fit(model, ImageClassification(str(archive), **SMALL | {"batch_size": 2}))
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
