@@ -18,7 +18,7 @@ MOVED = {
     "data.batches": "data.shared.batches",
     "data.coco": "data.detection.module",
     "data.io": "data.shared.io",
-    "data.multi": "data.multitask.module",
+    "data.multi": "data.multitask",
     "data.scans.files": "data.scans.formats.files",
     "data.scans.intensity": "data.scans.prepare.intensity",
     "data.synthetic_scans": "data.synthetic.scans",

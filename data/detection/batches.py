@@ -1,7 +1,7 @@
 """Images with boxes: samples, and how they become a batch.
 
-Letters in shapes: B images, M box rows of the image with most boxes, H W the padded canvas; h w height and
-width of one image, m its boxes.
+Letters in shapes: B images, M box rows of the image with most boxes, P keypoints of a box, H W the padded
+canvas; h w height and width of one image, m its boxes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..shared.batches import Batch, padded
+from .instance_masks import InstanceMasks, RunLengths
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DetectionSample:
-    """One image with its boxes, as the data set yields it.
+    """One image with its boxes, as the dataset yields it.
 
     Attributes:
         image: ``[3, h, w]`` uint8 RGB, already resized, not padded.
@@ -26,6 +27,10 @@ class DetectionSample:
         image_id: the id in the annotation file.
         original_size: height and width of the image on disk (after EXIF orientation), in pixels.
         canvas: height and width to pad to, in pixels.
+        masks: the m masks in pixels of ``image``, as pycocotools' compressed run lengths; None unless they
+            are read.
+        keypoints: ``[m, P, 3]`` float32, x and y in pixels of ``image`` and visibility; 0, 0, 0 for those not
+            labelled or outside. None unless they are read.
     """
 
     image: Tensor
@@ -35,6 +40,8 @@ class DetectionSample:
     image_id: int
     original_size: tuple[int, int]
     canvas: tuple[int, int]
+    masks: tuple[RunLengths, ...] | None = None
+    keypoints: Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -49,12 +56,17 @@ class DetectionBatch(Batch):
         labels: ``[B, M]`` int64 in 0..K-1; -1 marks a padding row.
         crowd: ``[B, M]`` bool, false in padding rows.
         original_sizes: ``[B, 2]`` int64, height and width of each image on disk.
+        masks: of the objects, row by row as the boxes; None unless they are read.
+        keypoints: ``[B, M, P, 3]`` float32, x and y in canvas pixels and visibility (0 not labelled, 1
+            hidden, 2 visible); zero in padding rows. None unless they are read.
     """
 
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
     original_sizes: Tensor
+    masks: InstanceMasks | None = None
+    keypoints: Tensor | None = None
 
 
 def collate_detection(samples: list[DetectionSample], rows_multiple: int = 16) -> DetectionBatch:
@@ -96,4 +108,10 @@ def collate_detection(samples: list[DetectionSample], rows_multiple: int = 16) -
         batch.boxes[index, :number] = sample.boxes
         batch.labels[index, :number] = sample.labels
         batch.crowd[index, :number] = sample.crowd
+    if samples[0].masks is not None:
+        batch.masks = InstanceMasks([sample.masks for sample in samples], canvas)
+    if samples[0].keypoints is not None:
+        batch.keypoints = torch.zeros(count, rows, *samples[0].keypoints.shape[1:])
+        for place, sample in zip(batch.keypoints, samples, strict=True):
+            place[: len(sample.keypoints)] = sample.keypoints
     return batch

@@ -1,19 +1,45 @@
-"""The data set behind the loaders of COCO-format data.
+"""The dataset behind the loaders of COCO-format data.
 
-Letters in shapes: h w a resized image, m boxes of one image. Sizes are (height, width) in pixels.
+Letters in shapes: h0 w0 an image on disk, h w resized, m its boxes, P keypoints of a box. Sizes are (height,
+width) in pixels.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
 from ..shared.augment import Augmentation, AugmentationError
 from ..shared.canvas import Request, scaled_size
-from ..shared.io import ImageError, image_size, read_image, resize
+from ..shared.instances import Instances
+from ..shared.io import ImageError, image_size, read_image, resize, resize_mask
 from .batches import DetectionSample
 from .index import CocoIndex
+from .instance_masks import RunLengths
+
+
+class Annotated(NamedTuple):
+    """An image with its annotations, in its own pixels.
+
+    Attributes:
+        image: ``[h0, w0, 3]`` uint8.
+        boxes: ``[m, 4]`` float32.
+        labels: ``[m]`` int64.
+        crowd: ``[m]`` bool.
+        mask: ``[h0, w0]`` uint8 labels of the pixels, if the dataset has such.
+        instances: masks and keypoints of the boxes, if the index keeps them.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    mask: np.ndarray | None = None
+    instances: Instances | None = None
 
 
 class CocoDetectionDataset(Dataset):
@@ -56,27 +82,37 @@ class CocoDetectionDataset(Dataset):
             ImageError: if the file cannot be decoded, or its size is not the one in the annotations.
             AugmentationError: if a transform fails on this image.
         """
-        image, boxes, labels, crowd = self.read(request)
-        if self.augmentation is not None:
-            try:
-                image, boxes, labels, crowd = self.augmentation(
-                    image, boxes, labels, crowd, request.seed, size=self.size_of_boxes(request)
-                )
-            except AugmentationError as error:
-                raise AugmentationError(f"{self.index.path(request.index)}: {error}") from error
-        return self.sample(request, image, boxes, labels, crowd)
+        return self.sample(request, self.read(request))
+
+    def read(self, request: Request, mask: np.ndarray | None = None) -> Annotated:
+        """Load one image with what is known of it, and augment it; errors as above.
+
+        Args:
+            request: of the sampler.
+            mask: ``[h0, w0]`` uint8 labels of its pixels on disk, which are augmented with it.
+        """
+        index, position = self.index, request.index
+        rows = index.rows(position)
+        columns = [column[rows].numpy() for column in (index.boxes, index.labels, index.crowd)]
+        given = Annotated(self._image(request), *columns, mask, index.instances(position))
+        if self.augmentation is None:
+            return given
+        try:
+            image, boxes, labels, crowd, *rest = self.augmentation(
+                *given[:4], request.seed, mask, self.size_of_boxes(request), given.instances
+            )
+        except AugmentationError as error:
+            raise AugmentationError(f"{index.path(position)}: {error}") from error
+        instances = rest.pop() if given.instances is not None else None
+        return Annotated(image, boxes, labels, crowd, rest.pop() if rest else None, instances)
 
     def size_of_boxes(self, request: Request) -> tuple[int, int] | None:
         """Return the size that boxes are in pixels of, where the image may be smaller; else None."""
         return tuple(self.index.sizes[request.index].tolist()) if self.reduced else None
 
-    def read(self, request: Request) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return an image as it is on disk (or ``reduced``), its boxes on disk, labels and crowd flags.
-
-        Raises:
-            ImageError: if the file cannot be decoded, or its size is not the one in the annotations.
-        """
-        path, rows = self.index.path(request.index), self.index.rows(request.index)
+    def _image(self, request: Request) -> np.ndarray:
+        """Return ``[h0, w0, 3]`` uint8, the image on disk (smaller if ``reduced``)."""
+        path = self.index.path(request.index)
         expected = tuple(self.index.sizes[request.index].tolist())
         image = read_image(path, enough=self._scaled(expected, request) if self.reduced else None)
         found = image_size(path) if self.reduced else image.shape[:2]
@@ -85,27 +121,38 @@ class CocoDetectionDataset(Dataset):
                 f"{path}: is {found[0]}x{found[1]} pixels (height x width), the annotations say "
                 f"{expected[0]}x{expected[1]}; check_images lists all such images before training"
             )
-        columns = (self.index.boxes, self.index.labels, self.index.crowd)
-        return image, *(column[rows].numpy() for column in columns)
+        return image
 
-    def sample(
-        self, request: Request, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray
-    ) -> DetectionSample:
-        """Resize an image and its boxes as the request says."""
+    def sample(self, request: Request, given: Annotated) -> DetectionSample:
+        """Resize an image and what is known of it as the request says."""
+        image = given.image
         height, width = self.size_of_boxes(request) or image.shape[:2]
         size = self._scaled((height, width), request)
         pixels = torch.from_numpy(resize(image, size))
         factor = torch.tensor([size[1] / width, size[0] / height] * 2)
+        masks, keypoints, _ = given.instances or Instances()
         limit = torch.tensor([size[1], size[0]] * 2)
         return DetectionSample(
             image=pixels.permute(2, 0, 1).contiguous(),  # [h, w, 3] -> [3, h, w]
-            boxes=torch.minimum(torch.from_numpy(boxes) * factor, limit),
-            labels=torch.from_numpy(labels).clone(),
-            crowd=torch.from_numpy(crowd).clone(),
+            boxes=torch.minimum(torch.from_numpy(given.boxes) * factor, limit),
+            labels=torch.from_numpy(given.labels).clone(),
+            crowd=torch.from_numpy(given.crowd).clone(),
             image_id=int(self.index.image_ids[request.index]),
             original_size=tuple(self.index.sizes[request.index].tolist()),
             canvas=request.canvas,
+            masks=None if masks is None else tuple(_resized(mask, size) for mask in masks),
+            keypoints=None if keypoints is None else _scaled_points(keypoints, factor[:2]),
         )
 
     def _scaled(self, size: tuple[int, int], request: Request) -> tuple[int, int]:
         return scaled_size(size, request.short_side, self.long_side, request.canvas)
+
+
+def _resized(mask: np.ndarray, size: tuple[int, int]) -> RunLengths:
+    """Resize a bitmap and return its run lengths."""
+    return coco_mask.encode(np.asfortranarray(resize_mask(np.ascontiguousarray(mask), size)))
+
+
+def _scaled_points(keypoints: np.ndarray, factor: torch.Tensor) -> torch.Tensor:
+    """Scale ``[m, P, 3]`` keypoints by the factors of x and y."""
+    return torch.from_numpy(keypoints) * torch.cat([factor, torch.ones(1)])

@@ -1,11 +1,12 @@
 """COCO instances annotations as a few tensors.
 
-Letters in shapes: I images, N boxes, K classes. Boxes are x1 y1 x2 y2 in pixels unless said otherwise.
+Letters in shapes: I images, N boxes, K classes; m boxes of one image of h0 w0 pixels, P keypoints of a box.
+Boxes are x1 y1 x2 y2 in pixels unless said otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ..shared.coco_json import (
+    AnnotationError,
     BoxColumns,
+    InstanceKind,
     OnBadBox,
     check_boxes,
     load_instances,
@@ -25,10 +29,13 @@ from ..shared.coco_json import (
     read_categories,
     read_images,
 )
-from ..shared.common import in_threads, listing
+from ..shared.common import PackedNames, in_threads, listing
+from ..shared.instances import Instances, keypoints_inside
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.labels import LabelClass
 from ..shared.locate import CheckImages
+from ..shared.outlines import Outlines
+from .instances import InstanceColumns, KeypointClasses, read_instances
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,7 @@ class CocoIndex:
         categories: in ascending id order; label k stands for ``categories[k]``.
         image_ids: ``[I]`` int64.
         sizes: ``[I, 2]`` int64, height and width.
-        name_bytes: uint8, all file names in UTF-8, one after the other.
-        name_offsets: ``[I + 1]`` int64 into ``name_bytes``.
+        names: of the I files.
         offsets: ``[I + 1]`` int64; the boxes of image i are rows ``offsets[i]:offsets[i + 1]``.
         boxes: ``[N, 4]`` float32, inside their image, with positive width and height.
         boxes_xywh: ``[N, 4]`` float64, the same boxes in COCO form, unrounded, for evaluation.
@@ -52,14 +58,18 @@ class CocoIndex:
         crowd: ``[N]`` bool.
         area: ``[N]`` float64, the area field of the file (of the mask, where there was one).
         annotation_ids: ``[N]`` int64.
+        masks: the N outlines as the file gives them; None unless they were asked for.
+        keypoints: ``[N, P, 3]`` float32 x, y and visibility (0 not labelled, 1 hidden, 2 visible). COCO
+            counts whole pixels; here 0.5 was added to x and y, so that they are in the pixels of boxes, as in
+            detectron2. 0, 0, 0 for those not labelled. None unless they were asked for.
+        keypoint_classes: names and skeletons; None without keypoints.
     """
 
     folder: str
     categories: tuple[LabelClass, ...]
     image_ids: Tensor
     sizes: Tensor
-    name_bytes: Tensor
-    name_offsets: Tensor
+    names: PackedNames
     offsets: Tensor
     boxes: Tensor
     boxes_xywh: Tensor
@@ -67,14 +77,16 @@ class CocoIndex:
     crowd: Tensor
     area: Tensor
     annotation_ids: Tensor
+    masks: Outlines | None = None
+    keypoints: Tensor | None = None
+    keypoint_classes: KeypointClasses | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def file_name(self, index: int) -> str:
         """Return the file name of one image as the annotation file gives it."""
-        start, end = self.name_offsets[index : index + 2].tolist()
-        return self.name_bytes[start:end].numpy().tobytes().decode()
+        return self.names[index]
 
     def path(self, index: int) -> Path:
         """Return where one image lies."""
@@ -85,22 +97,52 @@ class CocoIndex:
         start, end = self.offsets[index : index + 2].tolist()
         return slice(start, end)
 
+    def instances(self, index: int) -> Instances | None:
+        """Return masks and keypoints of one image in its pixels on disk; None if none are kept.
+
+        Raises:
+            AnnotationError: if a mask is damaged, naming the annotation.
+        """
+        if self.masks is None and self.keypoints is None:
+            return None
+        rows, size = self.rows(index), tuple(self.sizes[index].tolist())
+        keypoints = partners = None
+        if self.keypoints is not None:
+            keypoints = keypoints_inside(self.keypoints[rows].numpy(), size)
+            partners = self.keypoint_classes.partners()[self.labels[rows].numpy()]
+        return Instances(self._bitmaps(index, rows, size), keypoints, partners)
+
+    def _bitmaps(self, index: int, rows: slice, size: tuple[int, int]) -> np.ndarray | None:
+        """Return ``[m, h0, w0]`` uint8 masks."""
+        if self.masks is None:
+            return None
+        bitmaps = np.zeros((rows.stop - rows.start, *size), dtype=np.uint8)
+        for place, row in enumerate(range(rows.start, rows.stop)):
+            try:
+                bitmaps[place] = coco_mask.decode(self.masks.run_lengths(row, size))
+            except Exception as error:  # pycocotools raises plain exceptions
+                number = int(self.annotation_ids[row])
+                raise AnnotationError(
+                    f"{self.path(index)}: damaged mask of annotation id {number} ({error}); export it again"
+                ) from error
+        return bitmaps
+
     def with_boxes(self) -> CocoIndex:
         """Return the index of those images alone that have at least one box that is no crowd region."""
         image_of_box = torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
         single = torch.bincount(image_of_box[~self.crowd], minlength=len(self))
         kept = torch.nonzero(single).flatten()
         rows = torch.isin(image_of_box, kept)
-        name_bytes, name_offsets = _pack_names([self.file_name(index) for index in kept.tolist()])
         counts = self.offsets.diff()[kept]
         per_box = ("boxes", "boxes_xywh", "labels", "crowd", "area", "annotation_ids")
         return replace(
             self,
             image_ids=self.image_ids[kept],
             sizes=self.sizes[kept],
-            name_bytes=name_bytes,
-            name_offsets=name_offsets,
+            names=PackedNames.pack(self.names[index] for index in kept.tolist()),
             offsets=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+            masks=None if self.masks is None else self.masks.take(torch.nonzero(rows).flatten()),
+            keypoints=None if self.keypoints is None else self.keypoints[rows],
             **{name: getattr(self, name)[rows] for name in per_box},
         )
 
@@ -116,29 +158,36 @@ class CocoIndex:
                 zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
             )
         ]
-        image_of_box = torch.repeat_interleave(self.image_ids, self.offsets.diff()).tolist()
-        category_ids = [category.id for category in self.categories]
-        records = zip(
-            image_of_box,
-            self.labels.tolist(),
-            self.boxes_xywh.tolist(),
-            self.area.tolist(),
-            self.crowd.tolist(),
-            strict=True,
-        )
-        annotations = [
-            {
-                "id": number,
-                "image_id": image_id,
-                "category_id": category_ids[label],
-                "bbox": box,
-                "area": area,
-                "iscrowd": int(crowd),
-            }
-            for number, (image_id, label, box, area, crowd) in enumerate(records, start=1)
-        ]
         categories = [{"id": category.id, "name": category.name} for category in self.categories]
+        if self.keypoint_classes is not None:
+            for label, category in enumerate(categories):
+                category |= self.keypoint_classes.as_coco(label)
+        annotations = [self._annotation(n, row) for n, row in enumerate(self._records(), start=1)]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _records(self) -> Iterator[tuple[Any, ...]]:
+        images = torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
+        columns = (self.image_ids[images], self.labels, self.boxes_xywh, self.area, self.crowd)
+        return zip(images.tolist(), *(column.tolist() for column in columns), strict=True)
+
+    def _annotation(self, number: int, record: tuple[Any, ...]) -> dict[str, Any]:
+        image, image_id, label, box, area, crowd = record
+        annotation = {
+            "id": number,
+            "image_id": image_id,
+            "category_id": self.categories[label].id,
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(crowd),
+        }
+        if self.masks is not None:
+            annotation["segmentation"] = self.masks.as_coco(number - 1, self.sizes[image].tolist())
+        if self.keypoint_classes is not None and (count := len(self.keypoint_classes.names[label])):
+            points = self.keypoints[number - 1, :count].double()
+            points[:, :2] -= 0.5 * (points[:, 2:] > 0)  # whole pixels again
+            annotation["keypoints"] = points.flatten().tolist()
+            annotation["num_keypoints"] = int((points[:, 2] > 0).sum())
+        return annotation
 
 
 def read_coco(
@@ -146,6 +195,7 @@ def read_coco(
     image_folder: str | PathLike[str],
     on_bad_box: OnBadBox = "error",
     boxes: bool = True,
+    instances: Sequence[InstanceKind] = (),
 ) -> CocoIndex:
     """Read a COCO instances file and check everything that can be checked without opening an image.
 
@@ -154,25 +204,31 @@ def read_coco(
     counted in the log.
 
     Args:
-        json_path: the annotation file. ``segmentation`` is not needed and not kept.
+        json_path: the annotation file.
         image_folder: where the images lie, which ``file_name`` is relative to.
         on_bad_box: ``error`` lists the first 20; ``clip`` clips them to the image and drops those of which
-            nothing is left; ``drop`` drops them all.
+            nothing is left; ``drop`` drops them all. Annotations with a wrong mask or wrong keypoints are
+            dropped with ``drop`` and an error otherwise.
         boxes: if false, read images and categories alone; the file then needs no annotations.
+        instances: ``masks``, ``keypoints`` or both, to keep them too.
 
     Raises:
         AnnotationError: if the file is missing or no COCO instances file, has no images or no categories,
-            has duplicate ids, an annotation for an image or category that it does not list, or a bad box.
+            has duplicate ids, an annotation for an image or category that it does not list, a bad box, or
+            a wrong mask or wrong keypoints.
     """
     source = Path(json_path)
-    content = load_instances(source, annotations=boxes)
+    content = load_instances(source, boxes, instances)
     categories = read_categories(content["categories"], source)
     image_ids, sizes, names = read_images(content["images"], source)
-    columns = no_boxes()
+    columns, kept = no_boxes(), InstanceColumns()
     if boxes:
         columns = read_annotations(content["annotations"], image_ids, categories, source)
         columns = check_boxes(columns, image_ids, sizes, names, on_bad_box, source)
-    return _build(str(image_folder), categories, image_ids, sizes, names, columns)
+        columns = columns.take(np.argsort(columns.image, kind="stable"))
+        if instances:
+            columns, kept = read_instances(columns, content, categories, sizes, instances, on_bad_box, source)
+    return _build(str(image_folder), categories, image_ids, sizes, names, columns, kept)
 
 
 def index_of_files(paths: Sequence[Path]) -> CocoIndex:
@@ -187,7 +243,8 @@ def index_of_files(paths: Sequence[Path]) -> CocoIndex:
         (problems if isinstance(outcome, str) else sizes).append(outcome)
     _raise_image_errors(problems, len(paths))
     names = [str(path) for path in paths]
-    return _build("", (), np.arange(1, len(paths) + 1), np.asarray(sizes), names, no_boxes())
+    ids = np.arange(1, len(paths) + 1)
+    return _build("", (), ids, np.asarray(sizes), names, no_boxes(), InstanceColumns())
 
 
 def check_images(index: CocoIndex, mode: CheckImages = "header") -> None:
@@ -252,9 +309,8 @@ def _build(
     sizes: np.ndarray,
     names: list[str],
     columns: BoxColumns,
+    kept: InstanceColumns,
 ) -> CocoIndex:
-    columns = columns.take(np.argsort(columns.image, kind="stable"))
-    name_bytes, name_offsets = _pack_names(names)
     limits = np.asarray(sizes).reshape(-1, 2)[columns.image][:, ::-1]
     low, high = columns.xywh[:, :2], columns.xywh[:, :2] + columns.xywh[:, 2:]
     boxes = np.concatenate([low, np.minimum(high, limits)], axis=1).astype(np.float32)
@@ -263,8 +319,7 @@ def _build(
         categories=categories,
         image_ids=torch.as_tensor(image_ids, dtype=torch.int64),
         sizes=torch.as_tensor(sizes, dtype=torch.int64).reshape(-1, 2),
-        name_bytes=name_bytes,
-        name_offsets=name_offsets,
+        names=PackedNames.pack(names),
         offsets=torch.from_numpy(np.searchsorted(columns.image, np.arange(len(names) + 1)).astype(np.int64)),
         boxes=torch.from_numpy(boxes),
         boxes_xywh=torch.from_numpy(columns.xywh),
@@ -272,11 +327,5 @@ def _build(
         crowd=torch.from_numpy(columns.crowd),
         area=torch.from_numpy(columns.area),
         annotation_ids=torch.from_numpy(columns.ids),
+        **kept._asdict(),
     )
-
-
-def _pack_names(names: list[str]) -> tuple[Tensor, Tensor]:
-    encoded = [name.encode() for name in names]
-    lengths = np.array([0] + [len(name) for name in encoded], dtype=np.int64)
-    content = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()  # torch wants writable memory
-    return torch.from_numpy(content), torch.from_numpy(lengths.cumsum())

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from ..shared.augment import Augmentation
 from ..shared.canvas import CanvasBatchSampler, default_canvases
-from ..shared.coco_json import AnnotationError, OnBadBox, load_instances, read_categories
-from ..shared.common import require_positive, without_paths
+from ..shared.coco_json import AnnotationError, InstanceKind, OnBadBox, load_instances, read_categories
+from ..shared.common import require_positive
 from ..shared.labels import LabelClass
-from ..shared.loading import batch_loader, global_seed, ranks_of
+from ..shared.loading import batch_loader
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
+from ..shared.module import SplitData
 from .batches import collate_detection
 from .dataset import CocoDetectionDataset
 from .index import CocoIndex, check_images, index_of_files, read_coco
 
-logger = logging.getLogger("trunkline")
 
-FLIP = [{"HorizontalFlip": {"p": 0.5}}]
-
-_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-
-
-class CocoDetection(pl.LightningDataModule):
+class CocoDetection(SplitData[CocoIndex]):
     """COCO-format data for training, validation, testing and prediction.
 
     Paths that are not given are looked for under ``root``: annotations at
     ``annotations/instances_{split}.json`` or ``annotations/instances_{split}2017.json``; images in
     ``images/{split}``, ``{split}2017``, ``images/{split}2017`` or ``images``, where split is train, val or
     test. Training goes without validation where there is no validation file. Testing uses the validation
-    data unless test paths are given.
+    data where there is no test file, with a warning.
 
     Category ids become labels 0..K-1 in ascending id order. Images stay uint8; the task normalises them.
     Under DDP the module divides the data among the ranks itself: in evaluation every image is seen exactly
@@ -63,10 +57,13 @@ class CocoDetection(pl.LightningDataModule):
             long_side for aspect ratios 1:1, 4:3, 3:2 and the longest, both ways up (800 and 1333 give
             800x832, 800x1088, 800x1216, 800x1344 and their transposes). An empty list pads each batch to
             its own largest image, rounded up to 32.
+        instances: what batches carry beside boxes: masks of the objects, keypoints, or both; the annotations
+            must have them. Nothing of them is read or kept otherwise.
         augment: albumentations transforms for training, each a name with its arguments, applied before
-            resizing.
+            resizing; none if null.
         min_visibility: a box of which a transform leaves a smaller share of its area than this is dropped.
-        on_bad_box: what to do with boxes without area or outside their image: error, clip or drop.
+        on_bad_box: what to do with boxes without area or outside their image: error, clip or drop. With drop,
+            annotations with a wrong mask or wrong keypoints are dropped too; else they are an error.
         check_images: before starting, check that images exist and have the size in the JSON: header reads the
             beginning of each file, decode all of it, off nothing.
         reduced_decoding: decode JPEGs that will shrink to half their size or less at a half, a quarter or an
@@ -77,6 +74,8 @@ class CocoDetection(pl.LightningDataModule):
             background.
         seed: fixes order, scales and augmentation; if null, the seed given to seed_everything, else 0.
     """
+
+    label_kinds = ("detection",)
 
     def __init__(
         self,
@@ -95,7 +94,8 @@ class CocoDetection(pl.LightningDataModule):
         short_side: int | list[int] = 800,
         long_side: int = 1333,
         canvases: list[tuple[int, int]] | None = None,
-        augment: list[dict[str, dict[str, Any] | None]] = FLIP,
+        instances: list[InstanceKind] = [],  # noqa: B006, never changed
+        augment: list[dict[str, dict[str, Any] | None]] | None = None,
         min_visibility: float = 0.1,
         on_bad_box: OnBadBox = "error",
         check_images: CheckImages = "header",
@@ -112,19 +112,11 @@ class CocoDetection(pl.LightningDataModule):
             )
         # The arguments stay in self.hparams, which goes into checkpoints.
         self.save_hyperparameters(logger=False)
-        for name, value in self.hparams.items():  # checkpoints that open with weights_only hold no Path
-            self.hparams[name] = without_paths(value)
+        self.keep_arguments()
         self.batch_size = batch_size
         self.short_sides = short_sides
         self.canvases = default_canvases(short_sides, long_side) if canvases is None else canvases
-        self.categories: tuple[LabelClass, ...] = ()
-        self.train_index: CocoIndex | None = None
-        self.val_index: CocoIndex | None = None
-        self.test_index: CocoIndex | None = None
-        self.predict_index: CocoIndex | None = None
-        self.predict_paths: dict[int, Path] = {}
-        self._augmentation: Augmentation | None = None
-        self._read: dict[str, CocoIndex] = {}
+        self._categories: tuple[LabelClass, ...] = ()
 
     def prepare_data(self) -> None:
         """Check the images of the coming stage, on one process of the machine.
@@ -132,8 +124,7 @@ class CocoDetection(pl.LightningDataModule):
         Raises:
             ImageError: listing missing, unreadable or differently sized images.
         """
-        stage = None if self.trainer is None else self.trainer.state.fn
-        for index in self._indices(stage).values():
+        for index in self.indices(self.stage).values():
             check_images(index, self.hparams.check_images)
 
     def setup(self, stage: str | None = None) -> None:
@@ -148,75 +139,82 @@ class CocoDetection(pl.LightningDataModule):
                 differ.
             AugmentationError: if ``augment`` is wrong.
         """
-        indices = self._indices(stage)
-        for split, index in indices.items():
+        for split, index in self.indices(stage).items():
             if split == "predict":
-                self.categories = self._categories_for_prediction(index)
-                self.predict_paths = {int(i): index.path(n) for n, i in enumerate(index.image_ids)}
+                self._categories = self._categories_for_prediction(index)
             else:
                 self._require_same_categories(split, index)
-            if split == "train" and self.hparams.skip_images_without_boxes:
-                index = index.with_boxes()
-            setattr(self, f"{split}_index", index)
-        if "train" in indices and "val" not in indices:
-            logger.warning("training without validation: no val annotations under %s", self.hparams.root)
-        if "train" in indices:
-            self._augmentation = Augmentation(self.hparams.augment, self.hparams.min_visibility)
+        if "train" in self.splits:
+            self._augmentation()
 
-    def train_dataloader(self) -> DataLoader:
-        """Return the loader of augmented, shuffled training batches."""
-        return self._loader(self.train_index, training=True)
+    def image_layout(self) -> tuple[int, int]:
+        """Return the number of channels and of spatial axes of the images, 3 and 2."""
+        return 3, 2
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Return the validation loader, or an empty list if there is no validation data."""
-        return [] if self.val_index is None else self._loader(self.val_index)
+    def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
+        """Return the categories in ascending order of their ids; empty before ``setup``, or if unknown."""
+        return self._categories if kind == "detection" else super().label_classes(kind, head)
 
-    def test_dataloader(self) -> DataLoader:
-        """Return the test loader."""
-        return self._loader(self.test_index)
+    def evaluation_truth(self, kind: str, stage: str, head: str = "") -> dict[str, Any] | None:
+        """Return the annotations of the validation or test images as a COCO instances dictionary."""
+        if kind != "detection":
+            return super().evaluation_truth(kind, stage, head)
+        index = self.splits.get("test" if stage == "test" else "val")
+        return None if index is None else index.as_coco()
 
-    def predict_dataloader(self) -> DataLoader:
-        """Return the loader of images to predict on; its batches have no boxes."""
-        return self._loader(self.predict_index)
+    def prediction_paths(self) -> dict[int, Path]:
+        """Return the file of each image to predict on, by its id."""
+        index = self.index_of("predict")
+        return {image_id: index.path(n) for n, image_id in enumerate(index.image_ids.tolist())}
 
-    def _loader(self, index: CocoIndex | None, training: bool = False) -> DataLoader:
-        if index is None:
-            raise RuntimeError("the data has not been read: call setup(stage) before asking for a loader")
+    def has_split(self, split: str) -> bool:
+        """Return whether there are annotations for ``train``, ``val`` or ``test``."""
+        if self._given(split):
+            return True  # if they are not there, reading them is an error
+        try:
+            self._find(split, "annotations")
+        except DataNotFoundError:
+            return False
+        return True
+
+    def read_split(self, split: str) -> CocoIndex:
+        """Read the annotations of ``train``, ``val`` or ``test``; errors as in ``setup``."""
+        given = self.hparams
+        annotations, images = self._find(split, "annotations"), self._find(split, "images")
+        index = read_coco(annotations, images, given.on_bad_box, instances=given.instances)
+        return index.with_boxes() if split == "train" and given.skip_images_without_boxes else index
+
+    def read_prediction(self, given: list[str]) -> CocoIndex:
+        """List the images to predict on, or read them from one COCO JSON."""
+        if len(given) == 1 and given[0].lower().endswith(".json"):
+            source = Path(given[0]).expanduser()
+            return read_coco(source, self._predict_folder(source), boxes=False)
+        return index_of_files(list_images(given))
+
+    def make_loader(self, split: str, index: CocoIndex) -> DataLoader:
+        """Return the loader of a split; batches to predict on have no boxes."""
         sampler = CanvasBatchSampler(
             index.sizes.numpy(),
-            self.batch_size if training else self.hparams.eval_batch_size or self.batch_size,
-            self.short_sides,
-            self.hparams.long_side,
-            self.canvases,
-            shuffle=training,
-            seed=global_seed(self.hparams.seed),
-            **ranks_of(self.trainer),
+            short_sides=self.short_sides,
+            long_side=self.hparams.long_side,
+            canvases=self.canvases,
+            **self.sampler_options(split),
         )
-        dataset = self._dataset(index, self._augmentation if training else None)
-        return batch_loader(dataset, sampler, self._collate, self.hparams.workers, self.trainer)
+        dataset = self.make_dataset(split, index, self._augmentation() if split == "train" else None)
+        return batch_loader(dataset, sampler, self.collate, self.hparams.workers, self.trainer)
 
-    def _dataset(self, index: CocoIndex, augmentation: Augmentation | None) -> CocoDetectionDataset:
+    def make_dataset(
+        self, split: str, index: CocoIndex, augmentation: Augmentation | None
+    ) -> CocoDetectionDataset:
+        """Return the samples of a split."""
         given = self.hparams
         return CocoDetectionDataset(index, augmentation, given.long_side, given.reduced_decoding)
 
-    _collate = staticmethod(collate_detection)
+    collate = staticmethod(collate_detection)
 
-    def _indices(self, stage: str | None) -> dict[str, CocoIndex]:
-        """Read the splits of a stage, each once in the life of the module."""
-        stage = stage or "fit"
-        splits = _SPLITS[stage]
-        if stage == "fit" and "val" not in self._read and self._no_validation():
-            splits = ("train",)
-        for split in splits:
-            if split not in self._read:
-                self._read[split] = self._read_predict() if split == "predict" else self._read_split(split)
-        return {split: self._read[split] for split in splits}
-
-    def _read_split(self, split: str) -> CocoIndex:
-        if split == "test" and not self._given("test"):
-            return self._indices("validate")["val"]
-        annotations = self._find(split, "annotations")
-        return read_coco(annotations, self._find(split, "images"), self.hparams.on_bad_box)
+    def _augmentation(self) -> Augmentation:
+        given = self.hparams
+        return Augmentation(given.augment or [], given.min_visibility, carried=given.instances)
 
     def _find(self, split: str, what: str) -> Path:
         places = ANNOTATION_PLACES if what == "annotations" else IMAGE_PLACES
@@ -224,27 +222,6 @@ class CocoDetection(pl.LightningDataModule):
 
     def _given(self, split: str) -> bool:
         return any(self.hparams[f"{split}_{what}"] is not None for what in ("images", "annotations"))
-
-    def _no_validation(self) -> bool:
-        if self._given("val"):
-            return False
-        try:
-            self._find("val", "annotations")
-        except DataNotFoundError:
-            return True
-        return False
-
-    def _read_predict(self) -> CocoIndex:
-        given = self.hparams.predict
-        if given is None:
-            raise DataNotFoundError(
-                "nothing to predict on: set data.predict to an image, a folder or a COCO JSON"
-            )
-        given = [given] if isinstance(given, str) else list(given)
-        if len(given) == 1 and given[0].lower().endswith(".json"):
-            source = Path(given[0]).expanduser()
-            return read_coco(source, self._predict_folder(source), boxes=False)
-        return index_of_files(list_images(given))
 
     def _predict_folder(self, source: Path) -> Path:
         """Find the image folder of a JSON file by where its first image is."""
@@ -264,19 +241,22 @@ class CocoDetection(pl.LightningDataModule):
         )
 
     def _require_same_categories(self, split: str, index: CocoIndex) -> None:
-        if self.categories and index.categories != self.categories:
-            only = sorted(set(index.categories) ^ set(self.categories))
+        known = next(other for name, other in self.splits.items() if name != "predict")
+        if index.categories != (self._categories or index.categories):
+            only = sorted(set(index.categories) ^ set(self._categories))
             names = ", ".join(f"{category.name} (id {category.id})" for category in only[:20])
             raise AnnotationError(
                 f"the categories of the {split} annotations differ from the other files' in {names}; "
                 "use the same list in all"
             )
-        self.categories = index.categories
+        if index.keypoint_classes != known.keypoint_classes:
+            raise AnnotationError(f"the keypoints of the {split} categories differ from the other files'")
+        self._categories = index.categories
 
     def _categories_for_prediction(self, index: CocoIndex) -> tuple[LabelClass, ...]:
         """Take the classes of the predict JSON, else of the data under root, if there is any."""
-        if index.categories or self.categories:
-            return index.categories or self.categories
+        if index.categories or self._categories:
+            return index.categories or self._categories
         for split in ("val", "train"):  # the smaller file first
             try:
                 source = self._find(split, "annotations")

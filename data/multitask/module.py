@@ -1,21 +1,17 @@
 """Boxes and masks of the same images: COCO-format data with a class per pixel beside the objects.
 
-Letters in shapes: B images, I images of a split, H W the padded canvas, h w a resized image, h0 w0 the image
-on disk.
+Letters in shapes: I images of a split, K classes of the masks.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...constants import IGNORE_INDEX
 from ..detection.batches import DetectionBatch, DetectionSample, collate_detection
 from ..detection.dataset import CocoDetectionDataset
 from ..detection.index import CocoIndex
@@ -23,15 +19,13 @@ from ..detection.module import CocoDetection
 from ..segmentation.coco_masks import Overlaps
 from ..segmentation.index import SegmentationIndex, check_classes, check_indices, count_pixels
 from ..segmentation.layouts import Choices, SegmentationSources, SplitPaths
-from ..segmentation.masks import MaskSource
-from ..shared.augment import Augmentation, AugmentationError
-from ..shared.batches import padded
-from ..shared.canvas import Request
+from ..shared.augment import Augmentation
 from ..shared.class_table import Background, MaskError
 from ..shared.common import listing
-from ..shared.io import resize_mask
 from ..shared.labels import LabelClass
-from ..shared.locate import IMAGE_PLACES, find
+from ..shared.locate import IMAGE_PLACES, Missing, find
+from .batches import MultiTaskSample, collate_multi
+from .dataset import AlignedMasks, DetectionAndMaskDataset, positions_of
 
 logger = logging.getLogger("trunkline")
 
@@ -43,114 +37,6 @@ MASK_PLACES = (
     "semantic/{split}",
     "semantic",
 )
-
-
-@dataclass
-class MultiTaskSample(DetectionSample):
-    """One image with boxes and a mask.
-
-    Attributes:
-        mask: ``[h, w]`` uint8 labels 0..K-1, 255 for pixels to ignore; of the resized image.
-        truth: ``[h0, w0]`` uint8, the mask at the size on disk, in evaluation; else None.
-    """
-
-    mask: Tensor
-    truth: Tensor | None = None
-
-
-@dataclass(kw_only=True)
-class MultiTaskBatch(DetectionBatch):
-    """A padded batch of images with boxes and masks.
-
-    Attributes:
-        mask: ``[B, H, W]`` uint8 labels 0..K-1; 255 for pixels to ignore, and outside ``image_sizes``.
-        truth: a ``[h0, w0]`` uint8 mask at the size on disk per image, in evaluation; else empty.
-    """
-
-    mask: Tensor
-    truth: tuple[Tensor, ...] = ()
-
-
-def collate_multi(samples: list[MultiTaskSample]) -> MultiTaskBatch:
-    """Pad samples to their common canvas, see :func:`.batches.collate_detection`."""
-    boxes = collate_detection(samples)
-    mask = padded([sample.mask for sample in samples], boxes.image.shape[2:], IGNORE_INDEX)
-    truth = tuple(sample.truth for sample in samples if sample.truth is not None)
-    return MultiTaskBatch(**vars(boxes), mask=mask, truth=truth)
-
-
-@dataclass(frozen=True)
-class AlignedMasks:
-    """The masks of the images of an index of boxes.
-
-    Attributes:
-        source: of the masks.
-        positions: ``[I]`` int64, where the mask of each image is in ``source``; -1 where there is none.
-    """
-
-    source: MaskSource
-    positions: Tensor
-
-    def mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """Return ``[h0, w0]`` uint8 labels; 255 everywhere for an image without a mask.
-
-        Raises:
-            ImageError: if the mask cannot be decoded.
-            MaskError: if it has another size, or holds an unknown value.
-        """
-        position = int(self.positions[index])
-        if position < 0:
-            return np.full(size, IGNORE_INDEX, dtype=np.uint8)
-        mask = self.source.mask(position)
-        if mask.shape != tuple(size):
-            raise MaskError(
-                f"{self.source.name(position)} has {mask.shape[1]}x{mask.shape[0]} pixels (width x height), "
-                f"its image {size[1]}x{size[0]}"
-            )
-        return mask
-
-
-class DetectionAndMaskDataset(CocoDetectionDataset):
-    """Images with boxes and masks, augmented together, then resized as the request says.
-
-    Args:
-        index: images and boxes.
-        masks: of the same images.
-        augmentation: applied before resizing; None in evaluation, which keeps the masks on disk too.
-        long_side: limit of the longer side after resizing, in pixels.
-        reduced: as in ``CocoDetectionDataset``; masks are always read as they are.
-    """
-
-    def __init__(
-        self,
-        index: CocoIndex,
-        masks: AlignedMasks,
-        augmentation: Augmentation | None,
-        long_side: int,
-        reduced: bool = False,
-    ) -> None:
-        super().__init__(index, augmentation, long_side, reduced)
-        self.masks = masks
-
-    def __getitem__(self, request: Request) -> MultiTaskSample:
-        """Load one image; errors as in ``CocoDetectionDataset``, and those of its mask."""
-        image, boxes, labels, crowd = self.read(request)
-        path = self.index.path(request.index)
-        native = mask = self.masks.mask(request.index, tuple(self.index.sizes[request.index].tolist()))
-        if self.augmentation is not None:
-            try:
-                image, boxes, labels, crowd, mask = self.augmentation(
-                    image, boxes, labels, crowd, request.seed, mask, self.size_of_boxes(request)
-                )
-            except AugmentationError as error:
-                raise AugmentationError(f"{path}: {error}") from error
-        sample = self.sample(request, image, boxes, labels, crowd)
-        resized = resize_mask(np.ascontiguousarray(mask), tuple(sample.image.shape[1:]))
-        return MultiTaskSample(
-            **{field.name: getattr(sample, field.name) for field in fields(sample)},
-            mask=torch.from_numpy(resized),
-            truth=torch.from_numpy(native) if self.augmentation is None else None,
-        )
 
 
 class CocoDetectionAndMasks(CocoDetection):
@@ -173,11 +59,13 @@ class CocoDetectionAndMasks(CocoDetection):
         mask_categories: classes of masks to learn, by name or value, in this order.
         background: whether what no category covers is a class or ignored.
         overlaps: of instances drawn as masks: the smaller object wins, or the pixel is ignored.
-        missing_masks: images without a mask are an error, or all of their pixels are ignored: they train the
-            boxes alone. No mask at all is an error either way.
+        missing: what to do with images without a mask: error, or skip, which ignores all of their pixels, so
+            that they train the boxes alone. No mask at all is an error either way.
         check_masks: before starting, decode all masks once and count what they hold.
         **detection: what ``CocoDetection`` takes.
     """
+
+    label_kinds = ("detection", "segmentation")
 
     def __init__(
         self,
@@ -190,12 +78,11 @@ class CocoDetectionAndMasks(CocoDetection):
         mask_categories: list[str | int] | None = None,
         background: Background = "class",
         overlaps: Overlaps = "smaller",
-        missing_masks: Literal["error", "ignore"] = "error",
+        missing: Missing = "error",
         check_masks: bool = True,
         **detection: Any,
     ) -> None:
         super().__init__(**detection)
-        self.classes: tuple[LabelClass, ...] = ()
         self._sources: SegmentationSources | None = None
         self._masks: dict[str, SegmentationIndex] = {}
         self._counts: Tensor | None = None
@@ -208,8 +95,8 @@ class CocoDetectionAndMasks(CocoDetection):
             MaskError: listing masks that do not fit their images or hold something that is no class.
         """
         super().prepare_data()
-        stage = None if self.trainer is None else self.trainer.state.fn
-        indices = {s: self._read_masks(s, i) for s, i in self._indices(stage).items() if s != "predict"}
+        splits = [split for split in self.indices(self.stage) if split != "predict"]
+        indices = {split: self._read_masks(split) for split in splits}
         counts = check_indices(indices, "off", self.hparams.check_masks)
         for split, index in indices.items():
             if self.hparams.check_masks:
@@ -219,46 +106,56 @@ class CocoDetectionAndMasks(CocoDetection):
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs; errors as in ``CocoDetection``, and those of the masks."""
         super().setup(stage)
-        for split, index in self._indices(stage).items():
+        for split in self.indices(stage):
             if split != "predict":
-                self.classes = self._read_masks(split, index).classes
+                self._read_masks(split)
 
-    def pixel_counts(self) -> Tensor:
-        """Return ``[K]`` int64, the training pixels of each class; for class weights.
+    def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
+        """Return the categories, or the classes of the masks; empty before ``setup``, or if unknown."""
+        if kind != "segmentation":
+            return super().label_classes(kind, head)
+        return next((masks.classes for masks in self._masks.values()), ())
+
+    def label_counts(self, kind: str, head: str = "") -> Sequence[int]:
+        """Return the training pixels of each class of the masks.
 
         Raises:
             RuntimeError: before ``setup("fit")``.
         """
-        if "train" not in self._masks:
-            raise RuntimeError("the training data have not been read: call setup('fit') first")
+        if kind != "segmentation":
+            return super().label_counts(kind, head)
+        self.index_of("train")
         if self._counts is None:
-            self._counts = count_pixels(self._masks["train"])
-        return self._counts[:, :-1].sum(dim=0)
+            self._counts = count_pixels(self._read_masks("train"))
+        return self._counts[:, :-1].sum(dim=0).tolist()  # [I, K + 1] -> K numbers
 
-    def _dataset(self, index: CocoIndex, augmentation: Augmentation | None) -> CocoDetectionDataset:
-        if index is self.predict_index:
-            return super()._dataset(index, augmentation)
-        split = next(s for s in ("train", "val", "test") if getattr(self, f"{s}_index") is index)
-        masks = self._read_masks(split, index)
-        aligned = AlignedMasks(masks.masks, _positions(index, masks))
-        return DetectionAndMaskDataset(
-            index, aligned, augmentation, self.hparams.long_side, self.hparams.reduced_decoding
-        )
+    def make_dataset(
+        self, split: str, index: CocoIndex, augmentation: Augmentation | None
+    ) -> CocoDetectionDataset:
+        """Return the samples of a split; those to predict on have no masks."""
+        if split == "predict":
+            return super().make_dataset(split, index, augmentation)
+        masks = self._read_masks(split)
+        aligned = AlignedMasks(masks.masks, positions_of(index, masks))
+        given = self.hparams
+        return DetectionAndMaskDataset(index, aligned, augmentation, given.long_side, given.reduced_decoding)
 
     @staticmethod
-    def _collate(samples: list[DetectionSample]) -> DetectionBatch:
+    def collate(samples: list[DetectionSample]) -> DetectionBatch:
+        """Join samples into a batch."""
         return (collate_multi if isinstance(samples[0], MultiTaskSample) else collate_detection)(samples)
 
-    def _read_masks(self, split: str, index: CocoIndex) -> SegmentationIndex:
+    def _read_masks(self, split: str) -> SegmentationIndex:
         """Read the masks of a split once, those of its images alone."""
+        split = self.source_of(split) or split
         if split not in self._masks:
-            place = self._place("val" if split == "test" and not self._given("test") else split)
+            place = self._place(split)
             if self._sources is None:
                 self._sources = self._new_sources()
-            found = self._sources.index(place)
-            positions = _positions(index, found)
+            index, masks = self.index_of(split), self._sources.index(place)
+            positions = positions_of(index, masks)
             self._report_missing(index, positions, place)
-            self._masks[split] = found.subset(positions[positions >= 0].tolist())
+            self._masks[split] = masks.subset(positions[positions >= 0].tolist())
         return self._masks[split]
 
     def _given(self, split: str) -> bool:
@@ -298,17 +195,10 @@ class CocoDetectionAndMasks(CocoDetection):
             return
         text = f"{len(without)} of {len(index)} images have no mask in {place.masks}"
         none = len(without) == len(index)
-        if none or self.hparams.missing_masks == "error":
+        if none or self.hparams.missing == "error":
             names = [f"image id {int(index.image_ids[i])}: {index.file_name(i)}" for i in without]
-            hint = "add them, or train on the boxes alone of such images with data.missing_masks ignore"
+            hint = "add them, or train on the boxes alone of such images with data.missing skip"
             if none:
                 hint = "masks are found by the names of the images in the annotations; make them agree"
             raise MaskError(f"{text}:\n{listing(names)}\n{hint}")
         logger.warning("%s; all of their pixels are ignored", text)
-
-
-def _positions(index: CocoIndex, masks: SegmentationIndex) -> Tensor:
-    """Find the mask of each image by its name: ``[I]`` int64, -1 where there is none."""
-    places = {os.path.normpath(name): position for position, name in enumerate(masks.names)}
-    names = (os.path.normpath(index.file_name(i)) for i in range(len(index)))
-    return torch.tensor([places.get(name, -1) for name in names], dtype=torch.int64)

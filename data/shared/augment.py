@@ -1,7 +1,7 @@
 """Augmentation pipelines named in YAML; the only file that knows albumentations.
 
-``Augmentation`` carries boxes along, and a mask where there is one; ``MaskAugmentation`` is for images with a
-mask, ``ImageAugmentation`` for images that have a label alone.
+``Augmentation`` carries boxes along, and masks and keypoints where there are some; ``MaskAugmentation`` is
+for images with a mask, ``ImageAugmentation`` for images that have a label alone.
 
 Letters in shapes: h w height and width of the image in pixels, m boxes.
 """
@@ -25,6 +25,8 @@ import cv2  # noqa: E402
 
 from ...constants import IGNORE_INDEX
 from .flips import Flips  # noqa: E402
+from .instances import Instances, as_targets, from_targets, relative_boxes  # noqa: E402
+from .transform_checks import AugmentationError, check_arguments, check_result  # noqa: E402
 
 Entry = Mapping[str, Mapping[str, Any] | None]
 
@@ -35,15 +37,13 @@ _CHANGE_TYPE = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
 _CHANGE_LABELS = ("Morphological", "GridElasticDeform")
 _NEAREST = (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT)
 
-_DATA_WITH = {  # what a call gives beside the image: whose data that is
-    frozenset(): "classification",
-    frozenset({"bboxes"}): "detection",
-    frozenset({"mask"}): "segmentation",
+# What a call may give beside the image: the target of transforms that carry it along, and its name.
+_BESIDE = {
+    "bboxes": ("bboxes", "boxes"),
+    "mask": ("mask", "a mask"),
+    "masks": ("mask", "masks"),
+    "keypoints": ("keypoints", "keypoints"),
 }
-
-
-class AugmentationError(ValueError):
-    """A transform does not exist, is wrongly configured, or cannot be used for the task."""
 
 
 class Augmentation:
@@ -65,13 +65,21 @@ class Augmentation:
         min_visibility: a box of which a transform leaves less than this share of its area is dropped, 0..1.
         min_box_size: a box whose width or height falls below this is dropped, in pixels before the last
             resize.
+        carried: what calls give in ``instances``: ``masks``, ``keypoints`` or both.
 
     Raises:
         AugmentationError: for an unknown transform or argument, a value that albumentations refuses, or a
-            transform that cannot carry boxes along, needs more than one image, or changes the pixel type.
+            transform that cannot carry boxes (or what is ``carried``) along, needs more than one image, or
+            changes the pixel type.
     """
 
-    def __init__(self, transforms: Sequence[Entry], min_visibility: float = 0.1, min_box_size: float = 1.0):
+    def __init__(
+        self,
+        transforms: Sequence[Entry],
+        min_visibility: float = 0.1,
+        min_box_size: float = 1.0,
+        carried: Sequence[str] = (),
+    ):
         if not 0 <= min_visibility <= 1:
             raise AugmentationError(f"min_visibility is {min_visibility}; it is a share, 0 to 1")
         boxes = A.BboxParams(
@@ -81,8 +89,12 @@ class Augmentation:
             min_height=min_box_size,
         )
         with warnings.catch_warnings():  # colour alone is a legal pipeline
-            warnings.filterwarnings("ignore", message="Got processor for bboxes, but no transform")
-            self.compose = A.Compose(_build_all(transforms, frozenset({"bboxes"})), bbox_params=boxes)
+            warnings.filterwarnings("ignore", message="Got processor for .*, but no transform")
+            points = A.KeypointParams("xy", remove_invisible=False) if "keypoints" in carried else None
+            built = _build_all(transforms, frozenset({"bboxes", *carried}))
+            self.compose = A.Compose(built, bbox_params=boxes, keypoint_params=points)
+        if "masks" in carried:
+            _check_labels_kept(self.compose)
         self.flips = _flips_alone(self.compose)
         self.min_box_size = min_box_size
 
@@ -95,7 +107,8 @@ class Augmentation:
         seed: int,
         mask: np.ndarray | None = None,
         size: tuple[int, int] | None = None,
-    ) -> tuple[np.ndarray, ...]:
+        instances: Instances | None = None,
+    ) -> tuple[Any, ...]:
         """Augment one image.
 
         Args:
@@ -108,28 +121,35 @@ class Augmentation:
             mask: ``[h, w]`` uint8 labels of the pixels, which follow the image as in ``MaskAugmentation``.
             size: height and width that boxes are in pixels of, for an image that was decoded smaller; flips
                 alone allow it.
+            instances: masks and keypoints of the objects, as ``carried`` says. Pixels that a transform
+                uncovers or blanks belong to no object. Points outside the new image count as not labelled.
+                Left and right keypoints are exchanged if the image is mirrored.
 
         Returns:
             The image (its size may differ) and the boxes that remain, clipped to it, with their labels and
-            crowd flags; and the mask if there is one.
+            crowd flags; then the mask if there is one, then the instances of these boxes if there are some.
 
         Raises:
             AugmentationError: if a transform fails on this image, or returns something else than 8-bit RGB.
         """
         if self.flips is not None:
             flip = self.flips.draw(seed)
-            return flip.sample(image, boxes, labels, crowd, mask, self.min_box_size, size)
-        data = {"image": image, "bboxes": _relative_rows(boxes, image.shape[:2])}
+            return flip.sample(image, boxes, labels, crowd, mask, self.min_box_size, size, instances)
+        data = {"image": image, "bboxes": relative_boxes(boxes, image.shape[:2])}
         if mask is not None:
             _check_labels_kept(self.compose)
             data["mask"] = mask
+        if instances is not None:
+            data |= as_targets(instances, image.shape[:2])
         result = _apply(self.compose, seed, **data)
         image = result["image"]
         rows = result["bboxes"] if len(result["bboxes"]) else np.zeros((0, 5))  # [m, 5], but [0, 4]
         height, width = image.shape[:2]
         kept = rows[:, 4].astype(np.int64)
         boxes = (rows[:, :4].clip(0, 1) * (width, height, width, height)).astype(np.float32)
-        rest = () if mask is None else (result["mask"],)
+        rest: tuple[Any, ...] = () if mask is None else (result["mask"],)
+        if instances is not None:
+            rest += (from_targets(instances, kept, result),)
         return image, boxes, labels[kept], crowd[kept], *rest
 
 
@@ -222,31 +242,12 @@ def _apply(compose: A.Compose, seed: int, **data: np.ndarray) -> dict[str, Any]:
         raise AugmentationError(
             f"augmentation failed on {height}x{width} pixels (height x width): {error}"
         ) from error
-    image = result["image"]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise AugmentationError(
-            f"the augmentation turned 8-bit RGB into {image.dtype} of shape {image.shape}; remove the "
-            "transform that does so (images are normalised on the device, after augmentation)"
-        )
-    if "mask" in data and (result["mask"].dtype != np.uint8 or result["mask"].shape != image.shape[:2]):
-        mask = result["mask"]
-        raise AugmentationError(
-            f"the augmentation made a mask of {mask.dtype} and shape {mask.shape} for an image of shape "
-            f"{image.shape}; remove the transform that does so"
-        )
+    check_result(result)
     return result
 
 
-def _relative_rows(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return ``[m', 5]`` float64: boxes in 0..1 and the row each came from; flat ones are left out."""
-    height, width = size
-    relative = (boxes.astype(np.float64) / (width, height, width, height)).clip(0, 1)
-    rows = np.column_stack([relative, np.arange(len(boxes))])
-    return rows[(rows[:, 2] > rows[:, 0]) & (rows[:, 3] > rows[:, 1])]
-
-
 def _build_all(entries: Iterable[Entry], beside: frozenset[str]) -> list[Any]:
-    """Build transforms for calls that give, beside the image, ``bboxes`` or ``mask`` or nothing."""
+    """Build transforms for calls that give, beside the image, what ``beside`` names (see ``_BESIDE``)."""
     if isinstance(entries, str | Mapping) or not isinstance(entries, Iterable):
         raise AugmentationError(
             f"transforms are a list of single-key mappings like HorizontalFlip: {{p: 0.5}}, got {entries!r}"
@@ -260,7 +261,7 @@ def _build(entry: Entry, beside: frozenset[str]) -> Any:
     ((name, given),) = entry.items()
     arguments = dict(given or {})
     cls = _find(name)
-    _check_arguments(name, cls, arguments)
+    check_arguments(name, cls, arguments)
     if issubclass(cls, _NESTING):
         arguments["transforms"] = _build_all(arguments.get("transforms", ()), beside)
     else:
@@ -327,18 +328,6 @@ def _find(name: str) -> type:
     raise AugmentationError(f"albumentations {A.__version__} has no transform {name!r}{hint}")
 
 
-def _check_arguments(name: str, cls: type, arguments: dict[str, Any]) -> None:
-    parameters = inspect.signature(cls.__init__).parameters
-    known = [key for key in parameters if key != "self"]
-    for key in arguments:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise AugmentationError(
-                f"augmentation {name} has no argument {key!r}{hint} (it takes {', '.join(known)})"
-            )
-
-
 def _check_usable(name: str, transform: A.BasicTransform, beside: frozenset[str]) -> None:
     if name in _CHANGE_TYPE:
         raise AugmentationError(
@@ -347,10 +336,10 @@ def _check_usable(name: str, transform: A.BasicTransform, beside: frozenset[str]
     targets = transform._targets if isinstance(transform._targets, tuple) else (transform._targets,)
     carried = {target.value.lower() for target in targets}
     for what in beside:
-        if not isinstance(transform, A.ImageOnlyTransform) and what not in carried:
-            noun = "boxes" if what == "bboxes" else "a mask"
+        target, noun = _BESIDE[what]
+        if not isinstance(transform, A.ImageOnlyTransform) and target not in carried:
             raise AugmentationError(f"augmentation {name} cannot carry {noun} along; remove it")
-    lacking = _DATA_WITH[beside]
+    lacking = "detection" if "bboxes" in beside else "segmentation" if "mask" in beside else "classification"
     if "bboxes" not in beside and "BBox" in name:  # these fail on the first image only
         raise AugmentationError(f"augmentation {name} needs boxes, which {lacking} data lacks; remove it")
     extra = set(transform.targets_as_params) - {"image", *beside}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,10 +16,12 @@ import numpy as np
 
 from .common import LISTED, listing
 from .labels import LabelClass
+from .outlines import pack_outline
 
 logger = logging.getLogger("trunkline")
 
 OnBadBox = Literal["error", "clip", "drop"]
+InstanceKind = Literal["masks", "keypoints"]
 
 ROUNDING_OVERSHOOT = 1.0  # pixels that a box may leave its image by; annotation tools round
 
@@ -27,20 +30,29 @@ class AnnotationError(ValueError):
     """An annotation file is missing, unreadable, or contradicts itself."""
 
 
-def load_instances(source: Path, annotations: bool = True) -> dict[str, Any]:
-    """Parse a COCO instances file, without its segmentations, and check its outline.
+def load_instances(
+    source: Path, annotations: bool = True, instances: Sequence[InstanceKind] = ()
+) -> dict[str, Any]:
+    """Parse a COCO instances file and check that it has the lists that it needs.
+
+    Segmentations and keypoints are most of a file. They are packed or dropped while parsing, so that they
+    never exist all at once.
 
     Args:
         source: the file.
         annotations: whether it has to have a list of them.
+        instances: what to keep of them: ``masks`` (``segmentation`` becomes an ``Outline``), ``keypoints``
+            (numbers become a float32 array), or nothing.
+
+    Raises:
+        AnnotationError: if the file is missing, is no JSON or lacks a list.
     """
     if not source.is_file():
         raise AnnotationError(f"{source}: no such annotation file; check root and the annotation path")
     if (megabytes := source.stat().st_size / 2**20) > 50:
         logger.info("reading %s (%.0f MB)", source, megabytes)
     try:
-        # Polygons are most of a file; dropped while parsing, they never exist all at once.
-        content = json.loads(source.read_bytes(), object_hook=_without_segmentation)
+        content = json.loads(source.read_bytes(), object_hook=partial(_reduced, instances=instances))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AnnotationError(f"{source}: not readable as JSON ({error}); export it again") from error
     if not isinstance(content, dict):
@@ -57,9 +69,23 @@ def load_instances(source: Path, annotations: bool = True) -> dict[str, Any]:
     return content
 
 
-def _without_segmentation(record: dict[str, Any]) -> dict[str, Any]:
-    record.pop("segmentation", None)
+def _reduced(record: dict[str, Any], instances: Sequence[InstanceKind]) -> dict[str, Any]:
+    if "segmentation" in record:
+        outline = record.pop("segmentation")
+        if "masks" in instances:
+            record["segmentation"] = pack_outline(outline)
+    if "keypoints" in record:
+        given = record.pop("keypoints")
+        if "keypoints" in instances:
+            record["keypoints"] = _packed_numbers(given)
     return record
+
+
+def _packed_numbers(values: Any) -> Any:
+    """Return a list of numbers as float32; anything else (the names of a category) as it is."""
+    if isinstance(values, list) and all(type(value) in (int, float) for value in values):
+        return np.array(values, dtype=np.float32)
+    return values
 
 
 def read_categories(records: list[dict], source: Path) -> tuple[LabelClass, ...]:
@@ -89,8 +115,12 @@ def read_images(records: list[dict], source: Path) -> tuple[np.ndarray, np.ndarr
 
 
 class BoxColumns(NamedTuple):
-    """Annotations by column; ``image`` is the position of the image, ``xywh`` [N, 4] float64."""
+    """Annotations by column: ``record`` is the position in the file, ``image`` that of the image.
 
+    ``xywh`` is ``[N, 4]`` float64, the others are ``[N]``.
+    """
+
+    record: np.ndarray
     ids: np.ndarray
     image: np.ndarray
     labels: np.ndarray
@@ -105,7 +135,9 @@ class BoxColumns(NamedTuple):
 def no_boxes() -> BoxColumns:
     """Return columns without rows."""
     integers = np.zeros(0, dtype=np.int64)
-    return BoxColumns(integers, integers, integers, np.zeros((0, 4)), np.zeros(0, dtype=bool), np.zeros(0))
+    return BoxColumns(
+        integers, integers, integers, integers, np.zeros((0, 4)), np.zeros(0, dtype=bool), np.zeros(0)
+    )
 
 
 def read_annotations(
@@ -128,12 +160,13 @@ def read_annotations(
     _raise_if(
         np.flatnonzero(~np.isin(chosen, category_ids)),
         lambda n: f"annotation id {ids[n]}: category_id {chosen[n]}",
-        f"{source}: annotations of categories that the file does not list (it has {_some(category_ids)}); "
-        "add the categories or correct the ids",
+        f"{source}: annotations of categories that the file does not list (it has {_first_few(category_ids)}"
+        "); add the categories or correct the ids",
     )
     xywh = _box_column(records, ids, source)
     sorter = np.argsort(image_ids)
     return BoxColumns(
+        record=np.arange(len(records)),
         ids=ids,
         image=sorter[np.searchsorted(image_ids, images, sorter=sorter)],
         labels=np.searchsorted(category_ids, chosen),
@@ -258,6 +291,6 @@ def _raise_if(bad: np.ndarray, describe: Callable[[int], str], headline: str) ->
         raise AnnotationError(f"{headline} ({len(bad)} in all)\n{listing(problems, len(bad))}")
 
 
-def _some(values: np.ndarray) -> str:
+def _first_few(values: np.ndarray) -> str:
     text = ", ".join(str(value) for value in values[:LISTED])
     return text + (", ..." if len(values) > LISTED else "")

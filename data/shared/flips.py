@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+
+from .instances import Instances
 
 _ROUNDING = 1e-4  # pixels; of float32 coordinates of a large image
 
@@ -37,6 +39,20 @@ class Flip(NamedTuple):
             top, bottom = height - bottom, height - top
         return np.stack([left, top, right, bottom], axis=1)
 
+    def instances(self, instances: Instances, size: tuple[int, int]) -> Instances:
+        """Mirror masks and keypoints in pixels of an image of this height and width."""
+        height, width = size
+        masks, keypoints = instances.masks, instances.keypoints
+        if masks is not None:
+            steps = (-1 if self.vertical else 1, -1 if self.horizontal else 1)
+            instances = instances._replace(masks=masks[:, :: steps[0], :: steps[1]])
+        if keypoints is None:
+            return instances
+        x, y = keypoints[:, :, 0], keypoints[:, :, 1]
+        x, y = width - x if self.horizontal else x, height - y if self.vertical else y
+        # Mirrored twice, the image is turned by half: what was left stays left.
+        return instances.moved(np.stack([x, y], axis=2), self.vertical != self.horizontal, size)
+
     def sample(
         self,
         image: np.ndarray,
@@ -46,16 +62,19 @@ class Flip(NamedTuple):
         mask: np.ndarray | None,
         min_box_size: float,
         size: tuple[int, int] | None = None,
-    ) -> tuple[np.ndarray, ...]:
+        instances: Instances | None = None,
+    ) -> tuple[Any, ...]:
         """Do what ``Augmentation`` promises: clip boxes, mirror everything, drop boxes that are too small.
 
-        Boxes are in pixels of an image of ``size``, by default that of ``image``.
+        Boxes and instances are in pixels of an image of ``size``, by default that of ``image``.
         """
         height, width = image.shape[:2] if size is None else size
         boxes = self.boxes(boxes.clip(0, (width, height, width, height)), (height, width))
         sides = boxes[:, 2:] - boxes[:, :2]
         kept = ((sides > 0) & (sides >= min_box_size - _ROUNDING)).all(axis=1)
-        rest = () if mask is None else (self.pixels(mask),)
+        rest: tuple[Any, ...] = () if mask is None else (self.pixels(mask),)
+        if instances is not None:
+            rest += (self.instances(instances.take(kept), (height, width)),)
         return self.pixels(image), boxes[kept].astype(np.float32), labels[kept], crowd[kept], *rest
 
 

@@ -162,18 +162,20 @@ class SplitData(TrunklineData, Generic[Index]):
                 validation where there are no data for it.
         """
         stage = stage or "fit"
-        found = {}
+        first = "train" not in self.splits
+        indices = {}
         for split in SPLITS[stage]:
             if stage == "fit" and split == "val" and self.source_of("val") is None:
-                logger.warning(
-                    "training without validation: there are no validation data under %s",
-                    self.hparams.get("root"),
-                )
+                if first:  # Lightning asks several times
+                    logger.warning(
+                        "training without validation: there are no validation data under %s",
+                        self.hparams.get("root"),
+                    )
                 continue
             if split not in self.splits:
                 self.splits[split] = self._read(split)
-            found[split] = self.splits[split]
-        return found
+            indices[split] = self.splits[split]
+        return indices
 
     def index_of(self, split: str) -> Index:
         """Return the index of ``train``, ``val``, ``test`` or ``predict``.

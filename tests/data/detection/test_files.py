@@ -33,8 +33,8 @@ def test_usual_layouts_are_found(tmp_path, images, annotations):
     module = CocoDetection(str(tmp_path), **SMALL)
     module.prepare_data()
     module.setup("fit")
-    assert module.train_index.path(0) == tmp_path / images.format("train") / "train.png"
-    assert module.val_index.path(0) == tmp_path / images.format("val") / "val.png"
+    assert module.splits["train"].path(0) == tmp_path / images.format("train") / "train.png"
+    assert module.splits["val"].path(0) == tmp_path / images.format("val") / "val.png"
 
 
 def test_explicit_paths_are_relative_to_root(own):
@@ -42,11 +42,11 @@ def test_explicit_paths_are_relative_to_root(own):
     (own / "annotations" / "instances_train.json").rename(own / "boxes.json")
     module = CocoDetection(str(own), train_images="pictures", train_annotations="boxes.json", **SMALL)
     module.setup("fit")
-    assert module.train_index.path(0).exists()
+    assert module.splits["train"].path(0).exists()
     paths = {"train_images": str(own / "pictures"), "train_annotations": str(own / "boxes.json")}
     module = CocoDetection(**paths, **SMALL)  # no root
     module.setup("fit")
-    assert len(module.train_index) == 6 and module.val_index is None and module.val_dataloader() == []
+    assert len(module.splits["train"]) == 6 and "val" not in module.splits and module.val_dataloader() == []
 
 
 def test_what_was_looked_for_is_listed(own):
@@ -66,7 +66,7 @@ def test_training_without_validation_is_said_and_validation_without_it_an_error(
     module = CocoDetection(str(own), **SMALL)
     with caplog.at_level(logging.WARNING, "trunkline"):
         module.setup("fit")
-    assert module.val_index is None and module.val_dataloader() == []
+    assert "val" not in module.splits and module.val_dataloader() == []
     assert "training without validation" in caplog.text
     with pytest.raises(DataNotFoundError, match="instances_val.json"):
         CocoDetection(str(own), **SMALL).setup("validate")
@@ -112,7 +112,7 @@ def test_bad_boxes_follow_the_option(own):
         CocoDetection(str(own), **SMALL).setup("fit")
     module = CocoDetection(str(own), on_bad_box="drop", **SMALL)
     module.setup("fit")
-    assert len(module.train_index.boxes) == len(content["annotations"]) - 1
+    assert len(module.splits["train"].boxes) == len(content["annotations"]) - 1
 
 
 def test_bad_augmentation_is_an_error_at_setup(root):
@@ -164,7 +164,7 @@ data:
     module = parser.instantiate(parser.parse_args([f"--config={config}", "--data.batch_size=3"])).data
     module.setup("fit")
     assert next(iter(module.train_dataloader())).image.shape == (3, 3, 64, 96)
-    assert [type(transform).__name__ for transform in module._augmentation.compose] == [
+    assert [type(transform).__name__ for transform in module._augmentation().compose] == [
         "HorizontalFlip", "RandomCrop", "VerticalFlip",
     ]  # fmt: skip
     with pytest.raises(ArgumentError, match="on_bad_box"):

@@ -52,7 +52,7 @@ def test_test_stage_uses_validation_data_unless_test_data_is_given(root, recorde
     model = recorder()
     module = CocoDetection(str(root), **SMALL)
     trainer().test(model, module, verbose=False)
-    assert sorted(model.validated) == list(range(1, 11)) and len(module.test_index) == 10
+    assert sorted(model.validated) == list(range(1, 11)) and len(module.splits["test"]) == 10
     given = {"test_images": "images/train", "test_annotations": "annotations/instances_train.json"}
     model = recorder()
     trainer().test(model, CocoDetection(str(root), **given, **SMALL), verbose=False)
@@ -89,8 +89,8 @@ def test_predict_takes_a_folder(root, recorder, trainer):
     outputs = trainer().predict(recorder(), module)
     files = sorted((root / "images/val").iterdir())
     assert sorted(i for ids in outputs for i in ids) == list(range(1, 11))
-    assert module.predict_paths == dict(enumerate(files, start=1))
-    assert module.categories == ()
+    assert module.prediction_paths() == dict(enumerate(files, start=1))
+    assert module.label_classes("detection") == ()
 
 
 def test_predict_batches_have_no_boxes(root):
@@ -108,16 +108,20 @@ def test_predict_takes_a_list_and_names_classes_from_root(root):
     ]
     module = CocoDetection(str(root), predict=files, **SMALL)
     module.setup("predict")
-    assert len(module.predict_index) == 22 and module.predict_paths[1] == Path(files[0])
-    assert [category.name for category in module.categories] == ["circle", "rectangle", "triangle"]
+    assert len(module.splits["predict"]) == 22 and module.prediction_paths()[1] == Path(files[0])
+    assert [category.name for category in module.label_classes("detection")] == [
+        "circle",
+        "rectangle",
+        "triangle",
+    ]
 
 
 def test_predict_takes_a_json_with_its_ids(root):
     module = CocoDetection(predict=str(root / "annotations/instances_val.json"), **SMALL)
     module.setup("predict")
-    assert module.predict_index.image_ids.tolist() == list(range(1, 11))
-    assert module.predict_paths[2] == root / "images/val/000002.jpg"
-    assert len(module.predict_index.boxes) == 0 and len(module.categories) == 3
+    assert module.splits["predict"].image_ids.tolist() == list(range(1, 11))
+    assert module.prediction_paths()[2] == root / "images/val/000002.jpg"
+    assert len(module.splits["predict"].boxes) == 0 and len(module.label_classes("detection")) == 3
 
 
 def test_predict_json_with_images_elsewhere(root, tmp_path):
@@ -129,7 +133,7 @@ def test_predict_json_with_images_elsewhere(root, tmp_path):
         CocoDetection(predict=str(source), **SMALL).setup("predict")
     module = CocoDetection(predict=str(source), predict_images=str(root / "images/val"), **SMALL)
     module.setup("predict")
-    assert module.predict_paths[1].exists()
+    assert module.prediction_paths()[1].exists()
 
 
 def test_predict_problems_are_named(root, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trunkline.data.multitask.module import CocoDetectionAndMasks, MultiTaskBatch
+from trunkline.data.multitask.batches import MultiTaskBatch
+from trunkline.data.multitask.module import CocoDetectionAndMasks
 from trunkline.data.shared.class_table import MaskError
 
 
@@ -32,7 +33,7 @@ def names_of(root, split):
 
 def test_each_image_gets_its_own_mask_at_native_size(shapes_with_masks):
     data = ready(shapes_with_masks)
-    assert [(c.id, c.name) for c in data.classes] == [
+    assert [(c.id, c.name) for c in data.label_classes("segmentation")] == [
         (0, "nothing"),
         (1, "circle"),
         (3, "rectangle"),
@@ -76,12 +77,12 @@ def test_pixel_counts_are_those_of_the_training_masks(shapes_with_masks):
     for path in (shapes_with_masks / "masks" / "train").iterdir():
         counts += np.bincount(np.asarray(Image.open(path)).reshape(-1), minlength=8)[:8]
     data = ready(shapes_with_masks)
-    assert data.pixel_counts().tolist() == counts[[0, 1, 3, 7]].tolist()
+    assert data.label_counts("segmentation") == counts[[0, 1, 3, 7]].tolist()
     unchecked = module(shapes_with_masks, check_masks=False)
     with pytest.raises(RuntimeError, match="call setup"):
-        unchecked.pixel_counts()
+        unchecked.label_counts("segmentation")
     unchecked.setup("fit")
-    assert unchecked.pixel_counts().tolist() == counts[[0, 1, 3, 7]].tolist()
+    assert unchecked.label_counts("segmentation") == counts[[0, 1, 3, 7]].tolist()
 
 
 def test_an_image_without_a_mask_is_an_error_or_ignored_everywhere(shapes_with_masks, caplog):
@@ -91,7 +92,7 @@ def test_an_image_without_a_mask_is_an_error_or_ignored_everywhere(shapes_with_m
     with pytest.raises(MaskError, match=rf"1 of 8 images have no mask .*\n  image id {gone}: .*\nadd them"):
         ready(shapes_with_masks)
     with caplog.at_level("WARNING", "trunkline"):
-        data = ready(shapes_with_masks, missing_masks="ignore")
+        data = ready(shapes_with_masks, missing="skip")
     assert "1 of 8 images have no mask" in caplog.text
     ignored = [
         int(image_id)
@@ -111,7 +112,7 @@ def test_images_that_the_boxes_do_not_list_need_no_mask_and_no_warning(shapes_wi
     (shapes_with_masks / "masks" / "train" / unlisted["file_name"]).with_suffix(".png").unlink()
     with caplog.at_level("WARNING", "trunkline"):
         data = ready(shapes_with_masks)
-    assert not caplog.text and len(data.train_index) == 7
+    assert not caplog.text and len(data.splits["train"]) == 7
 
 
 def test_a_mask_of_another_size_is_named_before_training(shapes_with_masks):
@@ -132,7 +133,12 @@ def test_objects_of_the_instances_file_can_be_the_masks(shapes_with_masks):
         path.write_text(json.dumps(content))
     places = {f"{split}_masks": f"annotations/instances_{split}.json" for split in ("train", "val")}
     data = ready(shapes_with_masks, mask_classes=None, **places)
-    assert [c.name for c in data.classes] == ["background", "circle", "rectangle", "triangle"]
+    assert [c.name for c in data.label_classes("segmentation")] == [
+        "background",
+        "circle",
+        "rectangle",
+        "triangle",
+    ]
     for batch in data.val_dataloader():
         for i, truth in enumerate(batch.truth):
             covered = torch.zeros_like(truth, dtype=torch.bool)
@@ -198,7 +204,11 @@ def test_panoptic_files_are_found_and_give_the_same_masks(shapes_with_masks):
     expected = truths(ready(shapes_with_masks))
     panoptic_files(shapes_with_masks)
     data = ready(shapes_with_masks)
-    assert [(c.id, c.name) for c in data.classes][1:] == [(1, "circle"), (3, "rectangle"), (7, "triangle")]
+    assert [(c.id, c.name) for c in data.label_classes("segmentation")][1:] == [
+        (1, "circle"),
+        (3, "rectangle"),
+        (7, "triangle"),
+    ]
     found = truths(data)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[image_id], mask) for image_id, mask in expected.items())
@@ -224,7 +234,7 @@ def test_panoptic_files_are_found_and_give_the_same_masks(shapes_with_masks):
 def test_classes_of_masks_can_be_chosen(shapes_with_masks, options, names, labels):
     plain = truths(ready(shapes_with_masks))  # 0..3 for the values 0, 1, 3 and 7
     data = ready(shapes_with_masks, **options)
-    assert [c.name for c in data.classes] == names
+    assert [c.name for c in data.label_classes("segmentation")] == names
     for image_id, mask in truths(data).items():
         assert np.array_equal(mask, np.array(labels)[plain[image_id]])
 
@@ -249,7 +259,7 @@ def test_no_mask_at_all_is_an_error_even_if_missing_ones_are_ignored(shapes_with
     for path in (shapes_with_masks / "masks" / "train").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
     with pytest.raises(MaskError, match="mask"):
-        ready(shapes_with_masks, missing_masks="ignore")
+        ready(shapes_with_masks, missing="skip")
     panoptic = shapes_with_masks / "annotations"
     for path in (shapes_with_masks / "masks" / "train").iterdir():
         path.rename(path.with_name(path.name.removeprefix("x")))
@@ -259,7 +269,7 @@ def test_no_mask_at_all_is_an_error_even_if_missing_ones_are_ignored(shapes_with
         row["file_name"] = f"other/{row['file_name']}"
     (panoptic / "panoptic_train.json").write_text(json.dumps(content))
     with pytest.raises(MaskError, match=r"8 of 8 images have no mask[\s\S]*make them agree"):
-        ready(shapes_with_masks, missing_masks="ignore")
+        ready(shapes_with_masks, missing="skip")
 
 
 def test_prediction_needs_no_masks(shapes_with_masks):
@@ -267,7 +277,7 @@ def test_prediction_needs_no_masks(shapes_with_masks):
     data.prepare_data()
     data.setup("predict")
     batch = next(iter(data.predict_dataloader()))
-    assert not hasattr(batch, "mask") and len(data.predict_paths) == 6
+    assert not hasattr(batch, "mask") and len(data.prediction_paths()) == 6
 
 
 def test_the_loader_is_small_enough_for_worker_processes(shapes_with_masks):

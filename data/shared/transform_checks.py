@@ -1,0 +1,48 @@
+"""Checks of augmentation that need no albumentations: of arguments, and of what a pipeline returns."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+class AugmentationError(ValueError):
+    """A transform does not exist, is wrongly configured, or cannot be used for the task."""
+
+
+def check_arguments(name: str, cls: type, arguments: Mapping[str, Any]) -> None:
+    """Raise AugmentationError for an argument that the constructor of a transform does not take."""
+    parameters = inspect.signature(cls.__init__).parameters
+    known = [key for key in parameters if key != "self"]
+    for key in arguments:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise AugmentationError(
+                f"augmentation {name} has no argument {key!r}{hint} (it takes {', '.join(known)})"
+            )
+
+
+def check_result(result: Mapping[str, Any]) -> None:
+    """Raise AugmentationError unless the image is 8-bit RGB and masks still fit it.
+
+    Args:
+        result: the ``image``, and the ``mask`` or the ``masks`` if there are some.
+    """
+    image = result["image"]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise AugmentationError(
+            f"the augmentation turned 8-bit RGB into {image.dtype} of shape {image.shape}; remove the "
+            "transform that does so (images are normalised on the device, after augmentation)"
+        )
+    masks = [result["mask"]] if "mask" in result else []
+    for mask in (*masks, *result.get("masks", ())):
+        if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
+            raise AugmentationError(
+                f"the augmentation made a mask of {mask.dtype} and shape {mask.shape} for an image of shape "
+                f"{image.shape}; remove the transform that does so"
+            )
