@@ -68,7 +68,7 @@ class Trunkline(nn.Module):
         return sum(self.task.head.losses(raw, batch).values())
 
     def detect(self, batch):
-        rows = self.task.to_original(self.task(batch.image, batch.image_sizes), batch)
+        rows = self.task.branch.predictions(self.task.raw(batch.image, batch.image_sizes), batch)
         return [(row["boxes"], row["scores"], row["labels"]) for row in rows]
 
 

@@ -39,9 +39,10 @@ from torchvision.transforms import v2  # noqa: E402
 from pairs import Pair, bench_parser, run_pairs  # noqa: E402
 from photos import write_photos  # noqa: E402
 from trunkline.data.detection.batches import DetectionBatch
-from trunkline.data.detection.module import FLIP, CocoDetection  # noqa: E402
+from trunkline.data.detection.module import CocoDetection  # noqa: E402
 from trunkline.data.shared.loading import limit_threads
 
+FLIP = [{"HorizontalFlip": {"p": 0.5}}]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL_BOX = 2.0  # pixels; boxes narrower than that are kept by some and dropped by others
 
