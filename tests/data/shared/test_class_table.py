@@ -1,15 +1,10 @@
-"""Lists of classes: reading them in the forms they come in, and the labels of values and colours."""
+"""The table of classes: the labels of values and colours, and what is left to learn."""
 
 import numpy as np
 import pytest
 
 from trunkline.data.shared.class_lists import (
-    CITYSCAPES_IGNORED,
-    CITYSCAPES_ROWS,
     VOC_ROWS,
-    cityscapes_train_rows,
-    find_class_file,
-    read_class_rows,
 )
 from trunkline.data.shared.class_table import ClassTable, MaskError, rows_of_names
 from trunkline.data.shared.labels import LabelClass, voc_colour
@@ -24,17 +19,6 @@ def test_colours_of_voc_are_those_of_its_development_kit():
         assert voc_colour(number) == colour
     assert len({voc_colour(number) for number in range(3000)}) == 3000
     assert [row.name for row in VOC_ROWS[::5]] == ["background", "bottle", "cow", "person", "tvmonitor"]
-
-
-def test_cityscapes_numbers_every_id_once():
-    ids = [row.id for row in CITYSCAPES_ROWS]
-    assert len(ids) == 19 and sorted([*ids, *CITYSCAPES_IGNORED]) == list(range(34))
-    assert [(r.id, r.name) for r in cityscapes_train_rows()][::6] == [
-        (0, "road"),
-        (6, "traffic light"),
-        (12, "rider"),
-        (18, "bicycle"),
-    ]
 
 
 def test_labels_follow_the_order_of_the_table_without_what_is_ignored():
@@ -133,67 +117,3 @@ def test_names_with_values_of_their_own():
     assert rows_of_names(["a", "b"]) == [LabelClass(0, "a"), LabelClass(1, "b")]
     with pytest.raises(MaskError, match="3 values, but there are 2 classes"):
         rows_of_names(["a", "b"], [1, 2, 3])
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "expected"),
-    [
-        ("classes.txt", "sky\n big road \n\n", [(0, "sky", None), (1, "big road", None)]),
-        ("labels.txt", "0: other\n12: big road\n", [(0, "other", None), (12, "big road", None)]),
-        (
-            "labelmap.txt",
-            "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,64::\n",
-            [(0, "background", (0, 0, 0)), (1, "cat", (128, 0, 64))],
-        ),
-        (
-            "class_dict.csv",
-            "name,r,g,b,class_11\nCar,64,0,128,1\nVoid,0,0,0,0\n",
-            [(0, "Car", (64, 0, 128)), (1, "Void", (0, 0, 0))],
-        ),
-        (
-            "classes.csv",
-            "\ufeffId;Name;Colour\n255;road;#0a0Bff\n7;car;1,2,3\n",
-            [(255, "road", (10, 11, 255)), (7, "car", (1, 2, 3))],
-        ),
-        ("classes.csv", 'name,rgb\na,"(1, 2, 3)"\nb,\n', [(0, "a", (1, 2, 3)), (1, "b", None)]),
-        ("objects.csv", "Idx,Ratio,Name\n1,0.15,wall\n2,0.1,sky\n", [(1, "wall", None), (2, "sky", None)]),
-        (
-            "semantic_classes.tsv",
-            "id\tname\tisthing\n0\tunlabeled\t0\n90\ttree, leafy\t1\n\n",
-            [(0, "unlabeled", None), (90, "tree, leafy", None)],
-        ),
-    ],
-)  # fmt: skip
-def test_lists_of_classes_in_usual_forms(tmp_path, name, text, expected):
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    assert read_class_rows(tmp_path / name) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        ("c.txt", "a\n\nb\n", "line 2: is empty"),
-        ("c.txt", "", "lists no classes"),
-        ("c.csv", "title,id\nx,1\n", "line 1: no column name"),
-        ("c.csv", "id,name\nx,a\n", "line 2: id is 'x'"),
-        ("c.csv", "id,name\n1,a\n2\n", "line 3: '2' does not fit"),
-        ("c.csv", "id,name\n1,\n", "line 2: .* does not fit"),
-        ("c.csv", "name,colour\na,red\n", "line 2: colour 'red'"),
-        ("c.csv", "name,r,g,b\na,1,2,256\n", "line 2: colour '1,2,256'"),
-        ("c.csv", "name,r,g,b\na,0.5,0.1,1\n", "line 2: colour"),
-        ("none.csv", None, "no readable list"),
-    ],
-)
-def test_wrong_lists_name_the_line(tmp_path, name, text, words):
-    if text is not None:
-        (tmp_path / name).write_text(text)
-    with pytest.raises(MaskError, match=words):
-        read_class_rows(tmp_path / name)
-
-
-def test_a_list_is_found_by_its_usual_names(tmp_path):
-    assert find_class_file(tmp_path) is None
-    (tmp_path / "labelmap.txt").write_text("a\n")
-    assert find_class_file(tmp_path) == tmp_path / "labelmap.txt"
-    (tmp_path / "classes.csv").write_text("name\na\n")
-    assert find_class_file(tmp_path) == tmp_path / "classes.csv"
