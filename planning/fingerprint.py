@@ -96,8 +96,8 @@ class Fingerprint:
         )
 
 
-class _Found(NamedTuple):
-    """What one case adds; ``samples`` is ``[C, m]``, of the foreground if there is any."""
+class _CaseFingerprint(NamedTuple):
+    """What one case adds to the fingerprint; ``samples`` is ``[C, m]``, of the foreground if there is any."""
 
     shape: tuple[int, ...]
     cropped: tuple[int, ...]
@@ -132,7 +132,7 @@ def read_fingerprint(dataset: ScanDataset, workers: int = 4) -> Fingerprint:
         )
     outcomes = in_threads_singly(lambda case: _try(case, dataset), cases, "reading scans", workers)
     problems = [one for one in outcomes if isinstance(one, str)]
-    found: list[_Found] = [one for one in outcomes if not isinstance(one, str)]
+    found: list[_CaseFingerprint] = [one for one in outcomes if not isinstance(one, str)]
     if problems:
         raise CasesError(
             f"{number_of(len(problems), 'case')} of {len(cases)} cannot be read:\n{listing(problems)}\n"
@@ -142,20 +142,20 @@ def read_fingerprint(dataset: ScanDataset, workers: int = 4) -> Fingerprint:
     return _joined(found, dataset.channels)
 
 
-def _try(case: Case, dataset: ScanDataset) -> _Found | str:
+def _try(case: Case, dataset: ScanDataset) -> _CaseFingerprint | str:
     try:
         return _read(case, dataset)
     except (ValueError, OSError) as error:
         return f"{case.name}: {error}"
 
 
-def _read(case: Case, dataset: ScanDataset) -> _Found:
+def _read(case: Case, dataset: ScanDataset) -> _CaseFingerprint:
     prepared = prepare_case(case, _AS_STORED, dataset.classes, dataset.ignore_id)
     image, mask, placement = prepared.image, prepared.mask, prepared.placement
     counts = count_labels(mask)
     counts = np.append(counts[: len(dataset.classes)], counts[IGNORE_INDEX]).astype(np.int64)
     foreground = bool(counts[1:-1].any())
-    return _Found(
+    return _CaseFingerprint(
         placement.shape,
         _box(image, placement, case.name),
         placement.spacing,
@@ -201,7 +201,7 @@ def _is_whole(channel: np.ndarray) -> bool:
     return all(np.array_equal(plane, np.rint(plane)) for plane in channel)
 
 
-def _check_alike(found: Sequence[_Found], cases: Sequence[Case], channels: Sequence[str]) -> None:
+def _check_alike(found: Sequence[_CaseFingerprint], cases: Sequence[Case], channels: Sequence[str]) -> None:
     """Raise CasesError unless all cases have as many axes and channels."""
     axes = len(found[0].shape)
     problems = [
@@ -218,7 +218,7 @@ def _check_alike(found: Sequence[_Found], cases: Sequence[Case], channels: Seque
         raise CasesError(f"cases differ:\n{listing(problems)}\nmake them alike, or leave them out")
 
 
-def _joined(found: Sequence[_Found], names: Sequence[str]) -> Fingerprint:
+def _joined(found: Sequence[_CaseFingerprint], names: Sequence[str]) -> Fingerprint:
     foreground = any(one.foreground for one in found)
     if not foreground:
         logger.warning("no case has a voxel of the foreground; intensities are those of all labelled voxels")

@@ -136,7 +136,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         self.slice_axis = slice_axis
         self.batch_size = batch_size
         self._augmentation = ScanAugmentation(augment, patch) if augment and patch else None
-        self._found: ScanDataset | None = None
+        self._known: ScanDataset | None = None
         self._checked: set[str] = set()
 
     def _check_arguments(self) -> None:
@@ -302,7 +302,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         raise CasesError(f"none of the {len(cases)} cases can be read; the first is {cases[0].images[0]}")
 
     def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
-        return () if self._found is None else self._found.classes
+        return () if self._known is None else self._known.classes
 
     def label_counts(self, kind: str, head: str = "") -> list[int]:
         """Return the voxels of each class in the prepared training cases.
@@ -317,24 +317,24 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         return {number: Path(case.images[0]) for number, case in enumerate(self.index_of("predict").cases)}
 
     def volume_settings(self) -> VolumeSettings:
-        regions = {} if self._found is None else self._found.regions
+        regions = {} if self._known is None else self._known.regions
         return VolumeSettings(self.patch or (), self.slice_axis, regions, self.hparams.preparation)
 
     # -- inside
 
     def _dataset(self) -> ScanDataset:
-        if self._found is None:
+        if self._known is None:
             given = self.hparams
             if given.root is None:
                 raise CasesError("data.root is not set; give the folder that holds scans and their labels")
-            self._found = find_dataset(
+            self._known = find_dataset(
                 given.root, seed=given.seed or 0, **{name: given[name] for name in _FOUND_BY}
             )
-        return self._found
+        return self._known
 
     def _channels(self) -> int | None:
         """Return how many channels scans have; None if the network alone knows."""
-        return None if self._found is None else len(self._found.channels) or None
+        return None if self._known is None else len(self._known.channels) or None
 
 
 def _as_preparation(given: Preparation | Mapping[str, Any]) -> Preparation:

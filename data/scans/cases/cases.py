@@ -57,18 +57,16 @@ def find_dataset(
         images: folder of the scans, may contain ``{split}``.
         labels: folder of the labels, likewise.
         table: a CSV of the cases; its paths are relative to its own folder.
-        classes: names by id, or in the order of the ids 0, 1, 2 and so on. None takes them from
-            ``dataset.json``, or from ``classes.csv`` or ``classes.txt`` (see ``seg_table.read_class_rows``).
-        ignore_id: value in the files of labels of voxels to leave out. None takes that of ``dataset.json``,
-            else 255.
-        splits: a JSON of folds in nnU-Net's format, written if it is not there; ``splits.json`` if None.
+        classes: names by id, or in the order of the ids from 0 on. None takes them from ``dataset.json``, or
+            from ``classes.csv`` or ``classes.txt`` (see ``class_lists.read_class_rows``).
+        ignore_id: id of voxels to leave out. None takes that of ``dataset.json``, else 255.
+        splits: a JSON of folds in nnU-Net's format, written if it is absent; ``splits.json`` if None.
         fold: number of the fold, from 0; None for 0, or for the split that folders or columns tell.
         folds: how many to make if the file is not there, 2 or more.
         seed: of the folds.
-        patients: a CSV with the columns ``case`` and ``patient``. None takes the column of ``table``, or each
-            case as a patient of its own.
-        missing: what to do about cases to train or validate with that have no labels: ``error``, or ``skip``
-            to leave them out with a warning.
+        patients: a CSV with columns ``case`` and ``patient``; None for that of ``table``, or one per case.
+        missing: of cases to train or validate with that have no labels: ``error``, or ``skip`` to leave them
+            out with a warning.
 
     Returns:
         The dataset; splits without cases are absent.

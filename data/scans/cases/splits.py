@@ -185,7 +185,7 @@ def check_patients(cases: dict[str, Sequence[Case]], source: str) -> None:
                 problems.setdefault(case.patient, text)
     if problems:
         raise CasesError(
-            f"{source}: {number_of(len(problems), 'patient')} in two splits, so that figures would be too "
+            f"{source}: {number_of(len(problems), 'patient')} in two splits, so that metrics would be too "
             f"good:\n{listing(list(problems.values()))}\nmove cases so that each patient is in one split "
             "(data.patients, or the column patient of data.table, says whose they are)"
         )

@@ -75,7 +75,7 @@ class PreparedCases:
         cache: ``disk`` writes prepared cases to ``folder``, from where they are memory-mapped; ``memory``
             keeps all of them in RAM; ``none`` prepares a case each time it is asked for.
         folder: for ``disk``; None takes ``trunkline/scans`` in the user's folder for caches
-            (``$XDG_CACHE_HOME`` or ``~/.cache``). Different data sets may share it.
+            (``$XDG_CACHE_HOME`` or ``~/.cache``). Different datasets may share it.
 
     Raises:
         ValueError: if ``cache`` is none of these, or ``folder`` is given without ``disk``.

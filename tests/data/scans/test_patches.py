@@ -127,7 +127,7 @@ def test_a_centre_is_in_the_middle_as_far_as_the_patch_stays_inside(shape, size,
         assert patch_start(shape, size, rng) == (start,)
 
 
-# -- the data set
+# -- the dataset
 
 
 def test_content_tells_where_a_patch_comes_from_and_the_mask_from_the_same_place():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from scan_cases import AFFINES
+from scan_cases import AFFINES, rotation
 from trunkline.data.scans.formats.files import (
     SCAN_SUFFIXES,
     Scan,
