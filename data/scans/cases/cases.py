@@ -57,16 +57,14 @@ def find_dataset(
         images: folder of the scans, may contain ``{split}``.
         labels: folder of the labels, likewise.
         table: a CSV of the cases; its paths are relative to its own folder.
-        classes: names by id, or in the order of the ids from 0 on. None takes them from ``dataset.json``, or
-            from ``classes.csv`` or ``classes.txt`` (see ``class_lists.read_class_rows``).
+        classes: names by id, or in the order of ids from 0 on; None for ``dataset.json`` or ``classes.csv``.
         ignore_id: id of voxels to leave out. None takes that of ``dataset.json``, else 255.
         splits: a JSON of folds in nnU-Net's format, written if it is absent; ``splits.json`` if None.
         fold: number of the fold, from 0; None for 0, or for the split that folders or columns tell.
         folds: how many to make if the file is not there, 2 or more.
         seed: of the folds.
         patients: a CSV with columns ``case`` and ``patient``; None for that of ``table``, or one per case.
-        missing: of cases to train or validate with that have no labels: ``error``, or ``skip`` to leave them
-            out with a warning.
+        missing: ``error`` if a case of train or val has no labels, or ``skip`` to leave it out, with a warning.
 
     Returns:
         The dataset; splits without cases are absent.
@@ -84,9 +82,9 @@ def find_dataset(
     _leave_out_unlabelled(layout)
     known, ignored = choose_classes(layout, base, classes, ignore_id, others)
     regions = labels_of_regions(layout, known)
-    cases = _split(layout, base, splits, fold, folds, seed)
-    found = {split: tuple(each) for split, each in cases.items() if each}
-    return ScanDataset(found, known, layout.declared.channels or _channel_names(found), regions, ignored)
+    chosen = _split(layout, base, splits, fold, folds, seed)
+    cases = {split: tuple(each) for split, each in chosen.items() if each}
+    return ScanDataset(cases, known, layout.declared.channels or _channel_names(cases), regions, ignored)
 
 
 def find_cases(given: Sequence[str | Path], channels: int | None = None) -> tuple[Case, ...]:
