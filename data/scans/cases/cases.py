@@ -64,7 +64,7 @@ def find_dataset(
         folds: how many to make if the file is not there, 2 or more.
         seed: of the folds.
         patients: a CSV with columns ``case`` and ``patient``; None for that of ``table``, or one per case.
-        missing: ``error`` if a case of train or val has no labels, or ``skip`` to leave it out, with a warning.
+        missing: ``error`` if a case of train or val has no labels; ``skip`` leaves it out, with a warning.
 
     Returns:
         The dataset; splits without cases are absent.
