@@ -16,7 +16,14 @@ import numpy as np
 
 from ...data.shared.io import read_image
 from ...data.shared.module import TrunklineData
-from ...evaluation.base import EvaluationContext, Evaluator, Prediction, Result, write_result
+from ...evaluation.base import (
+    EvaluationContext,
+    Evaluator,
+    Prediction,
+    Result,
+    merge_metrics,
+    write_result,
+)
 from ...heads.base import Head
 from .writer import FileWriter
 
@@ -31,12 +38,12 @@ BRANCHES = {
     "segmentation": "trunkline.tasks.segmentation.branch.SegmentationBranch",
     "volumes": "trunkline.tasks.volumes.branch.VolumeBranch",
 }
-# What the labels of a kind are, and which data modules of this package have them.
+# By kind of labels: what they are, which data modules of this package have them, which task learns them.
 LABELS = {
-    "classification": ("classes of whole images", "ImageClassification"),
-    "detection": ("boxes", "CocoDetection or CocoDetectionAndMasks"),
-    "segmentation": ("masks", "ImageSegmentation or CocoDetectionAndMasks"),
-    "volumes": ("label volumes of scans", "ScanSegmentation"),
+    "classification": ("classes of whole images", "ImageClassification", "Classification"),
+    "detection": ("boxes", "CocoDetection or CocoDetectionAndMasks", "Detection"),
+    "segmentation": ("masks", "ImageSegmentation or CocoDetectionAndMasks", "SemanticSegmentation"),
+    "volumes": ("label volumes of scans", "ScanSegmentation", "VolumeSegmentation"),
 }
 
 
@@ -106,11 +113,13 @@ class Branch(ABC):
 
     def _require_labels(self, data: TrunklineData) -> None:
         if self.kind not in data.label_kinds:
-            kinds = " and ".join(LABELS.get(kind, (kind, ""))[0] for kind in data.label_kinds) or "no labels"
-            what, where = LABELS.get(self.kind, (f"{self.kind} labels", "a data module that has them"))
+            kinds = [LABELS.get(kind, (kind, "", "another task")) for kind in data.label_kinds]
+            has = " and ".join(kind[0] for kind in kinds) or "no labels"
+            task = " or ".join(kind[2] for kind in kinds) or "another task"
+            what, where, _ = LABELS.get(self.kind, (f"{self.kind} labels", "a module that has them", ""))
             raise ValueError(
-                f"{self.option} is a {type(self.head).__name__}, which learns {what} here; "
-                f"{type(data).__name__} has {kinds}: set --data to {where}, or choose another task or head"
+                f"{self.option} is a {type(self.head).__name__}, which learns {what}; "
+                f"{type(data).__name__} has {has}: set --data to {where}, or --model to {task}"
             )
 
     def classes_of(self, data: TrunklineData) -> list[dict[str, Any]]:
@@ -221,7 +230,7 @@ class Branch(ABC):
     def compute(self) -> dict[str, float]:
         """Return the metrics of what was gathered, and keep the ``results``."""
         self.results = [evaluator.compute() for evaluator in self.evaluators]
-        return {name: value for result in self.results for name, value in result.metrics.items()}
+        return merge_metrics(self.results)
 
     @property
     def result(self) -> Any:

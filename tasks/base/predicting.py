@@ -10,7 +10,7 @@ from .network import Network
 
 
 class OptimisedPrediction(Callback):
-    """Puts the trunk and head of :meth:`.Network.optimised` in the place of the task's own while it predicts."""
+    """Puts trunk and head of :meth:`.Network.optimised` in the place of the task's own while it predicts."""
 
     def __init__(self) -> None:
         self._own: dict[str, Any] = {}

@@ -248,7 +248,7 @@ class VolumeSegmentation(Task):
 
         Whole scans have no raw outputs that fit the memory, so no losses.
         """
-        error = batch.error or (self._misfit(batch) if self._predicting else None)
+        error = batch.error or (self._misfit(batch) if batch.truth is None else None)
         prediction: Prediction = {"image_id": int(batch.image_ids[0])}
         if error is not None:
             return None, {"": [{**prediction, "error": error}]}

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 
 from trunkline.backbones.base import Backbone, FeatureLevel
 from trunkline.data.classification.batches import ClassificationBatch
+from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.module import TrunklineData
 from trunkline.heads import Classifier
 from trunkline.tasks.classification.task import Classification
 
@@ -27,12 +29,14 @@ class TinyTrunk(Backbone):
         return [self.conv(image).relu()]
 
 
-class Memory(pl.LightningDataModule):
+class Memory(TrunklineData):
     """Batches from memory: ``sizes`` images each, of classes that the brightness tells."""
+
+    label_kinds = ("classification",)
 
     def __init__(self, names=("dark", "grey", "light"), sizes=(4, 4, 3), several=False, ndim=2, unknown=()):
         super().__init__()
-        self.class_names, self.multi_label = list(names), several
+        self.names, self.several, self.ndim = list(names), several, ndim
         self.batches, first = [], 0
         generator = torch.Generator().manual_seed(0)
         for size in sizes:
@@ -47,12 +51,26 @@ class Memory(pl.LightningDataModule):
             label = label.clone()
             label[[int(i) in unknown for i in ids]] = -1
             shape = torch.tensor(image.shape[2:]).repeat(size, 1)
-            self.batches.append(ClassificationBatch(image=image, label=label, image_ids=ids, image_sizes=shape))
+            self.batches.append(
+                ClassificationBatch(image=image, label=label, image_ids=ids, image_sizes=shape)
+            )
             first += size
-        self.predict_paths = {i: f"folder/{i}, really.png" for i in range(first)}
+        self.paths = {i: f"folder/{i}, really.png" for i in range(first)}
 
-    def class_counts(self):
-        return torch.tensor([6, 0, 2][: len(self.class_names)])
+    def image_layout(self):
+        return (3, 2) if self.ndim == 2 else (1, 3)
+
+    def label_classes(self, kind, head=""):
+        return [LabelClass(k, name) for k, name in enumerate(self.names)]
+
+    def label_counts(self, kind, head=""):
+        return [6, 0, 2][: len(self.names)]
+
+    def multi_label(self, head=""):
+        return self.several
+
+    def prediction_paths(self):
+        return self.paths
 
     def train_dataloader(self):
         return DataLoader(self.batches, batch_size=None)

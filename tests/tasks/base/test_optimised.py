@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from trunkline.backbones import FPN, ResidualEncoder, ResNet
 from trunkline.data.detection.batches import DetectionSample, collate_detection
+from trunkline.data.shared.module import TrunklineData
 from trunkline.heads import FCN, Classifier, FasterRCNN, UNet
 from trunkline.heads.detection import RoIOptions
 from trunkline.tasks.base.predicting import OptimisedPrediction
@@ -102,15 +103,21 @@ def test_images_of_the_copy_lie_channels_last_too():
     assert not TASKS["boxes"]().channels_last
 
 
-class Images(pl.LightningDataModule):
+class Images(TrunklineData):
+    label_kinds = ("detection",)
+
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
+        none = {
+            "boxes": torch.zeros(0, 4),
+            "labels": torch.zeros(0, dtype=torch.int64),
+            "crowd": torch.zeros(0, dtype=torch.bool),
+        }
         samples = [
             DetectionSample(
-                torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
-                *none,
+                image=torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
+                **none,
                 image_id=n,
                 original_size=tuple(size),
                 canvas=(64, 96),
@@ -118,7 +125,12 @@ class Images(pl.LightningDataModule):
             for n, size in enumerate(SIZES.tolist())
         ]
         self.batch = collate_detection(samples)
-        self.categories = ()
+
+    def image_layout(self):
+        return 3, 2
+
+    def label_classes(self, kind, head=""):
+        return ()
 
     def predict_dataloader(self):
         return DataLoader([self.batch], batch_size=None)
@@ -180,4 +192,4 @@ def test_the_command_predicts_with_the_copy(monkeypatch, tmp_path):
     words += ["--trainer.logger", "false", "--trainer.devices", "1", "--data.workers", "0"]
     words += ["--output.pictures", "false"]
     cli.main(words)
-    assert used == [0] and (tmp_path / "out" / "results.json").is_file()
+    assert used == [0] and (tmp_path / "out" / "predictions.json").is_file()

@@ -61,11 +61,11 @@ def test_non_finite_loss_names_the_loss_and_the_images(bad):
     task = detector()
     losses = {"rpn_box": torch.tensor(bad), "roi_box": torch.tensor(1.0)}
     with pytest.raises(FloatingPointError, match=r"rpn_box = (nan|inf).*ids \[7, 9\]"):
-        task.total_loss(losses, torch.tensor([7, 9]))
+        task.loss_check.total(losses, torch.tensor([7, 9]), 0)
 
 
 def test_total_loss_is_the_sum_in_float32():
-    total = detector().total_loss(
-        {"a": torch.tensor(1.5, dtype=torch.bfloat16), "b": torch.tensor(2.25)}, torch.tensor([1])
+    total = detector().loss_check.total(
+        {"a": torch.tensor(1.5, dtype=torch.bfloat16), "b": torch.tensor(2.25)}, torch.tensor([1]), 0
     )
     assert total.dtype == torch.float32 and total.item() == 3.75

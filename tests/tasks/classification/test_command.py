@@ -141,12 +141,12 @@ def test_config_trains_saves_reloads_and_predicts_the_same(
     assert cli.trainer.global_step == 2
     names = ["healthy", "ill"] if scanning else CLASSES
     (saved,) = tmp_path.rglob("last.ckpt")
-    checkpoint = torch.load(saved, weights_only=True)
-    assert checkpoint["class_names"] == cli.model.class_names == names
+    state = torch.load(saved, weights_only=True)["branches"][""]
+    assert [row["name"] for row in state["classes"]] == cli.model.class_names == names
     if scanning:  # 4 healthy and 2 ill training scans
-        assert checkpoint["class_weights"] == pytest.approx([6 / 8, 6 / 4])
+        assert state["class_weights"] == pytest.approx([6 / 8, 6 / 4])
     assert 0 <= cli.trainer.callback_metrics["val/accuracy"] <= 1
-    assert list(tmp_path.rglob("best.ckpt")) and list(tmp_path.rglob("val_confusion.png"))
+    assert list(tmp_path.rglob("best.ckpt")) and list(tmp_path.rglob("val/confusion.png"))
     reloaded = Classification.load_from_checkpoint(saved, map_location="cpu").eval()
     assert reloaded.class_names == names and reloaded.head.class_weights == cli.model.head.class_weights
     generator = torch.Generator().manual_seed(0)
@@ -173,12 +173,12 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, folders
     """A checkpoint needs no config; what predict writes, counted, gives what validate prints."""
     cli = fit(monkeypatch, tmp_path / "run", folders)
     (saved,) = tmp_path.rglob("last.ckpt")
-    trained = cli.model.result.figures
+    trained = cli.model.result.metrics
     again = [f"--ckpt_path={saved}", *QUIET, f"--trainer.default_root_dir={tmp_path / 'again'}"]
     cli = command(monkeypatch, "validate", *again)
-    assert cli.model.result.figures == trained and cli.model.result.images == 6
-    (figures,) = (tmp_path / "again").rglob("val_figures.json")
-    assert json.loads(figures.read_text())["figures"]["accuracy"] == trained["accuracy"]
+    assert cli.model.result.metrics == trained and cli.model.result.images == 6
+    (figures,) = (tmp_path / "again").rglob("val/metrics.json")
+    assert json.loads(figures.read_text())["metrics"]["accuracy"] == trained["accuracy"]
     paths = [str(path) for path in sorted((folders / "val").rglob("*.png"))]
     out = tmp_path / "out"
     capsys.readouterr()
@@ -192,7 +192,7 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, folders
         shares = {name: float(row[name]) for name in CLASSES}
         assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
         assert row["label"] == max(shares, key=shares.get) and float(row["score"]) == max(shares.values())
-    assert Image.open(out / "pictures.jpg").size == (6 * 168 + 8, 168 + 8)
+    assert Image.open(out / "pictures" / "sheet.jpg").size == (6 * 168 + 8, 168 + 8)
 
 
 def test_several_labels_from_a_table(monkeypatch, tmp_path, table, folders):
@@ -205,7 +205,7 @@ def test_several_labels_from_a_table(monkeypatch, tmp_path, table, folders):
     assert (head.loss, head.pool, head.label_smoothing) == ("binary_cross_entropy", "max", 0.1)
     assert head.class_weights == [1, 2, 1, 0.5]
     assert set(cli.model.class_names) == {*CLASSES, "even"}
-    assert {"mAP", "F1", "subset_accuracy"} == cli.model.result.figures.keys()
+    assert {"mAP", "F1", "subset_accuracy"} == cli.model.result.metrics.keys()
     saved = tmp_path / "one.ckpt"
     cli.trainer.save_checkpoint(saved)
     out = tmp_path / "out"
@@ -214,7 +214,7 @@ def test_several_labels_from_a_table(monkeypatch, tmp_path, table, folders):
         f"--output.folder={out}", "--output.min_score=0.3", "--output.pictures=false",
         "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}",
     )  # fmt: skip
-    assert [path.name for path in out.iterdir()] == ["predictions.csv"]
+    assert sorted(path.name for path in out.iterdir()) == ["images.json", "predictions.csv"]
     for row in predictions(out):
         chosen = [name for name in cli.model.class_names if float(row[name]) >= 0.3]
         assert row["labels"] == ";".join(chosen)
@@ -232,7 +232,7 @@ def test_scans_are_predicted_without_pictures(monkeypatch, tmp_path, scans):
         monkeypatch, "predict", f"--ckpt_path={saved}", *QUIET, f"--data.predict={json.dumps(volumes)}",
         f"--output.folder={out}", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}",
     )  # fmt: skip
-    assert [path.name for path in out.iterdir()] == ["predictions.csv"]
+    assert sorted(path.name for path in out.iterdir()) == ["images.json", "predictions.csv"]
     assert [row["path"] for row in predictions(out)] == volumes
 
 

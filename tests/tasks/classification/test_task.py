@@ -125,7 +125,7 @@ def test_training_learns_to_tell_the_classes(tiny, tmp_path, ndim, several):
     untrained = tiny.classifier(ndim=ndim, head={"multi_label": several})
     tiny.trainer(tmp_path).validate(untrained, data, verbose=False)
     # The labels of several classes follow the ids, not the pictures: they can only be learnt in part.
-    assert task.result.figures[name] > (untrained.result.figures[name] if several else 0.95)
+    assert task.result.metrics[name] > (untrained.result.metrics[name] if several else 0.95)
 
 
 def test_not_finite_loss_names_the_images(tiny, tmp_path):
@@ -221,11 +221,13 @@ def test_one_image_of_a_single_cell_is_too_little_for_batch_norm(tiny, tmp_path)
 
 
 def test_a_head_or_data_of_another_kind_is_an_error_before_training(tiny, tmp_path):
-    with pytest.raises(ValueError, match="model.head is a FCN; Classification takes a Classifier"):
+    with pytest.raises(
+        ValueError,
+        match="model.head is a FCN, .*Classification takes heads for classification",
+    ):
         Classification(backbone=ResNet(depth=10), head=lambda levels: FCN(levels, num_classes=3))
     data = tiny.Memory()
-    del data.class_names
-    data.classes = ()
+    data.label_kinds = ("segmentation",)
     with pytest.raises(ValueError, match="which learns classes of whole images; Memory has masks"):
         tiny.trainer(tmp_path).fit(tiny.classifier(), data)
 
@@ -242,35 +244,40 @@ def test_another_kind_of_labels_than_the_heads_is_an_error(tiny, tmp_path, sever
         tiny.trainer(tmp_path).validate(task, tiny.Memory(several=several))
 
 
+def _names(path):
+    state = torch.load(path, weights_only=True)["branches"][""]
+    return [row["name"] for row in state["classes"]]
+
+
 def test_classes_other_than_the_checkpoints_are_an_error(tiny, tmp_path):
     task = tiny.classifier()
     run = tiny.trainer(tmp_path)
     run.fit(task, tiny.Memory())
     run.save_checkpoint(tmp_path / "one.ckpt")
-    assert torch.load(tmp_path / "one.ckpt", weights_only=True)["class_names"] == ["dark", "grey", "light"]
+    assert _names(tmp_path / "one.ckpt") == ["dark", "grey", "light"]
     other = tiny.Memory(names=("dark", "gray", "light"))
     with pytest.raises(ValueError, match="class 1 is 'grey' there and 'gray' here.*--model.weights"):
         tiny.trainer(tmp_path).validate(tiny.classifier(), other, ckpt_path=tmp_path / "one.ckpt")
     fewer = tiny.Memory(names=("dark", "grey"))
-    with pytest.raises(ValueError, match=r"\(3\), the data has \[dark, grey\] \(2\)"):
+    with pytest.raises(ValueError, match=r"\(3\), the data have \[dark, grey\] \(2\)"):
         tiny.trainer(tmp_path).validate(tiny.classifier(), fewer, ckpt_path=tmp_path / "one.ckpt")
     fresh = tiny.classifier()
     tiny.trainer(tmp_path).validate(
         fresh, tiny.Memory(), ckpt_path=tmp_path / "one.ckpt", verbose=False, weights_only=True
     )
     assert fresh.class_names == ["dark", "grey", "light"]
-    assert fresh.result.figures == task.result.figures
+    assert fresh.result.metrics == task.result.metrics
 
 
 def test_a_head_with_spare_classes_says_so_and_names_them(tiny, tmp_path, caplog):
     task = tiny.classifier(num_classes=4)
     tiny.trainer(tmp_path).validate(task, tiny.Memory(), verbose=False)
-    assert "the data has 3 classes, the head num_classes 4; set --model.head.num_classes 3" in caplog.text
+    assert "the data have 3 classes, the head num_classes 4; set --model.head.num_classes 3" in caplog.text
     caplog.clear()
     tiny.trainer(tmp_path).validate(tiny.classifier(), tiny.Memory(), verbose=False)
     assert "num_classes" not in caplog.text
-    assert task.all_class_names() == ["dark", "grey", "light", "class 3"]
-    assert [row.name for row in task.result.per_class] == task.all_class_names()
+    assert task.class_names == ["dark", "grey", "light", "class 3"]
+    assert [row.name for row in task.result.per_class] == task.class_names
 
 
 def test_spare_classes_are_an_error_where_each_is_a_question_of_its_own(tiny, tmp_path):
@@ -331,11 +338,11 @@ def test_figures_and_confusion_matrix_are_written_beside_the_log(tiny, tmp_path,
     run, task = tiny.trainer(tmp_path, logger=logger, max_epochs=2), tiny.classifier()
     getattr(run, stage)(task, tiny.Memory())
     split = "test" if stage == "test" else "val"
-    found = json.loads((tmp_path / "lightning_logs" / "version_0" / f"{split}_figures.json").read_text())
-    assert found["figures"] == task.result.figures and found["images"] == 11
+    found = json.loads((tmp_path / "lightning_logs" / "version_0" / split / "metrics.json").read_text())
+    assert found["metrics"] == task.result.metrics and found["images"] == 11
     assert np.array_equal(found["confusion"], task.result.confusion)
     assert [row["name"] for row in found["classes"]] == ["dark", "grey", "light"]
-    picture = tmp_path / "lightning_logs" / "version_0" / f"{split}_confusion.png"
+    picture = tmp_path / "lightning_logs" / "version_0" / split / "confusion.png"
     assert Image.open(picture).size[0] > 3 * 48
     text = capsys.readouterr().out
     assert text.count("mean of the classes' accuracies") == 1 and str(picture) in text
@@ -353,7 +360,7 @@ def test_several_labels_have_no_confusion_matrix(tiny, tmp_path):
     logger = TensorBoardLogger(tmp_path)
     task = tiny.classifier(head={"multi_label": True})
     tiny.trainer(tmp_path, logger=logger).validate(task, tiny.Memory(several=True), verbose=False)
-    found = json.loads((tmp_path / "lightning_logs" / "version_0" / "val_figures.json").read_text())
+    found = json.loads((tmp_path / "lightning_logs" / "version_0" / "val" / "metrics.json").read_text())
     assert "confusion" not in found and found["classes"][0].keys() == {"name", "images", "AP", "F1"}
     assert not list(tmp_path.rglob("*.png"))
 
@@ -375,7 +382,7 @@ def test_pictures_come_from_all_over_the_data(tiny, tmp_path, pictures, chosen):
     """Three batches of up to four: of twelve places every 12/5th, rounded down, is 0, 2, 4, 7 and 9."""
     task = tiny.classifier(pictures=pictures)
     tiny.trainer(tmp_path).validate(task, tiny.Memory(), verbose=False)  # the trainer knows of three batches
-    assert [task._chosen_pictures(size, index) for index, size in enumerate((4, 4, 3))] == chosen
+    assert [task._board._chosen(size, index, True) for index, size in enumerate((4, 4, 3))] == chosen
 
 
 def test_all_pictures_are_shown_where_there_are_fewer_than_asked_for(tiny, tmp_path):

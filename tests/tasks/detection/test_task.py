@@ -41,7 +41,7 @@ def trainer(folder, **arguments):
 
 
 @dataclass
-class Found:
+class Boxes:
     boxes: torch.Tensor
     scores: torch.Tensor
     labels: torch.Tensor
@@ -50,7 +50,7 @@ class Found:
 
 @pytest.mark.parametrize("head", [FCN, Classifier])
 def test_a_head_of_another_kind_is_an_error(head):
-    with pytest.raises(ValueError, match=f"model.head is a {head.__name__}, which is no head for boxes"):
+    with pytest.raises(ValueError, match=f"model.head is a {head.__name__}, .*takes heads for detection"):
         Detection(backbone=ResNet(depth=10), head=lambda levels: head(levels, num_classes=3))
 
 
@@ -65,13 +65,13 @@ def test_boxes_return_to_the_original_pixels():
         image_ids=torch.tensor([5, 6]),
         original_sizes=torch.tensor([[50, 100], [32, 64]]),
     )
-    found = Found(
+    found = Boxes(
         boxes=torch.tensor([[[10.0, 5, 20, 25], [0, 0, 0, 0]], [[1, 2, 3, 4], [5, 6, 7, 8]]]),
         scores=torch.tensor([[0.9, 0.0], [0.8, 0.7]]),
         labels=torch.tensor([[2, -1], [0, 1]]),
         count=torch.tensor([1, 2]),
     )
-    first, second = detector().to_original(found, batch)
+    first, second = detector().branch.to_original(found, batch)
     assert first["image_id"] == 5 and second["image_id"] == 6
     assert first["boxes"].tolist() == [[5.0, 10.0, 10.0, 50.0]]
     assert first["scores"].tolist() == pytest.approx([0.9]) and first["labels"].tolist() == [2]
@@ -80,14 +80,14 @@ def test_boxes_return_to_the_original_pixels():
 
 def test_category_ids_are_restored():
     task = detector()
-    assert task.category_ids(torch.tensor([0, 2])).tolist() == [1, 3]
-    task.adopt_categories([{"id": 4, "name": "cell"}, {"id": 9, "name": "plate"}])
-    assert task.category_ids(torch.tensor([1, 0, 2])).tolist() == [9, 4, 10]
-    assert task.class_names() == ["cell", "plate", "class 2"]
+    assert task.branch.category_ids(torch.tensor([0, 2])).tolist() == [1, 3]
+    task.branch.adopt([{"id": 4, "name": "cell"}, {"id": 9, "name": "plate"}])
+    assert task.branch.category_ids(torch.tensor([1, 0, 2])).tolist() == [9, 4, 10]
+    assert task.class_names == ["cell", "plate", "class 2"]
 
 
 def test_more_categories_than_classes_is_an_error_before_training(shapes, tmp_path):
-    with pytest.raises(ValueError, match="3 categories.*num_classes 2.*--model.head.num_classes 3"):
+    with pytest.raises(ValueError, match="3 classes.*num_classes 2.*--model.head.num_classes 3"):
         trainer(tmp_path).fit(detector(num_classes=2), data_module(shapes))
 
 
@@ -95,20 +95,20 @@ def test_categories_other_than_the_checkpoints_are_an_error():
     task = detector()
     task.on_load_checkpoint({"categories": [{"id": 1, "name": "cat"}]})
     with pytest.raises(ValueError, match="1 cat.*2 dog"):
-        task.adopt_categories([{"id": 2, "name": "dog"}])
+        task.branch.adopt([{"id": 2, "name": "dog"}])
 
 
 def test_predicting_trusts_the_checkpoints_categories(shapes, tmp_path):
     """Annotations that happen to lie under data.root say nothing about what the checkpoint knows."""
     task = detector()
-    task.adopt_categories([{"id": 5, "name": "cat"}])
+    task.branch.adopt([{"id": 5, "name": "cat"}])
     run = trainer(tmp_path)
     run.strategy.connect(task)
     run.save_checkpoint(tmp_path / "cats.ckpt")
     fresh = detector()
     data = data_module(shapes, predict=str(shapes / "images" / "val"))
     trainer(tmp_path).predict(fresh, data, ckpt_path=tmp_path / "cats.ckpt", return_predictions=False)
-    assert fresh.categories == [{"id": 5, "name": "cat"}]
+    assert fresh.branch.classes == [{"id": 5, "name": "cat"}]
 
 
 def test_network_runs_once_per_step_also_in_validation(shapes, tmp_path):
@@ -125,18 +125,21 @@ def test_validation_figures_equal_an_evaluation_by_hand(shapes, tmp_path):
     # An untrained head hardly scores anything: widen its scores so that there is something to count.
     torch.nn.init.normal_(task.head.roi.classifier.weight, std=0.3)
     logged = trainer(tmp_path).validate(task, data, verbose=False)[0]
-    evaluator, images = CocoEvaluator(data.val_index.as_coco(), backend="faster"), 0
+    evaluator, images = CocoEvaluator(data.evaluation_truth("detection", "validate"), backend="faster"), 0
     task.eval()
     with torch.no_grad():
         for batch in data.val_dataloader():
             raw = task.raw(batch.image, batch.image_sizes)
-            for found in task.to_original(task.head.predict(raw, batch.image_sizes), batch):
+            for found in task.branch.to_original(task.head.predict(raw, batch.image_sizes), batch):
                 evaluator.add(
-                    found["image_id"], found["boxes"], found["scores"], task.category_ids(found["labels"])
+                    found["image_id"],
+                    found["boxes"],
+                    found["scores"],
+                    task.branch.category_ids(found["labels"]),
                 )
             images += len(batch)
     assert images == 6
-    for name, value in evaluator.compute().figures.items():
+    for name, value in evaluator.compute().metrics.items():
         assert logged[f"val/{name}"] == pytest.approx(value, abs=1e-6, nan_ok=True), name
     assert logged["val/loss"] == pytest.approx(
         sum(logged[f"val/{name}"] for name in ("rpn_objectness", "rpn_box", "roi_class", "roi_box")), rel=1e-5
@@ -159,7 +162,7 @@ def test_batch_without_any_box_trains_as_background(shapes, tmp_path):
     batch.boxes.zero_()
     batch.labels.fill_(-1)
     losses = task.head.losses(task.raw(batch.image, batch.image_sizes), batch)
-    total = task.total_loss(losses, batch.image_ids)
+    total = task.loss_check.total(losses, batch.image_ids, 0)
     total.backward()
     assert (
         losses["rpn_box"].item() == 0

@@ -49,23 +49,29 @@ def test_torchvision_weights_detect_the_same_through_the_task(peer, tmp_path):
         head=lambda levels: FasterRCNN(levels, 80, roi=RoIOptions(score_threshold=THRESHOLD)),
         weights=str(path),
     ).eval()
-    task.adopt_categories([{"id": number, "name": str(number)} for number in COCO_CATEGORY_IDS])
+    task.branch.adopt([{"id": number, "name": str(number)} for number in COCO_CATEGORY_IDS])
     generator = torch.Generator().manual_seed(1)
     images = [
         torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
         for size in ((128, 192), (192, 128))
     ]
-    none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
+    none = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "crowd": torch.zeros(0, dtype=torch.bool),
+    }
     samples = [
-        DetectionSample(image, *none, image_id=n, original_size=tuple(image.shape[1:]), canvas=(192, 192))
+        DetectionSample(
+            image=image, **none, image_id=n, original_size=tuple(image.shape[1:]), canvas=(192, 192)
+        )
         for n, image in enumerate(images)
     ]
     with torch.no_grad():
         expected = peer([image.float() / 255 for image in images])  # pads both to 192x192, too
         batch = collate_detection(samples)
-        found = task.to_original(task(batch.image, batch.image_sizes), batch)
+        found = task.branch.to_original(task(batch.image, batch.image_sizes), batch)
     for ours, theirs in zip(found, expected, strict=True):
         assert len(theirs["boxes"]) >= 20
-        assert task.category_ids(ours["labels"]).tolist() == theirs["labels"].tolist()
+        assert task.branch.category_ids(ours["labels"]).tolist() == theirs["labels"].tolist()
         torch.testing.assert_close(ours["scores"], theirs["scores"], atol=1e-5, rtol=0)
         torch.testing.assert_close(ours["boxes"], theirs["boxes"], atol=0.01, rtol=0)

@@ -80,7 +80,7 @@ def test_figures_and_the_asked_number_of_pictures_reach_tensorboard(shapes, tmp_
 
 
 @pytest.mark.parametrize("bar", [True, False])
-def test_fit_ends_with_the_figures_once(shapes, tmp_path, capsys, bar):
+def test_fit_ends_with_the_metrics_once(shapes, tmp_path, capsys, bar):
     run = trainer(
         tmp_path, enable_progress_bar=bar, limit_train_batches=1, max_epochs=2, num_sanity_val_steps=1
     )
@@ -106,14 +106,14 @@ def test_resuming_continues_the_count_and_the_categories(shapes, tmp_path):
     second = trainer(tmp_path, max_epochs=2, limit_val_batches=1)
     second.fit(task, data_module(shapes), ckpt_path=tmp_path / "one.ckpt")
     assert second.global_step == 2 * first.global_step
-    assert [row["name"] for row in task.categories] == ["circle", "rectangle", "triangle"]
+    assert [row["name"] for row in task.branch.classes] == ["circle", "rectangle", "triangle"]
 
 
 DDP = """
 import json, sys
 import pytorch_lightning as pl, torch
 from trunkline.backbones import FPN, ResNet
-from trunkline.data.coco import CocoDetection
+from trunkline.data.detection import CocoDetection
 from trunkline.heads import FasterRCNN
 from trunkline.heads.detection import RoIOptions
 from trunkline.tasks.detection import Detection
@@ -130,12 +130,12 @@ data = CocoDetection(root=folder, batch_size=2, workers=0, short_side=64, long_s
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 run = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1,
                  num_sanity_val_steps=0, **quiet)
-figures = run.validate(task, data, verbose=False)[0]
+metrics = run.validate(task, data, verbose=False)[0]
 if len(sys.argv) > 4:
     run.fit(task, data)
 if run.is_global_zero:
     weight = task.head.roi.fc7.weight
-    json.dump({"figures": figures, "steps": run.global_step, "images": task.result.images,
+    json.dump({"metrics": metrics, "steps": run.global_step, "images": task.result.images,
                "finite": bool(torch.isfinite(weight).all())}, open(out, "w"))
 """
 
@@ -156,9 +156,9 @@ def test_two_processes_evaluate_like_one_and_train_together(shapes, tmp_path):
         )
         assert done.returncode == 0, done.stderr[-3000:]
         found[devices] = json.loads(out.read_text())
-    for name, value in found[1]["figures"].items():
+    for name, value in found[1]["metrics"].items():
         if "AP" in name or "AR" in name:
-            assert found[2]["figures"][name] == pytest.approx(value, abs=1e-9, nan_ok=True), name
-    assert found[1]["figures"]["val/AR100"] > 0
+            assert found[2]["metrics"][name] == pytest.approx(value, abs=1e-9, nan_ok=True), name
+    assert found[1]["metrics"]["val/AR100"] > 0
     assert found[2]["images"] == 6 and found[2]["finite"]
     assert found[2]["steps"] == 2  # 8 images, 2 processes with 2 images each

@@ -11,7 +11,7 @@ from PIL import Image
 from trunkline.backbones import FPN, ResNet
 from trunkline.data.multitask.module import CocoDetectionAndMasks
 from trunkline.data.segmentation.module import ImageSegmentation
-from trunkline.heads import Classifier, FasterRCNN, SemanticFPN
+from trunkline.heads import FasterRCNN, SemanticFPN
 from trunkline.tasks.detection.task import Detection
 from trunkline.tasks.multitask.task import MultiTask
 from trunkline.tasks.segmentation.task import SemanticSegmentation
@@ -119,23 +119,22 @@ def test_predict_writes_both_and_draws_them_on_one_picture(shapes_with_masks, tm
     task = multi()
     torch.nn.init.normal_(task.head.heads["boxes"].roi.classifier.weight, std=0.3)
     data = data_module(shapes_with_masks, predict=str(shapes_with_masks / "images" / "val"))
-    data.classes = ()
     run, out = trainer(tmp_path), tmp_path / "out"
     run.callbacks.append(task.prediction_writer(out, True, 0.0))
     predicted = run.predict(task, data)
     assert set(predicted[0][0]) == {"boxes", "stuff"}
-    assert {path.name for path in out.iterdir()} == {"boxes", "stuff", "images.json", "overlays"}
-    results = json.loads((out / "boxes" / "results.json").read_text())
+    assert {path.name for path in out.iterdir()} == {"boxes", "stuff", "images.json", "pictures"}
+    results = json.loads((out / "boxes" / "predictions.json").read_text())
     assert len(results) == sum(len(found["boxes"]["boxes"]) for batch in predicted for found in batch) > 0
     by_name = {path.stem: path for path in (out / "stuff" / "masks").iterdir()}
     assert set(by_name) == {path.stem for path in (shapes_with_masks / "images" / "val").iterdir()}
     for batch in predicted:
         for found in batch:
-            path = data.predict_paths[found["boxes"]["image_id"]]
+            path = data.prediction_paths()[found["boxes"]["image_id"]]
             with Image.open(by_name[path.stem]) as mask:
                 assert (np.asarray(mask) == found["stuff"]["mask"].numpy()).all()
                 assert mask.size == Image.open(path).size
-    assert len(list((out / "overlays").iterdir())) == 6
+    assert len(list((out / "pictures").iterdir())) == 6
 
 
 def test_classes_of_both_heads_go_with_the_checkpoint(shapes_with_masks, tmp_path):
@@ -144,11 +143,11 @@ def test_classes_of_both_heads_go_with_the_checkpoint(shapes_with_masks, tmp_pat
     run.fit(task, data_module(shapes_with_masks))
     run.save_checkpoint(tmp_path / "one.ckpt")
     stored = torch.load(tmp_path / "one.ckpt", weights_only=True)["branches"]
-    assert [row["name"] for row in stored["boxes"]["categories"]] == ["circle", "rectangle", "triangle"]
+    assert [row["name"] for row in stored["boxes"]["classes"]] == ["circle", "rectangle", "triangle"]
     assert [row["id"] for row in stored["stuff"]["classes"]] == [0, 1, 3, 7]
     fresh = multi()
     fresh.on_load_checkpoint(torch.load(tmp_path / "one.ckpt", weights_only=True))
-    assert fresh.branches["stuff"].class_names() == ["nothing", "circle", "rectangle", "triangle"]
+    assert fresh.branches["stuff"].class_names == ["nothing", "circle", "rectangle", "triangle"]
     (shapes_with_masks / "classes.csv").write_text("id,name\n0,nothing\n1,circle\n3,square\n7,triangle\n")
     with pytest.raises(ValueError, match="class 2 is '3 rectangle' there and '3 square' here"):
         trainer(tmp_path).validate(fresh, data_module(shapes_with_masks))
@@ -157,7 +156,6 @@ def test_classes_of_both_heads_go_with_the_checkpoint(shapes_with_masks, tmp_pat
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ({"label": lambda levels: Classifier(levels, 3)}, "heads.label is a Classifier; MultiTask takes"),
         ({"boxes": HEADS["boxes"], "a-b": HEADS["stuff"]}, "'a-b' cannot name a head"),
         ({"items": HEADS["stuff"]}, "'items' cannot name a head, PyTorch uses the word"),
     ],
@@ -177,7 +175,7 @@ def test_data_without_the_annotations_of_a_head_is_an_error_before_training(mask
 def test_the_evaluator_reaches_the_boxes(backend, shapes_with_masks, tmp_path):
     task = multi(evaluator=backend)
     trainer(tmp_path, limit_val_batches=1).validate(task, data_module(shapes_with_masks), verbose=False)
-    assert task.branches["boxes"]._evaluator.backend == backend
+    assert task.branches["boxes"].evaluators[0].backend == backend
 
 
 def test_too_few_classes_name_the_head_to_change(shapes_with_masks, tmp_path):

@@ -74,10 +74,10 @@ def test_config_trains_saves_reloads_and_predicts_the_same(
     assert cli.trainer.global_step == 2
     (saved,) = tmp_path.rglob("last.ckpt")
     checkpoint = torch.load(saved, weights_only=True)
-    names = [row["name"] for row in checkpoint["classes"]]
+    names = [row["name"] for row in checkpoint["branches"][""]["classes"]]
     assert names == ["background", "circle", "rectangle", "triangle"]
     reloaded = SemanticSegmentation.load_from_checkpoint(saved, map_location="cpu").eval()
-    assert reloaded.classes == cli.model.classes
+    assert reloaded.branch.classes == cli.model.branch.classes
     image = torch.randint(0, 256, (2, 3, 65, 97), dtype=torch.uint8)
     sizes = torch.tensor([[65, 97], [50, 64]])
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, masked_
         ["predict", f"--ckpt_path={saved}", f"--data.predict={pictures}", f"--output.folder={out}", *quiet],
     )
     text = capsys.readouterr().out
-    assert str(out / "masks") in text and str(out / "overlays") in text
+    assert str(out / "masks") in text and str(out / "pictures") in text
     counts = np.zeros((4, 4), dtype=np.int64)
     for path in sorted((masked_shapes / "masks" / "val").iterdir()):
         truth, found = (np.asarray(Image.open(p)) for p in (path, out / "masks" / path.name))
@@ -110,7 +110,7 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, masked_
         written = list(csv.DictReader(file))
     with open(masked_shapes / "classes.csv", newline="") as file:
         assert written == list(csv.DictReader(file))
-    assert len(list((out / "overlays").iterdir())) == 4
+    assert len(list((out / "pictures").iterdir())) == 4
 
 
 def test_nothing_is_warned_of_that_a_user_cannot_act_on(monkeypatch, tmp_path, masked_shapes, recwarn):
@@ -165,8 +165,8 @@ def test_several_heads_train_save_reload_and_predict_the_same(monkeypatch, tmp_p
         monkeypatch,
         ["predict", f"--ckpt_path={saved}", f"--data.predict={pictures}", f"--output.folder={out}", *quiet],
     )
-    assert len(list((out / "overlays").iterdir())) == len(list((out / "stuff" / "masks").iterdir())) == 6
-    assert (out / "boxes" / "results.json").is_file()
+    assert len(list((out / "pictures").iterdir())) == len(list((out / "stuff" / "masks").iterdir())) == 6
+    assert (out / "boxes" / "predictions.json").is_file()
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_configs() if name.startswith("segmentation/")])

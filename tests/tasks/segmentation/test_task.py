@@ -2,7 +2,6 @@
 
 import csv
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +17,8 @@ from torch.utils.data import DataLoader
 from trunkline.backbones.base import Backbone, FeatureLevel
 from trunkline.data.segmentation.batches import SegmentationSample, collate_segmentation
 from trunkline.data.shared.io import read_mask
+from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.module import TrunklineData
 from trunkline.heads import FCN, Classifier
 from trunkline.heads.segmentation.base import RawSegmentation
 from trunkline.heads.segmentation.losses import CrossEntropy
@@ -26,9 +27,9 @@ from trunkline.tasks.segmentation.inference import InferenceOptions
 from trunkline.tasks.segmentation.task import SemanticSegmentation
 
 CLASSES = [
-    SimpleNamespace(id=3, name="road", colour=(10, 20, 30)),
-    SimpleNamespace(id=7, name="tree", colour=(200, 0, 0)),
-    SimpleNamespace(id=255, name="sky", colour=(0, 0, 250)),
+    LabelClass(id=3, name="road", colour=(10, 20, 30)),
+    LabelClass(id=7, name="tree", colour=(200, 0, 0)),
+    LabelClass(id=255, name="sky", colour=(0, 0, 250)),
 ]
 
 
@@ -46,12 +47,14 @@ class TinyTrunk(Backbone):
         return [first, self.two(first).relu()]
 
 
-class Memory(pl.LightningDataModule):
+class Memory(TrunklineData):
     """Pictures of 12x16 pixels whose masks on disk are twice as large; the last class fills no mask."""
+
+    label_kinds = ("segmentation",)
 
     def __init__(self, folder=None, classes=CLASSES, count=5, batch=2, factor=2):
         super().__init__()
-        self.classes = tuple(classes)
+        self.listed = tuple(classes)
         generator = torch.Generator().manual_seed(0)
         samples = []
         for number in range(count):
@@ -63,21 +66,27 @@ class Memory(pl.LightningDataModule):
             samples.append(SegmentationSample(image, mask, number, size, truth))
         chunks = [samples[i : i + batch] for i in range(0, count, batch)]
         self.batches = [collate_segmentation(chunk, multiple=4) for chunk in chunks]
-        self.predict_paths = {}
+        self.paths = {}
         if folder is not None:
             for sample in samples:
                 path = folder / str(sample.image_id) / "same.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 large = sample.image.permute(1, 2, 0).numpy().repeat(factor, 0).repeat(factor, 1)
                 Image.fromarray(large).save(path)
-                self.predict_paths[sample.image_id] = path
-            self.predict_paths[0] = self.predict_paths[0].rename(folder / "other.png")
+                self.paths[sample.image_id] = path
+            self.paths[0] = self.paths[0].rename(folder / "other.png")
 
     def image_layout(self):
         return 3, 2
 
-    def pixel_counts(self):
-        return torch.tensor([30, 10, 0])
+    def label_classes(self, kind, head=""):
+        return self.listed
+
+    def label_counts(self, kind, head=""):
+        return [30, 10, 0]
+
+    def prediction_paths(self):
+        return self.paths
 
     def train_dataloader(self):
         return DataLoader(self.batches, batch_size=None)
@@ -173,7 +182,7 @@ def by_hand_loss(task, batch):
 
 def test_classes_must_fit_the_head_and_the_checkpoint(tmp_path, caplog):
     with pytest.raises(
-        ValueError, match="the data has 3 classes, the head num_classes 2; set --model.head.num_c"
+        ValueError, match="the data have 3 classes, the head num_classes 2; set --model.head.num_c"
     ):
         trainer(tmp_path).validate(segmenter(2), Memory())
     task = segmenter()
@@ -186,7 +195,7 @@ def test_classes_must_fit_the_head_and_the_checkpoint(tmp_path, caplog):
         trainer(tmp_path).validate(small, Memory())
     with caplog.at_level("WARNING", "trunkline"):
         trainer(tmp_path).validate(segmenter(4), Memory(), verbose=False)
-    assert "the data has 3 classes, the head num_classes 4" in caplog.text
+    assert "the data have 3 classes, the head num_classes 4" in caplog.text
 
 
 def test_balanced_weights_come_from_the_data_and_return_from_the_checkpoint(tmp_path):
@@ -296,13 +305,13 @@ def test_predict_writes_the_datas_own_ids_with_its_colours(tmp_path, capsys):
     assert rows[:2] == [["id", "name", "r", "g", "b"], ["3", "road", "10", "20", "30"]]
     images = json.loads((out / "images.json").read_text())
     assert [row["id"] for row in images] == [0, 1, 2, 3, 4] and images[0]["file_name"].endswith("other.png")
-    overlay = np.asarray(Image.open(out / "overlays" / "other_0.jpg"))
+    overlay = np.asarray(Image.open(out / "pictures" / "other_0.jpg"))
     assert overlay.shape[0] > 14 * 24 and overlay.shape[1] == 14 * 32  # enlarged, and a legend below
     assert "masks of 5 images" in capsys.readouterr().out
 
 
 def test_ids_above_255_are_written_with_16_bits_and_spare_classes_get_free_ids(tmp_path):
-    classes = [*CLASSES[:2], SimpleNamespace(id=300, name="sky", colour=(0, 0, 250))]
+    classes = [*CLASSES[:2], LabelClass(id=300, name="sky", colour=(0, 0, 250))]
     task, data = segmenter(num_classes=7), Memory(tmp_path / "images", classes)
     run = trainer(tmp_path)
     run.callbacks.append(task.prediction_writer(tmp_path / "out", False, 0.5))
@@ -357,11 +366,11 @@ def test_pictures_and_figures_go_to_the_logger(tmp_path):
     run.fit(segmenter(pictures=3), Memory())
     board = EventAccumulator(logger.log_dir)
     board.Reload()
-    assert sorted(board.Tags()["images"]) == [f"val/image {number}" for number in range(3)]
+    assert sorted(board.Tags()["images"]) == ["val/confusion", *(f"val/image {n}" for n in range(3))]
     assert {"val/mIoU", "val/loss", "train/cross_entropy"} <= set(board.Tags()["scalars"])
-    figures = json.loads((tmp_path / "lightning_logs" / "version_0" / "val_figures.json").read_text())
-    assert figures["figures"].keys() >= {"mIoU", "pixel_accuracy", "mean_Dice"}
-    assert Image.open(tmp_path / "lightning_logs" / "version_0" / "val_confusion.png").size[0] > 100
+    written = json.loads((tmp_path / "lightning_logs" / "version_0" / "val" / "metrics.json").read_text())
+    assert written["metrics"].keys() >= {"mIoU", "pixel_accuracy", "mean_Dice"}
+    assert Image.open(tmp_path / "lightning_logs" / "version_0" / "val" / "confusion.png").size[0] > 100
 
 
 def test_images_of_another_number_of_channels_are_an_error_before_training(tmp_path):
@@ -371,16 +380,15 @@ def test_images_of_another_number_of_channels_are_an_error_before_training(tmp_p
 
 
 def test_a_head_or_data_of_another_kind_is_an_error_before_training(tmp_path):
-    with pytest.raises(ValueError, match="model.head is a Classifier, which is no head for masks"):
+    with pytest.raises(ValueError, match="head is a Classifier, .*SemanticSegmentation takes heads for segm"):
         SemanticSegmentation(backbone=TinyTrunk(), head=lambda levels: Classifier(levels, 3))
     data = Memory()
-    del data.classes
-    data.categories, calls = (), []
+    data.label_kinds, calls = ("detection",), []
     task = segmenter()
     task.trunk.register_forward_hook(lambda *_: calls.append(1))
     with pytest.raises(ValueError, match="model.head is a FCN, which learns masks; Memory has boxes: set"):
         trainer(tmp_path).fit(task, data)
     assert not calls
-    del data.categories  # a module that says nothing about its classes
+    data.label_kinds, data.listed = ("segmentation",), ()  # a module that says nothing about its classes
     trainer(tmp_path, limit_train_batches=1, limit_val_batches=1).fit(task, data)
     assert calls

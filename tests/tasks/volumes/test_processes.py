@@ -64,6 +64,6 @@ def test_two_processes_evaluate_and_predict_like_one(monkeypatch, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((out / "found.json").read_text()) for out in folders.values())
     assert two == one and one["cases"] == 3
-    one, two = (list(csv.DictReader((out / "volumes.csv").open())) for out in folders.values())
+    one, two = (list(csv.DictReader((out / "predictions.csv").open())) for out in folders.values())
     assert two == one and len(one) == 3  # one scan, three regions
     assert [len(list((out / "labels").iterdir())) for out in folders.values()] == [1, 1]

@@ -280,10 +280,10 @@ def trained(scans, tmp_path_factory):
 
 def test_fit_writes_figures_and_a_checkpoint_that_knows_its_classes(trained):
     checkpoint = torch.load(trained[0], weights_only=True)
-    assert [row["id"] for row in checkpoint["classes"]] == [0, 1, 2, 3]
+    assert [row["id"] for row in checkpoint["branches"][""]["classes"]] == [0, 1, 2, 3]
     assert checkpoint["patch"] == [48, 48, 24] and len(checkpoint["regions"]) == 3
     folder = trained[0].parent.parent
-    figures = json.loads((folder / "val_figures.json").read_text())
+    figures = json.loads((folder / "val" / "metrics.json").read_text())
     assert set(figures["figures"]) == {"mean_Dice"}  # distances take long: validate measures them
     rows = list(csv.DictReader((folder / "val_cases.csv").open()))
     assert len(rows) == 2 * 3
@@ -293,9 +293,9 @@ def test_validate_measures_distances_and_draws_every_case(monkeypatch, tmp_path,
     cli = command(
         monkeypatch, "validate", "--ckpt_path", trained[0], "--trainer.default_root_dir", tmp_path, *QUIET
     )
-    assert {"mean_Dice", "mean_HD95_mm", "mean_surface_Dice"} <= set(cli.model.result.figures)
+    assert {"mean_Dice", "mean_HD95_mm", "mean_surface_Dice"} <= set(cli.model.result.metrics)
     names = {path.name.removesuffix(".nii.gz") for path in (scans / "images" / "val").iterdir()}
-    assert {path.stem for path in tmp_path.rglob("val_slices/*.jpg")} == names
+    assert {path.stem for path in tmp_path.rglob("val/pictures/*.jpg")} == names
     assert "surface Dice" in capsys.readouterr().out
 
 
@@ -312,7 +312,7 @@ def test_predict_writes_label_volumes_on_the_scans_grids(monkeypatch, tmp_path, 
         "--trainer.logger=false",
         *QUIET,
     )
-    rows = list(csv.DictReader((tmp_path / "out" / "volumes.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
     for path in sorted((scans / "images" / "val").iterdir()):
         scan, labels = nibabel.load(path), nibabel.load(tmp_path / "out" / "labels" / path.name)
         assert labels.shape == scan.shape and labels.get_data_dtype() == scan.get_data_dtype()
@@ -322,10 +322,10 @@ def test_predict_writes_label_volumes_on_the_scans_grids(monkeypatch, tmp_path, 
         np.testing.assert_array_equal(np.asarray(labels.dataobj), expected)
         each = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
         mine = {row["region"]: row for row in rows if row["case"] == path.name.removesuffix(".nii.gz")}
-        for k, name in enumerate(cli.model.branch.class_names()):
+        for k, name in enumerate(cli.model.branch.class_names):
             if k:
                 assert float(mine[name]["ml"]) == pytest.approx((expected == k).sum() * each, abs=1e-3)
-    assert len(list((tmp_path / "out" / "slices").glob("*.jpg"))) == 2
+    assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 2
     assert not (tmp_path / "out" / "failed.csv").exists()
 
 
@@ -352,7 +352,7 @@ def test_a_broken_scan_is_reported_and_the_others_are_done(monkeypatch, tmp_path
     assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == ["good.nii.gz"]
     (row,) = csv.DictReader((tmp_path / "out" / "failed.csv").open())
     assert row["case"] == "bad" and "bad.nii.gz" in row["error"]
-    assert not (tmp_path / "out" / "slices").exists()
+    assert not (tmp_path / "out" / "pictures").exists()
 
 
 def test_a_scan_that_is_no_input_of_the_network_is_reported_without_the_training_data_too(
@@ -385,7 +385,8 @@ def test_a_scan_that_is_no_input_of_the_network_is_reported_without_the_training
     picture = EvaluationCase(
         np.zeros((1, 4, 5), np.float32), None, Case("p", ("p.png",), None, "p"), None, np.array([0])
     )
-    assert oracle().predict_step(picture, 0) == [] and "p.png: is a picture" in picture.error
+    (prediction,) = oracle().predict_step(picture, 0)
+    assert prediction["image_id"] == 0 and "p.png: is a picture" in prediction["error"]
 
 
 @pytest.mark.parametrize("option", ["data.patch", "model.inference.window"])
@@ -463,14 +464,14 @@ def test_members_that_do_not_fit_are_refused(monkeypatch, tmp_path, trained, sca
 
 def test_members_with_other_classes_are_refused_before_any_scan(trained, tmp_path):
     stored = torch.load(trained[1], weights_only=True)
-    stored["classes"][1]["name"] = "lung"
+    stored["branches"][""]["classes"][1]["name"] = "lung"
     torch.save(stored, tmp_path / "other.ckpt")
     task = VolumeSegmentation.load_from_checkpoint(trained[0], map_location="cpu")
     task.ensemble = [str(trained[1])]
-    task._members = [task._member(task.ensemble[0], None)]
+    task._members = [task._member(task.ensemble[0], {})]
     task.on_predict_start()
     task.ensemble = [str(tmp_path / "other.ckpt")]
-    task._members = [task._member(task.ensemble[0], None)]
+    task._members = [task._member(task.ensemble[0], {})]
     for start in (task.on_predict_start, task.on_validation_start, task.on_test_start):
         with pytest.raises(ValueError, match="other.ckpt segments .*, lung, .* model .*liver"):
             start()

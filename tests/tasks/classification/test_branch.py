@@ -14,22 +14,23 @@ import torch
 from PIL import Image
 
 from trunkline.evaluation.pictures.boxes import class_colour
-from trunkline.tasks.classification.writer import (
-    ClassificationWriter,
-    as_picture,
-    draw_label,
-    label_texts,
-    predictions_csv,
-)
+from trunkline.tasks.classification.branch import as_picture, draw_label, label_texts, prediction_rows
 
 NAMES = ["ant", "bee, big", "cat"]
 
 
 def predict(tiny, folder, task, data, pictures=False, min_score=0.5):
-    run = tiny.trainer(folder, callbacks=[ClassificationWriter(folder / "out", pictures, min_score)])
+    run = tiny.trainer(folder, callbacks=[task.prediction_writer(folder / "out", pictures, min_score)])
     run.predict(task, data, return_predictions=False)
     with open(folder / "out" / "predictions.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def predictions_csv(*arguments):
+    text = io.StringIO(newline="")
+    header, rows = prediction_rows(*arguments)
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def test_table_of_single_labels_by_hand():
@@ -65,11 +66,14 @@ def test_predict_writes_every_image_with_its_path_and_the_networks_probabilities
     with torch.no_grad():
         expected = torch.cat([task.eval()(b.image, b.image_sizes).probabilities for b in data.batches])
     for row, probabilities in zip(rows, expected.tolist(), strict=True):
-        assert [float(row[name]) for name in data.class_names] == pytest.approx(probabilities, rel=1e-5)
+        assert [float(row[name]) for name in data.names] == pytest.approx(probabilities, rel=1e-5)
         best = max(range(3), key=lambda k: probabilities[k])
-        assert row["label"] == data.class_names[best] and float(row["score"]) == float(row[row["label"]])
+        assert row["label"] == data.names[best] and float(row["score"]) == float(row[row["label"]])
     assert str((tmp_path / "out" / "predictions.csv").resolve()) in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]  # no pictures
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["images.json", "predictions.csv"]  # no pictures
+    images = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert images == [{"id": i, "file_name": f"folder/{i}, really.png"} for i in range(11)]
 
 
 def test_min_score_chooses_the_labels_where_there_may_be_several(tiny, tmp_path):
@@ -77,7 +81,7 @@ def test_min_score_chooses_the_labels_where_there_may_be_several(tiny, tmp_path)
     task = tiny.classifier(head={"multi_label": True})
     for min_score in (0.4, 0.55):
         for row in predict(tiny, tmp_path, task, data, min_score=min_score):
-            chosen = [name for name in data.class_names if float(row[name]) >= min_score]
+            chosen = [name for name in data.names if float(row[name]) >= min_score]
             assert row["labels"] == ";".join(chosen)
 
 
@@ -87,7 +91,8 @@ def test_the_checkpoints_names_are_used_for_prediction(tiny, tmp_path):
     run = tiny.trainer(tmp_path)
     run.strategy.connect(task)
     run.save_checkpoint(tmp_path / "one.ckpt")
-    writer, fresh = ClassificationWriter(tmp_path / "out", False), tiny.classifier()
+    fresh = tiny.classifier()
+    writer = fresh.prediction_writer(tmp_path / "out", False, 0.5)
     tiny.trainer(tmp_path, callbacks=[writer]).predict(
         fresh, tiny.Memory(names=("x", "y")), ckpt_path=tmp_path / "one.ckpt", return_predictions=False
     )
@@ -97,17 +102,17 @@ def test_the_checkpoints_names_are_used_for_prediction(tiny, tmp_path):
 
 def test_pictures_show_the_first_images_and_scans_have_none(tiny, tmp_path, capsys):
     predict(tiny, tmp_path, tiny.classifier(), tiny.Memory(), pictures=True)
-    sheet = Image.open(tmp_path / "out" / "pictures.jpg")
+    sheet = Image.open(tmp_path / "out" / "pictures" / "sheet.jpg")
     assert sheet.size == (8 * 168 + 8, 2 * 168 + 8)  # 11 pictures of 160 pixels, 8 in a row
-    assert "pictures of the first 11" in capsys.readouterr().out
+    assert str(tmp_path / "out" / "pictures") in capsys.readouterr().out
     (tmp_path / "scans").mkdir()
     predict(tiny, tmp_path / "scans", tiny.classifier(ndim=3), tiny.Memory(ndim=3), pictures=True)
-    assert not (tmp_path / "scans" / "out" / "pictures.jpg").exists()
+    assert not (tmp_path / "scans" / "out" / "pictures" / "sheet.jpg").exists()
 
 
 def test_a_sheet_holds_at_most_64_pictures(tiny, tmp_path):
     predict(tiny, tmp_path, tiny.classifier(), tiny.Memory(sizes=(60, 60)), pictures=True)
-    assert Image.open(tmp_path / "out" / "pictures.jpg").size == (8 * 168 + 8,) * 2
+    assert Image.open(tmp_path / "out" / "pictures" / "sheet.jpg").size == (8 * 168 + 8,) * 2
 
 
 @pytest.mark.parametrize(
@@ -175,7 +180,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_predicted(
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and allowed(path, mode))
     task = tiny.classifier()
     task.predict_step = lambda *_: pytest.fail("predicted")
-    run = tiny.trainer(tmp_path, callbacks=[ClassificationWriter(tmp_path / place)])
+    run = tiny.trainer(tmp_path, callbacks=[task.prediction_writer(tmp_path / place, True, 0.5)])
     words = "locked may not be written to" if "locked" in place else "file is no folder"
     with pytest.raises(OSError, match=f"output.folder: .*{words}; give another --output.folder"):
         run.predict(task, tiny.Memory(), return_predictions=False)
@@ -194,7 +199,7 @@ def test_a_full_disk_names_the_folder_and_leaves_the_old_table(tiny, tmp_path, m
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"output.folder: .*out cannot be written to .*No space.*make room"):
         predict(tiny, tmp_path, task, data)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images.json", "predictions.csv"]
     assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
 
 
@@ -207,7 +212,6 @@ parts = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(parts)
 import json, torch
 from torch.utils.data import DataLoader
-from trunkline.tasks.classification_writer import ClassificationWriter
 
 torch.set_num_threads(1)
 devices, folder = int(sys.argv[2]), Path(sys.argv[3])
@@ -218,15 +222,16 @@ class Shared(parts.Memory):
         return DataLoader(share, batch_size=None)
     val_dataloader = predict_dataloader = train_dataloader
 
+task = parts.classifier()
 run = parts.trainer(
     folder, devices=devices, strategy="ddp" if devices > 1 else "auto", use_distributed_sampler=False,
-    callbacks=[ClassificationWriter(folder, False)],
+    callbacks=[task.prediction_writer(folder, False, 0.5)],
 )
-task, data = parts.classifier(), Shared(unknown=(4, 5, 6, 7))  # rank 1 has no label at all
-figures = run.validate(task, data, verbose=False)[0]
+data = Shared(unknown=(4, 5, 6, 7))  # rank 1 has no label at all
+metrics = run.validate(task, data, verbose=False)[0]
 run.predict(task, data, return_predictions=False)
 if run.is_global_zero:
-    found = {"figures": figures, "confusion": task.result.confusion.tolist()}
+    found = {"metrics": metrics, "confusion": task.result.confusion.tolist()}
     (folder / "found.json").write_text(json.dumps(found))
 """
 
@@ -240,7 +245,7 @@ def test_two_processes_write_and_evaluate_like_one(tmp_path):
         folder = tmp_path / str(devices)
         folder.mkdir()
         done = subprocess.run(
-            [sys.executable, script, Path(__file__).with_name("conftest.py"), str(devices), folder],
+            [sys.executable, script, Path(__file__).parents[1] / "conftest.py", str(devices), folder],
             capture_output=True,
             text=True,
             timeout=300,
@@ -249,7 +254,7 @@ def test_two_processes_write_and_evaluate_like_one(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / str(n) / "found.json").read_text()) for n in (1, 2))
     assert two["confusion"] == one["confusion"] and sum(map(sum, one["confusion"])) == 7
-    assert two["figures"] == pytest.approx(one["figures"], rel=1e-5)
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
     tables = [(tmp_path / str(n) / "predictions.csv").read_text() for n in (1, 2)]
     rows, others = (list(csv.reader(io.StringIO(table))) for table in tables)
     assert len(rows) == 1 + 11
