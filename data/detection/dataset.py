@@ -115,10 +115,10 @@ class CocoDetectionDataset(Dataset):
         path = self.index.path(request.index)
         expected = tuple(self.index.sizes[request.index].tolist())
         image = read_image(path, enough=self._scaled(expected, request) if self.reduced else None)
-        found = image_size(path) if self.reduced else image.shape[:2]
-        if found != expected:
+        size = image_size(path) if self.reduced else image.shape[:2]
+        if size != expected:
             raise ImageError(
-                f"{path}: is {found[0]}x{found[1]} pixels (height x width), the annotations say "
+                f"{path}: is {size[0]}x{size[1]} pixels (height x width), the annotations say "
                 f"{expected[0]}x{expected[1]}; check_images lists all such images before training"
             )
         return image

@@ -18,7 +18,6 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ..shared.coco_json import (
-    AnnotationError,
     BoxColumns,
     InstanceKind,
     OnBadBox,
@@ -98,11 +97,7 @@ class CocoIndex:
         return slice(start, end)
 
     def instances(self, index: int) -> Instances | None:
-        """Return masks and keypoints of one image in its pixels on disk; None if none are kept.
-
-        Raises:
-            AnnotationError: if a mask is damaged, naming the annotation.
-        """
+        """Return masks and keypoints of one image in its pixels on disk; None if none are kept."""
         if self.masks is None and self.keypoints is None:
             return None
         rows, size = self.rows(index), tuple(self.sizes[index].tolist())
@@ -117,14 +112,8 @@ class CocoIndex:
         if self.masks is None:
             return None
         bitmaps = np.zeros((rows.stop - rows.start, *size), dtype=np.uint8)
-        for place, row in enumerate(range(rows.start, rows.stop)):
-            try:
-                bitmaps[place] = coco_mask.decode(self.masks.run_lengths(row, size))
-            except Exception as error:  # pycocotools raises plain exceptions
-                number = int(self.annotation_ids[row])
-                raise AnnotationError(
-                    f"{self.path(index)}: damaged mask of annotation id {number} ({error}); export it again"
-                ) from error
+        for bitmap, row in zip(bitmaps, range(rows.start, rows.stop), strict=True):
+            bitmap[:] = coco_mask.decode(self.masks.run_lengths(row, size))
         return bitmaps
 
     def with_boxes(self) -> CocoIndex:
@@ -150,7 +139,7 @@ class CocoIndex:
         """Return a COCO instances dict for an evaluator: original image and category ids, ``xywh`` boxes.
 
         Annotations are numbered 1..N in the order of the index: pycocotools takes an annotation with id 0 for
-        an object that was never found.
+        an object without a match.
         """
         images = [
             {"id": image_id, "file_name": self.file_name(index), "height": height, "width": width}

@@ -32,7 +32,7 @@ class KeypointClasses:
 
     Attributes:
         names: of the keypoints; empty for a class that has none.
-        skeletons: pairs of keypoints to join in a picture, counted from 0.
+        skeletons: pairs of keypoints to join when drawn, counted from 0.
     """
 
     names: tuple[tuple[str, ...], ...]

@@ -286,12 +286,12 @@ def _mask_defaults(cls: type) -> dict[str, int]:
     transforms that turn or bend images do so anyway, and do not take it.
     """
     parameters = inspect.signature(cls.__init__).parameters
-    found = {"fill_mask": IGNORE_INDEX} if "fill_mask" in parameters else {}
+    defaults = {"fill_mask": IGNORE_INDEX} if "fill_mask" in parameters else {}
     if "mask_interpolation" in parameters:
         allowed = str(parameters["mask_interpolation"].annotation)
         if "INTER_NEAREST_EXACT" in allowed:
-            found["mask_interpolation"] = cv2.INTER_NEAREST_EXACT
-    return found
+            defaults["mask_interpolation"] = cv2.INTER_NEAREST_EXACT
+    return defaults
 
 
 def _check_labels_kept(compose: A.BaseCompose) -> None:

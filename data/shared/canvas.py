@@ -18,10 +18,10 @@ ASPECT_RATIOS = (1.04, 4 / 3, 3 / 2)  # nearly square, most cameras, 35 mm film;
 
 
 class Request(NamedTuple):
-    """What a sampler asks of a data set.
+    """What a sampler asks of a dataset.
 
     Attributes:
-        index: position of the image in the data set.
+        index: position of the image in the dataset.
         short_side: wanted length of the shorter side after resizing, in pixels.
         canvas: height and width to pad to; the resized image is made to fit.
         seed: fixes the augmentation of this image in this epoch, whichever worker serves it.
@@ -201,7 +201,7 @@ class CanvasBatchSampler(DistributedSampler):
 
     def _evaluation_batches(self) -> list[np.ndarray]:
         size = self.batch_size
-        # A rank without a batch would leave the others waiting for it at the end of the epoch.
+        # A rank without a batch would block the others at the end of the epoch.
         while size > 1 and sum(-(-len(group) // size) for group in self.groups) < self.num_replicas:
             size -= 1
         batches = [

@@ -68,13 +68,34 @@ def pack_outline(segmentation: Any) -> Outline:
 def _pack_run_lengths(segmentation: dict[str, Any]) -> Outline:
     counts, size = segmentation.get("counts"), segmentation.get("size")
     fits = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-    if fits and isinstance(counts, str):
+    if fits and isinstance(counts, str) and _pixels_of(counts.encode()) == size[0] * size[1]:
         return Outline(False, [counts.encode()], (size[0], size[1]))
     runs = counts if isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) else []
     if fits and sum(runs) == size[0] * size[1]:
         code = coco_mask.frPyObjects({"counts": runs, "size": size}, *size)
         return Outline(False, [code["counts"]], (size[0], size[1]))
     return Outline(False, [], problem="run lengths without a size that they fill")
+
+
+def _pixels_of(counts: bytes) -> int:
+    """Return how many pixels compressed run lengths fill, -1 for a damaged code.
+
+    pycocotools decodes codes that fill too few, and leaves the rest of the bitmap as memory happened to be.
+    The code is that of its ``rleFrString``: digits of five bits, the lowest first, bit 32 where more follow,
+    bit 16 of the last one for the sign; from the fourth run on, the difference from the run but one before.
+    """
+    digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    if not len(digits) or not ((digits >= 0) & (digits < 64)).all() or digits[-1] & 32:
+        return -1
+    last = np.flatnonzero(digits & 32 == 0)
+    first = np.append(0, last[:-1] + 1)
+    places = np.arange(len(digits)) - np.repeat(first, last - first + 1)
+    if places.max() > 6:  # more than 32 bits
+        return -1
+    runs = np.add.reduceat((digits & 31) << (5 * places), first)
+    runs -= (digits[last] & 16 > 0).astype(np.int64) << (5 * (places[last] + 1))
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    return int(runs.sum()) if (runs >= 0).all() else -1
 
 
 def size_problem(outline: Outline, size: Sequence[int]) -> str:

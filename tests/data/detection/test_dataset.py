@@ -1,4 +1,4 @@
-"""The data set: one sample from file to tensors."""
+"""The dataset: one sample from file to tensors."""
 
 import gc
 import io

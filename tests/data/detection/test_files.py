@@ -1,4 +1,4 @@
-"""Finding the files of a data set, and what is wrong with them."""
+"""Finding the files of a dataset, and what is wrong with them."""
 
 import json
 import logging

@@ -1,6 +1,7 @@
 """The data module under a trainer: epochs, resuming, overfitting, several processes, prediction."""
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 from trunkline.data.detection.module import CocoDetection
 from trunkline.data.shared.io import ImageError
 from trunkline.data.shared.locate import DataNotFoundError
+from trunkline.data.shared.module import DataContractError
 
 SMALL = {"short_side": 64, "long_side": 107, "batch_size": 4, "workers": 0}
 
@@ -57,6 +59,48 @@ def test_test_stage_uses_validation_data_unless_test_data_is_given(root, recorde
     model = recorder()
     trainer().test(model, CocoDetection(str(root), **given, **SMALL), verbose=False)
     assert sorted(model.validated) == list(range(1, 22))
+
+
+def test_test_data_under_root_are_used_and_their_lack_is_said(own, recorder, trainer, caplog):
+    with caplog.at_level(logging.WARNING, "trunkline"):
+        module = CocoDetection(str(own), **SMALL)
+        trainer().test(recorder(), module, verbose=False)
+    assert "there are no test data: the val data take their place" in caplog.text
+    assert module.evaluation_truth("detection", "test") == module.evaluation_truth("detection", "validate")
+    content = json.loads((own / "annotations/instances_train.json").read_text())
+    kept = {row["id"] for row in content["images"][:2]}
+    content["images"] = content["images"][:2]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
+    (own / "annotations/instances_test.json").write_text(json.dumps(content))
+    (own / "images/train").rename(own / "images/test")
+    caplog.clear()
+    model, module = recorder(), CocoDetection(str(own), **SMALL)
+    with caplog.at_level(logging.WARNING, "trunkline"):
+        trainer().test(model, module, verbose=False)
+    assert sorted(model.validated) == sorted(kept) and "val" not in module.splits
+    assert not [record for record in caplog.records if record.name == "trunkline"]
+    truth = module.evaluation_truth("detection", "test")
+    assert {row["id"] for row in truth["images"]} == kept
+    assert len(truth["annotations"]) == len(content["annotations"])
+
+
+def test_the_module_fulfils_the_contract_with_tasks(root):
+    module = CocoDetection(str(root), **SMALL)
+    assert module.label_kinds == ("detection",) and module.image_layout() == (3, 2)
+    assert module.label_classes("detection") == () and module.evaluation_truth("detection", "fit") is None
+    module.setup("fit")
+    assert [category.id for category in module.label_classes("detection")] == [1, 3, 7]
+    truth = module.evaluation_truth("detection", "fit")
+    assert truth == module.splits["val"].as_coco() and len(truth["images"]) == 10
+    for call in (
+        lambda: module.label_classes("segmentation"),
+        lambda: module.label_counts("detection"),
+        lambda: module.evaluation_truth("segmentation", "fit"),
+    ):
+        with pytest.raises(DataContractError, match="CocoDetection has no "):
+            call()
+    with pytest.raises(RuntimeError, match="predict data have not been read"):
+        module.prediction_paths()
 
 
 @pytest.mark.slow

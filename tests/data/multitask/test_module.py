@@ -12,6 +12,7 @@ from PIL import Image
 from trunkline.data.multitask.batches import MultiTaskBatch
 from trunkline.data.multitask.module import CocoDetectionAndMasks
 from trunkline.data.shared.class_table import MaskError
+from trunkline.data.shared.module import DataContractError
 
 
 def module(root, **arguments):
@@ -284,3 +285,53 @@ def test_the_loader_is_small_enough_for_worker_processes(shapes_with_masks):
     """Its function that joins samples must not drag the whole module along."""
     data = ready(shapes_with_masks)
     assert len(pickle.dumps(data.train_dataloader().collate_fn)) < 200
+
+
+def test_the_module_fulfils_the_contract_with_tasks(shapes_with_masks):
+    data = ready(shapes_with_masks)
+    assert data.label_kinds == ("detection", "segmentation") and data.image_layout() == (3, 2)
+    assert [c.name for c in data.label_classes("detection")] == ["circle", "rectangle", "triangle"]
+    assert len(data.evaluation_truth("detection", "validate")["images"]) == 6
+    for call in (
+        lambda: data.label_classes("classification"),
+        lambda: data.label_counts("detection"),
+        lambda: data.evaluation_truth("segmentation", "fit"),  # it travels in the batches
+    ):
+        with pytest.raises(DataContractError, match="CocoDetectionAndMasks has no "):
+            call()
+
+
+def test_test_data_under_root_are_used_with_their_masks(shapes_with_masks):
+    for folder in ("images", "masks"):
+        shutil.copytree(shapes_with_masks / folder / "train", shapes_with_masks / folder / "test")
+    annotations = shapes_with_masks / "annotations"
+    shutil.copy(annotations / "instances_train.json", annotations / "instances_test.json")
+    for path in (shapes_with_masks / "masks" / "test").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 7)).save(path)
+    data = ready(shapes_with_masks, "test")
+    masks = [mask for batch in data.test_dataloader() for mask in batch.truth]
+    assert len(masks) == 8 and {label for mask in masks for label in mask.unique().tolist()} == {3}
+
+
+def test_instance_masks_and_classes_of_pixels_travel_together(shapes_with_masks):
+    """Objects drawn as polygons of their boxes; the other masks are as they were."""
+    for split in ("train", "val"):
+        path = shapes_with_masks / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        for row in content["annotations"]:
+            x, y, width, height = row["bbox"]
+            row["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        path.write_text(json.dumps(content))
+    flip = [{"HorizontalFlip": {"p": 1.0}}]
+    plain = ready(shapes_with_masks, augment=flip).train_dataloader()
+    carrying = ready(shapes_with_masks, augment=flip, instances=["masks"]).train_dataloader()
+    for one, other in zip(plain, carrying, strict=True):
+        assert torch.equal(one.mask, other.mask) and torch.equal(one.boxes, other.boxes)
+        assert one.masks is None and torch.equal(one.image, other.image)
+        for i, labels in enumerate(other.labels):
+            bitmaps = other.masks.bitmaps(i)
+            assert len(bitmaps) == int((labels >= 0).sum())
+            for bitmap, box in zip(bitmaps, other.boxes[i], strict=False):
+                rows, columns = torch.where(bitmap)
+                edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                assert (torch.stack(edges) - box).abs().max() <= 1
