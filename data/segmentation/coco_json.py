@@ -9,37 +9,21 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 
 from ..shared.class_table import UNKNOWN, Background, ClassTable, row_id
 from ..shared.coco_json import AnnotationError, read_categories, read_images
 from ..shared.common import PackedNames, listing, number_of
 from ..shared.labels import LabelClass
 from ..shared.locate import DataNotFoundError
+from ..shared.outlines import NO_OUTLINE, Outlines, size_problem, starts, with_packed_outline
 from .coco_masks import InstanceMasks, Overlaps, PanopticMasks, Shapes
 from .pairs import Unpaired
 
 logger = logging.getLogger("trunkline")
-
-_FEWEST_NUMBERS = 6  # of a polygon: three corners
-_FARTHEST = 1e5  # pixels from the origin; drawing takes memory in proportion
-
-
-class _Outline(NamedTuple):
-    """A segmentation, packed while the file is parsed, so that its numbers never exist all at once."""
-
-    polygons: bool
-    pieces: list[bytes]
-    size: tuple[int, int] | None = None  # of run lengths, height and width
-    problem: str = ""
-    dropped: int = 0
-
-
-_NO_OUTLINE = _Outline(True, [], problem="no segmentation")
 
 
 def read_mask_json(
@@ -93,49 +77,13 @@ def _load(source: Path) -> dict[str, Any]:
     if (megabytes := source.stat().st_size / 2**20) > 50:
         logger.info("reading %s (%.0f MB)", source, megabytes)
     try:
-        content = json.loads(source.read_bytes(), object_hook=_with_packed_outline)
+        content = json.loads(source.read_bytes(), object_hook=with_packed_outline)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AnnotationError(f"{source}: not readable as JSON ({error}); export it again") from error
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
         raise AnnotationError(f"{source}: has no lists {', '.join(lists)}; is it a COCO file?")
     return content
-
-
-def _with_packed_outline(record: dict[str, Any]) -> dict[str, Any]:
-    if "segmentation" in record:
-        record["segmentation"] = _packed(record["segmentation"])
-    return record
-
-
-def _packed(outline: Any) -> _Outline:
-    if isinstance(outline, dict):
-        return _packed_run_lengths(outline)
-    if not isinstance(outline, list) or not outline:
-        return _NO_OUTLINE
-    pieces: list[bytes] = []
-    for polygon in outline:
-        try:
-            numbers = np.array(polygon, dtype=np.float64)
-        except (TypeError, ValueError):
-            numbers = np.zeros((0, 0))
-        if numbers.ndim != 1 or len(numbers) % 2 or not (np.abs(numbers) < _FARTHEST).all():
-            return _Outline(True, [], problem="a polygon is no list of x and y in turn, in pixels")
-        if len(numbers) >= _FEWEST_NUMBERS:
-            pieces.append(numbers.tobytes())
-    return _Outline(True, pieces, dropped=len(outline) - len(pieces))
-
-
-def _packed_run_lengths(outline: dict[str, Any]) -> _Outline:
-    counts, size = outline.get("counts"), outline.get("size")
-    fits = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-    if fits and isinstance(counts, str):
-        return _Outline(False, [counts.encode()], (size[0], size[1]))
-    runs = counts if isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) else []
-    if fits and sum(runs) == size[0] * size[1]:
-        code = coco_mask.frPyObjects({"counts": runs, "size": size}, *size)
-        return _Outline(False, [code["counts"]], (size[0], size[1]))
-    return _Outline(False, [], problem="run lengths without a size that they fill")
 
 
 def _shapes(
@@ -150,7 +98,7 @@ def _shapes(
         label = UNKNOWN if problem else int(table.labels(np.array(record["category_id"])))
         drawn = not problem and (label != table.rest or record["category_id"] in table.ignored)
         if drawn:
-            problem = record.get("segmentation", _NO_OUTLINE).problem
+            problem = record.get("segmentation", NO_OUTLINE).problem
         if problem:
             name = record.get("id", f"number {number}") if isinstance(record, dict) else f"number {number}"
             problems.append(f"annotation id {name}: {problem}")
@@ -175,18 +123,11 @@ def _annotation_problem(record: Any, position_of: dict[int, int], known: set[int
         return f"image_id {image_id!r} is not that of an image in the file"
     if type(category_id) is not int or category_id not in known:
         return f"category_id {category_id!r} is not that of a category in the file"
-    outline = record.get("segmentation")
-    if isinstance(outline, _Outline) and outline.size is not None:
-        height, width = sizes[position_of[image_id]].tolist()
-        if outline.size != (height, width):
-            return f"run lengths of size {list(outline.size)}, but the image has [{height}, {width}]"
-    return ""
+    outline = record.get("segmentation", NO_OUTLINE)
+    return size_problem(outline, sizes[position_of[image_id]].tolist())
 
 
 def _pack(kept: list[tuple[int, int, dict]], images: int) -> Shapes:
-    outlines: list[_Outline] = [record["segmentation"] for _, _, record in kept]
-    pieces = [piece for outline in outlines for piece in outline.pieces]
-    content = np.frombuffer(b"".join(pieces), dtype=np.uint8).copy()  # torch wants writable memory
     positions = np.array([position for position, _, _ in kept], dtype=np.int64)
     areas = [record.get("area") for _, _, record in kept]
     return Shapes(
@@ -194,15 +135,8 @@ def _pack(kept: list[tuple[int, int, dict]], images: int) -> Shapes:
         labels=torch.tensor([label for _, label, _ in kept], dtype=torch.uint8),
         crowd=torch.tensor([bool(record.get("iscrowd", 0)) for _, _, record in kept], dtype=torch.bool),
         area=torch.tensor([a if isinstance(a, int | float) else 0.0 for a in areas], dtype=torch.float64),
-        polygons=torch.tensor([outline.polygons for outline in outlines], dtype=torch.bool),
-        pieces=_starts([len(outline.pieces) for outline in outlines]),
-        offsets=_starts([len(piece) for piece in pieces]),
-        content=torch.from_numpy(content),
+        **vars(Outlines.pack(record["segmentation"] for _, _, record in kept)),
     )
-
-
-def _starts(lengths: Sequence[int]) -> torch.Tensor:
-    return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))
 
 
 def _panoptic(
@@ -245,7 +179,7 @@ def _panoptic(
         str(_panoptic_folder(source, record_of[kept[0]]["file_name"])),
         PackedNames.pack(record_of[position]["file_name"] for position in kept),
         table,
-        _starts([len(pairs) for pairs in segments]),
+        starts([len(pairs) for pairs in segments]),
         torch.from_numpy(ids),
         torch.from_numpy(table.labels(category_ids).astype(np.uint8)),
     )

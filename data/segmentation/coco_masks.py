@@ -1,7 +1,7 @@
 """Masks out of COCO files: instances (polygons and run lengths) rasterised, and panoptic PNGs.
 
-Letters in shapes: I images, A annotations, P pieces (polygons, or one run-length code) of all annotations, N
-bytes, G segments of panoptic PNGs; h w height and width of a mask in pixels, K classes.
+Letters in shapes: I images, A annotations, G segments of panoptic PNGs; h w height and width of a mask in
+pixels, K classes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,48 +20,27 @@ from ...constants import IGNORE_INDEX
 from ..shared.class_table import UNKNOWN, ClassTable, MaskError
 from ..shared.common import PackedNames
 from ..shared.io import ImageError, read_mask
+from ..shared.outlines import Outlines
 from .masks import MaskFiles, Survey, described
 
 Overlaps = Literal["smaller", "ignore"]
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """The outlines of all annotations, without a Python object per record.
+class Shapes(Outlines):
+    """The outlines of all annotations, by image.
 
     Attributes:
         rows: ``[I + 1]`` int64; image i has the annotations ``rows[i]:rows[i + 1]``.
         labels: ``[A]`` uint8 in 0..K-1, or 255.
         crowd: ``[A]`` bool.
         area: ``[A]`` float64, as the file gives it.
-        polygons: ``[A]`` bool; the pieces of an annotation are polygons, or else one run-length code.
-        pieces: ``[A + 1]`` int64; annotation a has the pieces ``pieces[a]:pieces[a + 1]``.
-        offsets: ``[P + 1]`` int64 into ``content``.
-        content: ``[N]`` uint8: x and y as float64 in turn, or COCO's compressed run lengths.
     """
 
     rows: Tensor
     labels: Tensor
     crowd: Tensor
     area: Tensor
-    polygons: Tensor
-    pieces: Tensor
-    offsets: Tensor
-    content: Tensor
-
-    def run_lengths(self, annotation: int, size: tuple[int, int]) -> dict[str, Any]:
-        """Return pycocotools' run-length code of one annotation; ``size`` is height and width."""
-        first, last = self.pieces[annotation : annotation + 2].tolist()
-        offsets = self.offsets[first : last + 1].tolist()
-        content = self.content[offsets[0] : offsets[-1]].numpy().tobytes()
-        if not self.polygons[annotation]:
-            return {"size": list(size), "counts": content}
-        start = offsets[0]
-        outlines = [
-            np.frombuffer(content[low - start : high - start])
-            for low, high in zip(offsets[:-1], offsets[1:], strict=True)
-        ]
-        return coco_mask.merge(coco_mask.frPyObjects(outlines, *size))
 
 
 class InstanceMasks:
@@ -116,30 +95,22 @@ class InstanceMasks:
         return height, width
 
     def mask(self, position: int) -> np.ndarray:
-        """Return ``[h, w]`` uint8 labels.
-
-        Raises:
-            MaskError: if a run-length code is damaged.
-        """
+        """Return ``[h, w]`` uint8 labels."""
         size, shapes, rows = self.size(position), self.shapes, self._annotations(position)
         labels = np.full(size, self.table.rest, dtype=np.uint8)
         covered = np.zeros(size, dtype=bool) if self.overlaps == "ignore" else None
-        try:
-            codes = [shapes.run_lengths(row, size) for row in rows]
-            # One at a time: pycocotools 2.0.11 fails to take the areas of more than 255 at once.
-            areas = np.array([coco_mask.area(code) for code in codes], dtype=np.int64)
-            crowd = shapes.crowd[rows.start : rows.stop].numpy()
-            for n in np.lexsort((-areas, ~crowd)).tolist():
-                x, y, width, height = map(int, coco_mask.toBbox(codes[n]))
-                inside = (slice(y, y + height), slice(x, x + width))
-                drawn = coco_mask.decode(codes[n])[inside] != 0
-                labels[inside][drawn] = int(shapes.labels[rows[n]])
-                if covered is not None:
-                    labels[inside][drawn & covered[inside]] = IGNORE_INDEX
-                    covered[inside] |= drawn
-        except Exception as error:  # pycocotools raises plain exceptions
-            text = f"{self.name(position)}: damaged segmentation ({error}); export it again"
-            raise MaskError(text) from error
+        codes = [shapes.run_lengths(row, size) for row in rows]
+        # One at a time: pycocotools 2.0.11 fails to take the areas of more than 255 at once.
+        areas = np.array([coco_mask.area(code) for code in codes], dtype=np.int64)
+        crowd = shapes.crowd[rows.start : rows.stop].numpy()
+        for n in np.lexsort((-areas, ~crowd)).tolist():
+            x, y, width, height = map(int, coco_mask.toBbox(codes[n]))
+            inside = (slice(y, y + height), slice(x, x + width))
+            drawn = coco_mask.decode(codes[n])[inside] != 0
+            labels[inside][drawn] = int(shapes.labels[rows[n]])
+            if covered is not None:
+                labels[inside][drawn & covered[inside]] = IGNORE_INDEX
+                covered[inside] |= drawn
         return labels
 
     def survey(self, position: int) -> Survey:

@@ -121,12 +121,12 @@ class Outlines:
     offsets: Tensor
     content: Tensor
 
-    @classmethod
-    def pack(cls, outlines: Iterable[Outline]) -> Outlines:
+    @staticmethod
+    def pack(outlines: Iterable[Outline]) -> Outlines:
         """Copy outlines into a few tensors."""
         outlines = list(outlines)
         pieces = [piece for outline in outlines for piece in outline.pieces]
-        return cls(
+        return Outlines(
             polygons=torch.tensor([outline.polygons for outline in outlines], dtype=torch.bool),
             pieces=starts([len(outline.pieces) for outline in outlines]),
             offsets=starts([len(piece) for piece in pieces]),

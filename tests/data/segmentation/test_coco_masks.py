@@ -268,13 +268,12 @@ def test_files_of_another_form_are_errors(tmp_path):
         read_mask_json(write(tmp_path, [1]))
 
 
-def test_damaged_run_lengths_name_the_image(tmp_path):
+def test_damaged_run_lengths_name_the_annotation_before_training(tmp_path):
     content = random_file(0, annotations=1)
     content["annotations"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": "ab"}
-    _, masks = read_mask_json(write(tmp_path, content))
-    position = content["annotations"][0]["image_id"] // 10
-    with pytest.raises(MaskError, match=f"image id {10 * position}: damaged segmentation"):
-        masks.mask(position)
+    number = content["annotations"][0]["id"]
+    with pytest.raises(AnnotationError, match=f"id {number}: run lengths without a size that they fill"):
+        read_mask_json(write(tmp_path, content))
 
 
 def test_packed_content_is_tensors(tmp_path):
