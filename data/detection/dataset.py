@@ -149,8 +149,8 @@ class CocoDetectionDataset(Dataset):
 
 
 def _resized(mask: np.ndarray, size: tuple[int, int]) -> RunLengths:
-    """Resize a bitmap and return its run lengths."""
-    return coco_mask.encode(np.asfortranarray(resize_mask(np.ascontiguousarray(mask), size)))
+    """Resize a bitmap and return its run lengths, which go by columns: so nothing has to be transposed."""
+    return coco_mask.encode(resize_mask(np.ascontiguousarray(mask.T), size[::-1]).T)
 
 
 def _scaled_points(keypoints: np.ndarray, factor: torch.Tensor) -> torch.Tensor:

@@ -111,7 +111,8 @@ class CocoIndex:
         """Return ``[m, h0, w0]`` uint8 masks."""
         if self.masks is None:
             return None
-        bitmaps = np.zeros((rows.stop - rows.start, *size), dtype=np.uint8)
+        # Columns are neighbours in memory, as in pycocotools.
+        bitmaps = np.zeros((rows.stop - rows.start, *size[::-1]), dtype=np.uint8).transpose(0, 2, 1)
         for bitmap, row in zip(bitmaps, range(rows.start, rows.stop), strict=True):
             bitmap[:] = coco_mask.decode(self.masks.run_lengths(row, size))
         return bitmaps
