@@ -52,11 +52,11 @@ logger = logging.getLogger("trunkline")
 VOC_FOLDERS = ("", "VOC2012", "VOCdevkit/VOC2012", "VOC2007", "VOCdevkit/VOC2007")
 _LOOKED_FOR = (
     "images/{split} with masks/{split} (or labels or annotations; or {split}/images with {split}/masks)",
-    "ImageSets/Segmentation/{split}.txt with JPEGImages and LabelClass",
+    "ImageSets/Segmentation/{split}.txt with JPEGImages and SegmentationClass",
     "leftImg8bit/{split} with gtFine/{split}",
     "annotations/instances_{split}.json with images/{split}",
 )
-VOC_PARTS = ("JPEGImages", "LabelClass", "ImageSets/Segmentation/{split}.txt")
+VOC_PARTS = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation/{split}.txt")
 
 
 class SplitPaths(NamedTuple):
@@ -212,7 +212,7 @@ class SegmentationSources:
         if images is not None and images.lower().endswith(".txt"):
             listed = find(self.root, images, (), split, "images")
             folder = self._listed_folder(split, masks, listed)
-            near = [str(folder.parent / "LabelClass"), *(str(folder.parent / m) for m in MASK_FOLDERS)]
+            near = [str(folder.parent / "SegmentationClass"), *(str(folder.parent / m) for m in MASK_FOLDERS)]
             return SplitPaths(folder, find(self.root, masks, near, split, "masks"), listed)
         image_places = [f"{i}/{n}" for n in names for i in IMAGE_FOLDERS]
         image_places += [f"{n}/{i}" for n in names for i in IMAGE_FOLDERS]

@@ -31,7 +31,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
 
     What is not given is looked for under ``root``, in this order:
 
-    - Pascal VOC (also below ``VOCdevkit/VOC2012``): ``JPEGImages``, ``LabelClass`` and
+    - Pascal VOC (also below ``VOCdevkit/VOC2012``): ``JPEGImages``, ``SegmentationClass`` and
       ``ImageSets/Segmentation/{split}.txt``;
     - Cityscapes: ``leftImg8bit/{split}/*/*_leftImg8bit.png`` with ``gtFine/{split}/*/*_gtFine_labelIds.png``,
       else ``*_labelTrainIds.png``; its 19 classes are known;

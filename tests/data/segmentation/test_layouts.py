@@ -194,7 +194,7 @@ def test_pascal_voc(tmp_path, below):
     for name in ("2007_1", "2007_2", "2007_3", "2007_4"):
         picture(root / f"JPEGImages/{name}.jpg")
         if name != "2007_4":
-            mask(root / f"LabelClass/{name}.png", 14, mode="P")
+            mask(root / f"SegmentationClass/{name}.png", 14, mode="P")
     (lists / "train.txt").write_text("2007_1\n2007_2\n"), (lists / "val.txt").write_text("2007_3\n")
     (
         (lists / "trainval.txt").write_text("2007_1\n2007_2\n2007_3\n"),
@@ -218,9 +218,9 @@ def test_voc_masks_in_its_colours(tmp_path):
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets/Segmentation/train.txt").write_text("a\n")
     picture(tmp_path / "JPEGImages/a.jpg", (3, 1))
-    (tmp_path / "LabelClass").mkdir()
+    (tmp_path / "SegmentationClass").mkdir()
     pixels = np.array([[(0, 0, 0), (192, 128, 128), (224, 224, 192)]], dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "LabelClass/a.png")
+    Image.fromarray(pixels).save(tmp_path / "SegmentationClass/a.png")
     made = read(tmp_path)
     assert (
         made.splits["train"].masks.mask(0).tolist() == [[0, 15, 255]]
