@@ -104,6 +104,8 @@ class ResidualBlock(nn.Module):
     expansion: int
     depth: int  # number of convolutions
 
+    bn1: nn.Module
+
     def __init__(self, place: Place, options: BlockOptions, pre_activation: bool) -> None:
         super().__init__()
         outputs = place.width * self.expansion

@@ -6,7 +6,7 @@ Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +154,9 @@ class DenseNet(Backbone):
         ValueError: if an argument is not one of the values above, or the weights do not fit.
     """
 
+    denseblock4: nn.Module
+    norm5: nn.Module
+
     def __init__(
         self,
         depth: Depth = 121,
@@ -197,7 +200,7 @@ class DenseNet(Backbone):
         for step in steps:
             shrinking = times(shrinking, step)
         self.smallest = tuple((cells - 1) * first + 1 for cells, first in zip(shrinking, stride, strict=True))
-        channels, growth, counts = ARCHITECTURES[self.depth]
+        channels, growth, counts = ARCHITECTURES[cast(int, self.depth)]
         levels = []
         for index, count in enumerate(counts, start=1):
             block = DenseBlock(channels, growth, count, options, self.checkpointing)

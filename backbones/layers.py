@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -172,13 +172,13 @@ def make_conv(
     spread = per_axis("dilation", dilation, ndim)
     sizes = per_axis("kernel", kernel, ndim)
     padding = tuple(size // 2 * step for size, step in zip(sizes, spread, strict=True))
-    kind = nn.Conv2d if ndim == 2 else nn.Conv3d
+    kind: Callable[..., nn.Conv2d | nn.Conv3d] = nn.Conv2d if ndim == 2 else nn.Conv3d
     return kind(inputs, outputs, sizes, stride, padding, dilation=spread, groups=groups, bias=bias)
 
 
 def make_transposed_conv(inputs: int, outputs: int, factors: Axes) -> nn.ConvTranspose2d | nn.ConvTranspose3d:
     """Build a convolution that makes of each cell ``factors`` cells, one number per axis."""
-    kind = nn.ConvTranspose2d if len(factors) == 2 else nn.ConvTranspose3d
+    kind: Callable[..., Any] = nn.ConvTranspose2d if len(factors) == 2 else nn.ConvTranspose3d
     return kind(inputs, outputs, factors, factors)
 
 
@@ -223,11 +223,11 @@ def make_activation(activation: Activation) -> nn.Module:
 class LayerOptions:
     """What all layers of a trunk have in common: number of axes, kind of norm and of activation."""
 
-    ndim: Dimensions = 2
+    ndim: int = 2  # 2 or 3
     norm: Norm = "batch"
     activation: Activation = "relu"
 
-    def make_conv(self, inputs: int, outputs: int, kernel: int | Axes, *more: int | Axes) -> nn.Module:
+    def make_conv(self, inputs: int, outputs: int, kernel: int | Axes, *more: Any) -> nn.Module:
         return make_conv(self.ndim, inputs, outputs, kernel, *more)
 
     def make_norm(self, channels: int) -> nn.Module:
@@ -246,6 +246,8 @@ def make_max_pool(kernel: int, stride: Axes) -> nn.MaxPool2d | nn.MaxPool3d:
 class _CellPool:
     """Averages over cells; one that reaches over the border, or is larger than the whole map, ends there."""
 
+    kernel_size: Any
+
     def forward(self, x: Tensor) -> Tensor:
         # Torch's own does so too, but refuses maps that are smaller than a cell along any axis.
         cell = tuple(min(step, size) for step, size in zip(self.kernel_size, x.shape[2:], strict=True))
@@ -263,9 +265,8 @@ class CellPool3d(_CellPool, nn.AvgPool3d):
 
 def make_avg_pool(stride: Axes, round_up: bool = True) -> nn.AvgPool2d | nn.AvgPool3d:
     """Build an average pool over cells of ``stride``; what lies outside the map does not count."""
-    if round_up:
-        return (CellPool2d if len(stride) == 2 else CellPool3d)(stride, stride, ceil_mode=True)
-    return (nn.AvgPool2d if len(stride) == 2 else nn.AvgPool3d)(stride, stride)
+    kinds: tuple[Any, Any] = (CellPool2d, CellPool3d) if round_up else (nn.AvgPool2d, nn.AvgPool3d)
+    return kinds[len(stride) - 2](stride, stride, ceil_mode=round_up)
 
 
 def run_checkpointed(module: nn.Module, *inputs: Tensor | None) -> Tensor:
@@ -315,4 +316,4 @@ def initialise_neck(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, _ConvNd):
             nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(cast(Tensor, layer.bias))

@@ -25,6 +25,11 @@ class FrozenBatchNorm(nn.Module):
         eps: added to the variance.
     """
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps

@@ -112,7 +112,8 @@ def _is_fixed(module: nn.Module) -> bool:
 
 def _fold(network: nn.Module, conv_name: str, norm_name: str) -> None:
     """Make a norm part of the convolution before it, in place."""
-    conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+    conv: Any = network.get_submodule(conv_name)
+    norm: Any = network.get_submodule(norm_name)
     statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     transposed = isinstance(conv, _ConvTransposeNd)
     conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, transpose=transposed)

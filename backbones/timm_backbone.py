@@ -61,6 +61,8 @@ class TimmBackbone(Backbone):
         OSError: if the weights could not be fetched.
     """
 
+    model: Any  # timm's networks declare no types
+
     def __init__(
         self,
         name: str,
@@ -192,7 +194,7 @@ class TimmBackbone(Backbone):
                 f"checkpointing would count every batch twice in the batch norms of {self.name}; set "
                 "freeze_batch_norm: true as well, or leave checkpointing out"
             )
-        net = (
+        net: Any = (
             self.model
             if hasattr(self.model, "set_grad_checkpointing")
             else getattr(self.model, "model", None)
@@ -240,7 +242,7 @@ def _check_weights(weights: str | None, name: str) -> None:
         )
 
 
-def _blueprint(timm: ModuleType, name: str, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+def _blueprint(timm: ModuleType, name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Build the model without memory; return it and the options with what frees it from one image size.
 
     Raises:

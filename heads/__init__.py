@@ -1,18 +1,25 @@
 """Branches: feature maps in; raw outputs, losses or predictions out."""
 
-from .base import Head
+from .base import ClassificationHead, ClassProbabilities, ClassTargets, Head, RawClassification
 from .classification import Classifier
 from .detection import DetectionHead, FasterRCNN
-from .segmentation import FCN, DeepLabV3, DeepLabV3Plus, SemanticFPN, UNet
+from .multi import MultiHead
+from .segmentation import FCN, DeepLabV3, DeepLabV3Plus, SegmentationHead, SemanticFPN, UNet
 
 __all__ = [
     "FCN",
+    "ClassProbabilities",
+    "ClassTargets",
+    "ClassificationHead",
     "Classifier",
     "DeepLabV3",
     "DeepLabV3Plus",
     "DetectionHead",
     "FasterRCNN",
     "Head",
+    "MultiHead",
+    "RawClassification",
+    "SegmentationHead",
     "SemanticFPN",
     "UNet",
 ]

@@ -74,7 +74,7 @@ class Classifier(ClassificationHead):
         self.balanced = class_weights == "balanced"
         # A plain tensor, not a buffer: weight averaging would run rounding errors into constants.
         self._class_weights: Tensor | None = None
-        if class_weights is not None and not self.balanced:
+        if class_weights is not None and class_weights != "balanced":
             self.set_class_weights(class_weights)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(levels[-1].channels, num_classes)
@@ -82,7 +82,7 @@ class Classifier(ClassificationHead):
     # -- class weights
 
     @property
-    def class_weights(self) -> list[float] | None:
+    def class_weights(self) -> Sequence[float] | None:  # type: ignore[override]  # an attribute of other heads
         """The weights in use, one per class; None without, and before ``balanced`` ones are known."""
         return None if self._class_weights is None else self._class_weights.tolist()
 

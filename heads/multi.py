@@ -45,7 +45,7 @@ class MultiHead(Head):
             if not weight >= 0:
                 raise ValueError(f"loss_weights: {name} must be 0 or more, not {weight}")
         self.loss_weights = {name: float(weights.get(name, 1.0)) for name in heads}
-        self.heads = nn.ModuleDict({name: build(levels) for name, build in heads.items()})
+        self.heads: Any = nn.ModuleDict({name: build(levels) for name, build in heads.items()})
 
     def named_heads(self) -> dict[str, Head]:
         return dict(self.heads.items())

@@ -127,6 +127,15 @@ class Convention:
     detector: bool
 
 
+def _numbers(values: Tensor) -> Sequence[float]:
+    return [float(value) for value in values.flatten()]
+
+
+def _scaled(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (value / 255 for value in values)
+    return red, green, blue
+
+
 def convention_of(state: Mapping[str, Tensor], author: str | None) -> Convention | None:
     """Work out the conventions of a state dict; None if it has none of detectron2's names.
 
@@ -139,8 +148,8 @@ def convention_of(state: Mapping[str, Tensor], author: str | None) -> Convention
     if not has_detectron2_names(state):
         return None
     names = {caffe2_name(key) or re.sub(r"^.*?(?=(?:stem|res\d)\.)", "", key): key for key in state}
-    means = next((t.flatten().tolist() for key, t in state.items() if key.endswith("pixel_mean")), [])
-    deviations = next((t.flatten().tolist() for key, t in state.items() if key.endswith("pixel_std")), [])
+    means = next((_numbers(t) for key, t in state.items() if key.endswith("pixel_mean")), [])
+    deviations = next((_numbers(t) for key, t in state.items() if key.endswith("pixel_std")), [])
     rgb = means[0] > means[-1] if means else author == "torchvision"
     middle = state.get(names.get("res2.0.conv2.weight", ""))
     # [F, C, 3, 3]: the middle of a bottleneck keeps its width, so a group reads F / groups channels.
@@ -150,8 +159,8 @@ def convention_of(state: Mapping[str, Tensor], author: str | None) -> Convention
         pixel_mean, pixel_std = _IMAGENET
     else:
         order = slice(None) if rgb else slice(None, None, -1)
-        pixel_mean = tuple(value / 255 for value in (means or _MEAN)[order])
-        pixel_std = tuple(value / 255 for value in (deviations or std)[order])
+        pixel_mean = _scaled((means or _MEAN)[order])
+        pixel_std = _scaled((deviations or std)[order])
     normed = any(name.startswith("res2.0.conv1.norm.weight") for name in names)
     statistics = "res2.0.conv1.norm.running_mean" in names
     caffe2 = "res2_0_branch2a_w" in state

@@ -212,7 +212,7 @@ def _dtype_classes() -> list[type]:
     return [type(numpy.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
 
 
-def _unwrap(content: object, label: str, without_eps: bool = False) -> Weights:
+def _unwrap(content: Any, label: str, without_eps: bool = False) -> Weights:
     """Take the state dict out of what a file holds."""
     author = content.get("__author__") if isinstance(content, Mapping) else None
     averaged = content.get("averaging_state") if isinstance(content, Mapping) else None

@@ -118,8 +118,8 @@ def entries(state: Mapping[str, Tensor], wanted: Collection[Slot] = ()) -> dict[
         if (part, name) in table:
             first = table[part, name].key
             raise ValueError(f"{first} and {key} are both the {part}'s {name}; remove one of them")
-        first = not foreign and "roi_heads.box_predictor." in key
-        table[part, name] = Entry(key, part, name, tensor, background_first=first)
+        background_first = not foreign and "roi_heads.box_predictor." in key
+        table[part, name] = Entry(key, part, name, tensor, background_first=background_first)
     return table
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,10 +147,10 @@ class Plan:
                 return
         else:
             value, note = self._fit(source, target)
-        if value is None:
-            self.report.skipped[source.key] = note
-            self.mismatches.append(f"{source.key}: {note}")
-            return
+            if value is None:
+                self.report.skipped[source.key] = note
+                self.mismatches.append(f"{source.key}: {note}")
+                return
         self.copies.append((target.tensor, value))
         if note:
             self.report.adapted[target.key] = note
@@ -176,7 +177,7 @@ class Plan:
     def _eps(self, target: Entry) -> float:
         return self._layer(target).eps
 
-    def _layer(self, target: Entry) -> nn.Module:
+    def _layer(self, target: Entry) -> Any:
         return self.module.get_submodule(target.key.rpartition(".")[0])
 
     def _fit(self, source: Entry, target: Entry) -> tuple[Tensor | None, str]:
@@ -188,7 +189,7 @@ class Plan:
                 return fit_predictor(source, wanted, len(classifier.tensor) - 1)
         if target.part == HEAD and tensor.ndim == 4 and tensor.shape == (*wanted.shape, 1, 1):
             return tensor.flatten(1), "1x1 convolution made linear"  # [K, C, 1, 1] -> [K, C]
-        notes = []
+        notes: list[str] = []
         if target.part == TRUNK and tensor.ndim >= 4 and self._is_stem(target, tensor):
             tensor, notes = self._fit_stem(tensor, wanted)
         if tensor.ndim == 4 and wanted.ndim == 5:
@@ -199,8 +200,8 @@ class Plan:
             notes.append(note)
         if tensor.shape != wanted.shape:
             return None, shape_difference(source.tensor, wanted)
-        tensor, note = self._fit_norm(source, target, tensor)
-        return tensor, "; ".join([*notes, *note])
+        tensor, more = self._fit_norm(source, target, tensor)
+        return tensor, "; ".join([*notes, *more])
 
     def _is_stem(self, target: Entry, tensor: Tensor) -> bool:
         if target.name in STEM_CONVOLUTIONS:

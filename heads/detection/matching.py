@@ -29,7 +29,7 @@ class Matches(NamedTuple):
         negative: ``[B, N]`` bool.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     positive: Tensor
     negative: Tensor
 
@@ -45,7 +45,7 @@ class _Closest(NamedTuple):
     """
 
     iou: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     is_best: Tensor
     in_crowd: Tensor
 
@@ -59,7 +59,7 @@ class Sample(NamedTuple):
         positive: ``[B, S]`` bool.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     valid: Tensor
     positive: Tensor
 

@@ -84,7 +84,7 @@ class AnchorOptions:
             strides: of the levels; not used where ``sizes`` are given.
         """
         if self.sizes is None:
-            levels = [(self.scale * max(stride),) for stride in strides]
+            levels: list[tuple[float, ...]] = [(self.scale * max(stride),) for stride in strides]
         else:
             levels = [size if isinstance(size, (tuple, list)) else (size,) for size in self.sizes]
         return tuple(tuple(scaled for size in level for scaled in self._octave(size)) for level in levels)

@@ -8,7 +8,7 @@ the pooled features, T detection candidates per image, D rows of detections per 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,8 @@ class RoI(RoIStage):
             )
         self.num_classes = num_classes
         self.options = options
-        self.strides = [level.stride for level in levels[: options.levels]]
-        self.fc6 = nn.Linear(levels[0].channels * options.pool_size**2, options.hidden)
+        self.strides = [cast(tuple[int, int], level.stride) for level in levels[: options.levels]]
+        self.fc6: nn.Linear | nn.Conv2d = nn.Linear(levels[0].channels * options.pool_size**2, options.hidden)
         self.fc7 = nn.Linear(options.hidden, options.hidden)
         self.classifier = nn.Linear(options.hidden, num_classes + 1)
         self.regressor = nn.Linear(options.hidden, 4 * (1 if options.class_agnostic else num_classes))
@@ -116,7 +116,11 @@ class RoI(RoIStage):
         Its state dict is another one afterwards. Part of :func:`.optimised.optimised`.
         """
         first, cells = self.fc6, self.options.pool_size
-        if first.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        if (
+            not isinstance(first, nn.Linear)
+            or first.weight.device.type != "cpu"
+            or not torch.backends.mkldnn.is_available()
+        ):
             return
         self.fc6 = nn.Conv2d(first.in_features // cells**2, first.out_features, cells)
         self.fc6.weight = nn.Parameter(first.weight.unflatten(1, (-1, cells, cells)), requires_grad=False)

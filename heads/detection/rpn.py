@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ class RPN(nn.Module):
         self.deltas = nn.Conv2d(widths[0], 4 * self.anchors.per_cell, 1)
         for layer in (self.conv, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(cast(Tensor, layer.bias))
         self.matcher = Matcher(options.fg_iou, options.bg_iou, options.crowd_overlap, low_quality=True)
 
     def forward(self, features: Sequence[Tensor]) -> RawProposals:

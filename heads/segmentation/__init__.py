@@ -3,6 +3,7 @@
 from .base import RawSegmentation, Segmentation, SegmentationHead
 from .deeplab import DeepLabV3, DeepLabV3Plus
 from .fcn import FCN
+from .loss_base import labelled
 from .losses import (
     CrossEntropy,
     Dice,
@@ -33,4 +34,5 @@ __all__ = [
     "Tversky",
     "UNet",
     "WeightedSum",
+    "labelled",
 ]

@@ -114,12 +114,12 @@ class SegmentationHead(Head):
             self.loss.use_regions(self._regions.table)
 
     @property
-    def balanced(self) -> bool:
+    def balanced(self) -> bool:  # type: ignore[override]  # an attribute of other heads
         """Whether the loss has class weights that must come from the training data."""
         return self.loss.balanced
 
     @property
-    def class_weights(self) -> list[float] | None:
+    def class_weights(self) -> Sequence[float] | None:  # type: ignore[override]  # likewise
         """The class weights of the loss, K of them; None without, and before ``balanced`` ones are known."""
         return self.loss.class_weights
 

@@ -6,6 +6,7 @@ Letters in shapes: B images, C channels, K classes, S spatial axes (H, W or D, H
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -189,11 +190,14 @@ class ASPP(nn.Module):
             return [conv, make_norm(norm, channels, ndim), nn.ReLU(inplace=True)]
 
         pool = (nn.AdaptiveAvgPool2d if ndim == 2 else nn.AdaptiveAvgPool3d)(1)
-        branches = [make(level.channels, 1), *(make(level.channels, 3, rate) for rate in rates)]
+        branches: list[list[nn.Module]] = [
+            make(level.channels, 1),
+            *(make(level.channels, 3, rate) for rate in rates),
+        ]
         branches.append([pool, *make(level.channels, 1)])
-        self.convs = nn.ModuleList(nn.Sequential(*branch) for branch in branches)
+        self.convs: Any = nn.ModuleList(nn.Sequential(*branch) for branch in branches)
         self.project = nn.Sequential(*make(len(branches) * channels, 1), nn.Dropout(dropout))
-        _check_pooled_norm(norm, self.convs[-1][2])
+        _check_pooled_norm(norm, branches[-1][2])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, *S]`` to ``[B, channels, *S]``.

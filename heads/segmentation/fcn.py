@@ -6,6 +6,7 @@ Letters in shapes: B images, C channels, K classes, S spatial axes (H, W or D, H
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -82,6 +83,7 @@ class FCN(SegmentationHead):
             make_conv(self.ndim, level.channels, self.num_outputs, kernel=1, bias=True)
             for level in list(levels)[-2 : -2 - skips : -1]
         )
+        layer: Any
         for layer in self.skip_scores:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

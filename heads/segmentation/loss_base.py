@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,7 @@ class SegmentationLoss(nn.Module):
         Raises:
             ValueError: if there is not one logit per region.
         """
-        table = self.region_table
+        table = cast(Tensor, self.region_table)
         if logits.shape[1] != len(table):
             raise ValueError(f"{len(table)} regions need as many logits, got {list(logits.shape)}")
         if table.device != mask.device:  # once: copies synchronise the device
@@ -124,7 +124,7 @@ class WeightedLoss(SegmentationLoss):
         self.balanced = class_weights == "balanced"
         # A plain tensor, not a buffer: weight averaging would run rounding errors into constants.
         self._class_weights: Tensor | None = None
-        if class_weights is not None and not self.balanced:
+        if class_weights is not None and class_weights != "balanced":
             self.set_class_weights(class_weights)
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -171,7 +172,7 @@ class WeightedSum(SegmentationLoss):
             raise ValueError(f"head.loss.weights has {len(weights)} numbers for {len(losses)} losses")
         for weight in weights:
             check_number("weights", weight, zero=False)
-        self.losses = nn.ModuleList(losses)
+        self.losses: Any = nn.ModuleList(losses)  # of SegmentationLoss
         self.weights = list(weights)
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
@@ -191,7 +192,7 @@ class WeightedSum(SegmentationLoss):
         return terms
 
     @property
-    def balanced(self) -> bool:
+    def balanced(self) -> bool:  # type: ignore[override]  # an attribute of other losses
         """Whether one of the losses is."""
         return any(loss.balanced for loss in self.losses)
 

@@ -6,6 +6,7 @@ Letters in shapes: B images, C channels, K classes, S spatial axes (H, W or D, H
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ class SemanticFPN(SegmentationHead):
                 f"head.pyramid_levels is {pyramid_levels}, but the pyramid has {len(levels)} levels; set it "
                 f"to 1..{len(levels)}"
             )
-        self.towers = nn.ModuleList()
+        self.towers: Any = nn.ModuleList()
         self.steps: list[int] = []  # upsampling steps of each tower
         for level in levels[:pyramid_levels]:
             steps = halvings(levels[0].stride, level.stride)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,7 @@ class UNet(SegmentationHead):
             make_conv(self.ndim, width, self.num_outputs, kernel=1, bias=True) for width in inner
         )
         initialise_trunk(self)
+        layer: Any
         for layer in self.ups:
             nn.init.normal_(layer.weight, std=layer.in_channels**-0.5)  # one cell makes each: keeps the scale
 
