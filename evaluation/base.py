@@ -16,7 +16,6 @@ import numpy as np
 
 from .files import write_csv, write_json
 from .pictures.boxes import save_picture
-from .tables import text_table
 
 Prediction = dict[str, Any]
 """What a head predicts on one image, in pixels of the image on disk, by name.
@@ -53,10 +52,12 @@ class Result:
     Attributes:
         metrics: value by name; NaN where a metric is not defined.
         titles: what a metric is called in a report, where its name does not say it.
+        most_classes: how many classes the report shows, those with the lowest metrics; None for all.
     """
 
     metrics: dict[str, float]
     titles: ClassVar[Mapping[str, str]] = {}
+    most_classes: ClassVar[int | None] = 50
 
     def summary(self) -> str:
         """Return the metrics, one line each."""
@@ -68,9 +69,9 @@ class Result:
         """Return a row per class: its ``name``, and numbers by name; empty without metrics of classes."""
         return []
 
-    def class_table(self, most: int | None = 50) -> str:
+    def class_table(self) -> str:
         """Return ``class_rows`` as aligned text with a header, see :func:`class_table`."""
-        return class_table(self.class_rows(), most)
+        return class_table(self.class_rows(), self.most_classes)
 
     def text(self) -> str:
         """Return the whole report as text for people."""
@@ -235,3 +236,20 @@ def _joined(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any
 def _cell(value: Any) -> Any:
     """Return the value of a cell; empty for NaN and for none at all."""
     return "" if value is None or value != value else value
+
+
+def text_table(cells: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+    """Line columns up: one of them, that of the names, to the left, the others to the right.
+
+    Args:
+        cells: rows of equally many texts; the first one is the header.
+        left: number of the column of the names.
+    """
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -18,6 +18,6 @@ def gather_objects(item: T) -> list[T]:
     """Return every rank's ``item`` in rank order, on every rank; just ``[item]`` in a single process."""
     if process_count() == 1:
         return [item]
-    gathered: list[T | None] = [None] * process_count()
+    gathered: list[Any] = [None] * process_count()
     dist.all_gather_object(gathered, item)
     return gathered

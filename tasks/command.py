@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import sys
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import TQDMProgressBar
@@ -35,10 +38,9 @@ from ..heads import (  # noqa: F401
     UNet,
     segmentation,  # its losses
 )
-from .base.checkpoints import read_checkpoint
+from .base.network import read_checkpoint
 from .base.predicting import OptimisedPrediction
 from .base.task import Task
-from .class_paths import check_class_paths
 from .classification import Classification  # noqa: F401
 from .detection import Detection  # noqa: F401
 from .multitask import MultiTask  # noqa: F401
@@ -103,8 +105,86 @@ def with_checkpoint_settings(words: list[str]) -> list[str]:
     return [words[0], f"--config={json.dumps(settings)}", *words[1:]] if settings else words
 
 
+def check_class_paths(words: list[str]) -> None:
+    """Make the user's modules importable, and import every class that the command names by its path.
+
+    Python looks in the working directory, and in the folders of the configs; both come last, so that they
+    hide no installed package.
+
+    Args:
+        words: of the command, after the names of shipped configs became files.
+
+    Raises:
+        ValueError: naming the option, the path, and what could not be imported and why.
+    """
+    configs = [value for option, value in _options(words) if option in ("config", "c")]
+    files = [Path(config) for config in configs if not config.lstrip().startswith("{")]
+    for folder in (Path.cwd(), *(file.resolve().parent for file in files)):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    for config in configs:
+        try:
+            inline = config.lstrip().startswith("{")
+            content = (
+                json.loads(config) if inline else yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+            )
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser says what is wrong with it
+        for option, path in _class_paths(content, ""):
+            _require_class(f"{option} in {'--config' if inline else config}", path)
+    for option, value in _options(words):
+        if option.split(".")[0] in ("model", "data") and _looks_like_class(value):
+            _require_class(f"--{option}", value)
+
+
+def _options(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the options of a command with their values, without the dashes."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option.startswith("-"):
+            yield option.lstrip("-"), value if equals else after
+
+
+def _class_paths(content: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Yield the place and the value of every ``class_path`` with a module in a config."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            inside = f"{place}.{key}" if place else str(key)
+            if key == "class_path" and isinstance(value, str) and "." in value:
+                yield inside, value
+            else:
+                yield from _class_paths(value, inside)
+    elif isinstance(content, list):
+        for number, value in enumerate(content):
+            yield from _class_paths(value, f"{place}[{number}]")
+
+
+def _looks_like_class(value: str) -> bool:
+    """Whether a value may be a module and a class in it, such as ``my_heads.RetinaNet``, and not a file."""
+    parts = value.split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()
+
+
+def _require_class(option: str, path: str) -> None:
+    module, _, name = path.rpartition(".")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # the user's module may raise anything
+        cause = f"{type(error).__name__}: {error}"
+        looked = ", ".join(sys.path[-2:])
+        raise ValueError(
+            f"{option}: {path} cannot be imported, because importing the module {module} fails ({cause}). "
+            f"Modules are looked for among the installed packages, then in {looked} (the working directory "
+            "and the folder of the config)"
+        ) from error
+    if not hasattr(found, name):
+        raise ValueError(f"{option}: the module {module} ({found.__file__}) has no class {name}")
+
+
 class TrunklineCLI(LightningCLI):
     """The commands fit, validate, test and predict. Arguments as for LightningCLI."""
+
+    trainer: Any  # Lightning leaves many of its attributes undeclared
 
     def __init__(self, **kwargs: Any) -> None:
         logging.getLogger("trunkline").setLevel(logging.INFO)
@@ -156,7 +236,7 @@ class TrunklineCLI(LightningCLI):
         # are resolved later, and may turn out to mean none.
         checkpoint = self._get(self.config, "ckpt_path")
         if checkpoint and Path(checkpoint).is_file():
-            skipping = skip_pretrained()
+            skipping: AbstractContextManager[None] = skip_pretrained()
         elif self._get(self.config, "model").init_args.get("weights"):
             skipping = skip_pretrained(only_trunk=True)  # the whole model's weights bring the trunk's
         else:
@@ -166,9 +246,10 @@ class TrunklineCLI(LightningCLI):
                 super().instantiate_classes()
         except ValueError as error:
             # jsonargparse buries what a constructor said under a dump of the whole configuration.
-            while str(error).startswith("Does not validate against any of the Union") and error.__cause__:
-                error = error.__cause__
-            raise error  # noqa: B904
+            told: BaseException = error
+            while str(told).startswith("Does not validate against any of the Union") and told.__cause__:
+                told = told.__cause__
+            raise told  # noqa: B904
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)

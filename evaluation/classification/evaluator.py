@@ -179,7 +179,9 @@ class ClassificationEvaluator(Evaluator):
         measure = _several_labels if self.multi_label else _one_label
         return measure(labels, predicted, self.class_names)
 
-    def pictures(self, result: ClassificationResult) -> dict[str, np.ndarray]:
+    def pictures(  # type: ignore[override]  # of its own results
+        self, result: ClassificationResult
+    ) -> dict[str, np.ndarray]:
         """Return ``confusion``, a picture of the confusion matrix, if there is one of up to 2000 classes."""
         if result.confusion is None:
             return {}

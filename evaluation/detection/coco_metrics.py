@@ -80,6 +80,7 @@ class CocoResult(Result):
 
     per_class: tuple[ClassResult, ...]
     images: int
+    most_classes = None
 
     def summary(self) -> str:
         """Return the 12 metrics in COCO's wording, one line each."""
@@ -97,9 +98,6 @@ class CocoResult(Result):
             {"id": row.category_id, "name": row.name, "objects": row.objects, "AP": row.ap, "AP50": row.ap50}
             for row in self.per_class
         ]
-
-    def class_table(self, most: int | None = None) -> str:
-        return super().class_table(most)
 
     def as_dict(self) -> dict[str, Any]:
         return {"images": self.images, **super().as_dict()}

@@ -55,7 +55,7 @@ class CocoEvaluator(Evaluator):
         self.backend = backend
         self._given = ground_truth is not None
         self._prepared: dict[str, Any] | None = None  # the ground truth of the last ``prepare``
-        nothing = {"images": [], "categories": [], "annotations": []}
+        nothing: dict[str, list] = {"images": [], "categories": [], "annotations": []}
         self._read(nothing if ground_truth is None else ground_truth)
 
     def prepare(self, context: EvaluationContext) -> None:
@@ -171,7 +171,7 @@ class CocoEvaluator(Evaluator):
             raise ValueError(
                 f"{where}: {_first_detection(wrong, rows)} is not finite; has the training diverged?"
             )
-        wrong = (rows[:, 2:4] < rows[:, :2]).any(axis=1)
+        wrong = np.any(rows[:, 2:4] < rows[:, :2], axis=1)
         if wrong.any():
             text = _first_detection(wrong, rows)
             raise ValueError(f"{where}: {text} has x2 < x1 or y2 < y1; boxes are x1 y1 x2 y2")
@@ -329,7 +329,8 @@ def _host_rows(where: str, boxes: ArrayLike, scores: ArrayLike, category_ids: Ar
 
 
 def _host_integers(values: ArrayLike) -> list[int]:
-    return [int(value) for value in (values.tolist() if isinstance(values, Tensor | np.ndarray) else values)]
+    plain: Any = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
+    return [int(value) for value in plain]
 
 
 def _first_ten(values: list[int]) -> str:

@@ -10,8 +10,9 @@ import io
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -81,7 +82,7 @@ def draw_boxes(
     frames = _rectangles("boxes", boxes, pixels, labels=labels, scores=scores, classes=classes)
     texts = list(labels)
     if scores is not None:
-        percent = [f"{100 * float(score):.0f}%" for score in scores]
+        percent = [f"{100 * float(score):.0f}%" for score in cast(Iterable, scores)]
         texts = [f"{text} {number}".strip() for text, number in zip(texts, percent, strict=True)]
     colours = [class_colour(label) for label in (labels if classes is None else map(int, classes))]
     notes = list(zip(frames, texts, colours, strict=True))
@@ -146,9 +147,7 @@ def save_picture(path: str | os.PathLike[str], image: ArrayLike) -> Path:
     return write_atomically(path, buffer.getvalue())
 
 
-def _rectangles(
-    name: str, boxes: ArrayLike, pixels: np.ndarray, **columns: Sequence | ArrayLike | None
-) -> list[Rectangle]:
+def _rectangles(name: str, boxes: ArrayLike, pixels: np.ndarray, **columns: Any) -> list[Rectangle]:
     """Round boxes outwards to whole pixels and cut them at the image; x1 = x2 where nothing is left."""
     corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     for column, values in columns.items():
@@ -198,7 +197,7 @@ def _draw_labels(pixels: np.ndarray, notes: list[tuple[Rectangle, str, Colour]])
     """Write each text on a filled ground beside its frame; the first ones choose their place first."""
     height, width = pixels.shape[:2]
     size = max(10, round(math.sqrt(height * width) / 36))
-    font = ImageFont.load_default(size)
+    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
     ascent, descent = font.getmetrics()
     margin = max(1, size // 6)
     picture = Image.fromarray(pixels)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -48,7 +49,7 @@ def draw_confusion(matrix: ArrayLike, names: Sequence[str]) -> np.ndarray:
     cell = max(1, min(CELL, WIDEST // len(names)))
     cells = np.repeat(np.repeat(cell_colours(counts), cell, axis=0), cell, axis=1)
     texts = [_shortened(name) for name in names] if cell >= SMALLEST_TEXT else []
-    font = ImageFont.load_default(max(SMALLEST_TEXT, min(14, cell)))
+    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(max(SMALLEST_TEXT, min(14, cell))))
     title = sum(font.getmetrics())
     band = math.ceil(max((font.getlength(text) for text in texts), default=0)) + 2 * MARGIN  # for names
     left = top = band + title + MARGIN
@@ -82,7 +83,7 @@ def cell_colours(counts: np.ndarray) -> np.ndarray:
 
 def _write_counts(draw: ImageDraw.ImageDraw, counts: np.ndarray, cell: int, corner: tuple[int, int]) -> None:
     """Write each number that is not zero into its cell, if it fits there."""
-    font = ImageFont.load_default(max(SMALLEST_TEXT, cell // 3))
+    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(max(SMALLEST_TEXT, cell // 3)))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     if cell < sum(font.getmetrics()):
         return

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -81,7 +82,7 @@ def draw_legend(names: Sequence[str], colours: ArrayLike, width: int) -> np.ndar
     if not len(names):
         return np.zeros((0, width, 3), np.uint8)
     size = max(10, min(28, round(width / 40)))
-    font = ImageFont.load_default(size)
+    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
     line, gap = sum(font.getmetrics()), max(3, size // 2)
     texts = [_fitted(name, font, width - line - 3 * gap) for name in names]
     places, left, top = [], gap, gap
@@ -121,7 +122,7 @@ def with_legend(
         raise ValueError(f"a legend needs a colour per name, got {len(names)} names and {len(table)} colours")
     _check_labels(labels, labels.shape, len(table))
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX])
-    strip = draw_legend([names[label] for label in present], table[present], pixels.shape[1])
+    strip = draw_legend([names[int(label)] for label in present], table[present], pixels.shape[1])
     return np.concatenate([pixels, strip])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -164,7 +164,8 @@ def turn_of(axis: int, affine: np.ndarray | None = None) -> Turn:
     # All three views run from R to L, A to P and S to I; down goes the later one of the world's axes.
     columns, rows = sorted((number for number in range(3) if number != axis), key=lambda side: world[side][0])
     flips = tuple(world[side][1] > 0 for side in (rows, columns))
-    return Turn(axis, rows, columns, flips, tuple(POSITIVE[world[side][0]] for side in (rows, columns)))
+    letters = (POSITIVE[world[rows][0]], POSITIVE[world[columns][0]])
+    return Turn(axis, rows, columns, flips, letters)
 
 
 def _check(
@@ -211,8 +212,9 @@ def _rows(predicted: np.ndarray, truth: np.ndarray | None, axis: int) -> list[tu
     total = predicted.shape[axis]
     rows = []
     for number, word in pairs:
-        parts = (None if part is None else part.take([number], axis) for part in (predicted, truth))
-        rows.append((number, f"slice {number + 1} of {total}, {word}: {_wrong_text(*parts)}"))
+        labels = None if truth is None else truth.take([number], axis)
+        text = _wrong_text(predicted.take([number], axis), labels)
+        rows.append((number, f"slice {number + 1} of {total}, {word}: {text}"))
     return rows
 
 
@@ -264,7 +266,12 @@ def _lettered(panel: np.ndarray, letters: tuple[str, str]) -> np.ndarray:
     font = ImageFont.load_default(max(12, round(max(height, width) / 20)))
     picture = Image.fromarray(panel)
     draw = ImageDraw.Draw(picture)
-    style = {"font": font, "fill": (255, 255, 160), "stroke_width": 1, "stroke_fill": (0, 0, 0)}
+    style: dict[str, Any] = {
+        "font": font,
+        "fill": (255, 255, 160),
+        "stroke_width": 1,
+        "stroke_fill": (0, 0, 0),
+    }
     draw.text((width / 2, 3), letters[0], anchor="ma", **style)
     draw.text((4, height / 2), letters[1], anchor="lm", **style)
     return np.asarray(picture)
@@ -275,7 +282,7 @@ def _captioned(panels: Sequence[np.ndarray], caption: str, gap: int = 6) -> np.n
     height, width = panels[0].shape[:2]
     cell = max(width, NARROWEST)
     total = len(panels) * (cell + gap) + gap
-    font = ImageFont.load_default(max(12, min(26, round(total / 55))))
+    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(max(12, min(26, round(total / 55)))))
     line = sum(font.getmetrics()) + gap // 2
     picture = Image.new("RGB", (total, 2 * line + gap + height + gap), GROUND)
     draw = ImageDraw.Draw(picture)

@@ -215,7 +215,9 @@ class SegmentationEvaluator(Evaluator):
         )
         return SegmentationResult(metrics, per_class, confusion, self.images)
 
-    def pictures(self, result: SegmentationResult) -> dict[str, np.ndarray]:
+    def pictures(  # type: ignore[override]  # of its own results
+        self, result: SegmentationResult
+    ) -> dict[str, np.ndarray]:
         """Return ``confusion``, a picture of the confusion matrix; nothing with more than 2000 classes."""
         return confusion_picture(result.confusion, [row.name for row in result.per_class])
 

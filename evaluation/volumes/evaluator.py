@@ -190,7 +190,9 @@ class VolumeEvaluator(Evaluator):
         """Compute the means over the cases added so far; all metrics are NaN without any."""
         return volume_result(list(self.regions), self.rows(), self.tolerance, self.surfaces)
 
-    def write(self, result: VolumeResult, folder: Path) -> dict[str, Path]:
+    def write(  # type: ignore[override]  # its own results
+        self, result: VolumeResult, folder: Path
+    ) -> dict[str, Path]:
         """Write ``cases.csv``, a row per case and class, see ``VolumeResult.write_csv``."""
         return {"cases": result.write_csv(folder / "cases.csv")}
 

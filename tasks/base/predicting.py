@@ -15,13 +15,17 @@ class OptimisedPrediction(Callback):
     def __init__(self) -> None:
         self._own: dict[str, Any] = {}
 
-    def on_predict_start(self, trainer: Trainer, pl_module: Network) -> None:
+    def on_predict_start(  # type: ignore[override]  # of a Network alone
+        self, trainer: Trainer, pl_module: Network
+    ) -> None:
         copy = pl_module.optimised()
         for name in ("backbone", "head", "channels_last"):
             self._own[name] = getattr(pl_module, name)
             setattr(pl_module, name, getattr(copy, name))
 
-    def on_predict_end(self, trainer: Trainer, pl_module: Network) -> None:
+    def on_predict_end(  # type: ignore[override]  # of a Network alone
+        self, trainer: Trainer, pl_module: Network
+    ) -> None:
         for name, value in self._own.items():
             setattr(pl_module, name, value)
         self._own = {}

@@ -48,6 +48,7 @@ class Task(Network):
     kind: ClassVar[str] = ""
     branch_names: ClassVar[dict[str, str]] = {}
     predicts_on_copy: ClassVar[bool] = True
+    trainer: Any  # Lightning leaves many of its attributes undeclared
 
     def __init__(
         self,

@@ -85,7 +85,7 @@ class PredictionWriter(BasePredictionWriter):
         """
         require_writable(self.folder)
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
         self._paths = {int(i): Path(path) for i, path in trainer.datamodule.prediction_paths().items()}
         self._files = {
             name: branch.file_writer(self.folder / name, self.min_score, self.pictures)
@@ -199,7 +199,8 @@ class PictureBoard:
         task = self._task
         if task.logger is None or not task.trainer.is_global_zero:
             return None
-        return task.logger.experiment if isinstance(task.logger.experiment, TakesPictures) else None
+        logger: Any = task.logger
+        return logger.experiment if isinstance(logger.experiment, TakesPictures) else None
 
     def _show(self, experiment: TakesPictures, title: str, picture: np.ndarray) -> None:
         experiment.add_image(title, picture, self._task.global_step, dataformats="HWC")

@@ -211,5 +211,5 @@ def draw_label(picture: np.ndarray, text: str, label: int, truth: str = "") -> n
     large = enlarged(picture, SMALLEST_PICTURE)
     height, width = large.shape[:2]
     frame = [(0, 0, width, height)]
-    shown = {"truth_boxes": frame, "truth_labels": [truth]} if truth else {}
+    shown: dict[str, Any] = {"truth_boxes": frame, "truth_labels": [truth]} if truth else {}
     return draw_boxes(large, frame, [text], classes=[label], **shown)

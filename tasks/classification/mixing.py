@@ -6,6 +6,7 @@ Letters in shapes: B images, C channels, K classes, S spatial axes (H, W or D, H
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,11 +76,11 @@ def cut_and_mixed(image: Tensor, share: float) -> tuple[Tensor, float]:
     """
     sizes = image.shape[2:]
     side = 0.5 * (1 - share) ** (1 / len(sizes))
-    box = []
+    box: list[slice] = []
     for size in reversed(sizes):  # the last axis draws first, as in torchvision
         centre, half = int(torch.randint(size, ())), int(side * size)
         box.insert(0, slice(max(0, centre - half), min(size, centre + half)))
-    region = (slice(None), slice(None), *box)
+    region: tuple[Any, ...] = (slice(None), slice(None), *box)
     mixed = image.clone()
     mixed[region] = image[region].roll(1, 0)
     return mixed, 1 - math.prod(cut.stop - cut.start for cut in box) / math.prod(sizes)

@@ -55,7 +55,7 @@ class MultiTask(Task):
         if any(".heads." in key for key in read_weights(source).state):
             load_weights(self, source)
             return
-        for head in self.head.heads.values():  # another kind of head than the file's stays as it is
+        for head in self.head.named_heads().values():  # another kind of head than the file's stays as it is
             load_weights(nn.ModuleDict({"backbone": self.backbone, "head": head}), source)
 
     def default_evaluators(self, branch: Branch) -> list[Evaluator]:

@@ -9,7 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,9 +37,13 @@ class SegmentationBranch(Branch):
 
     Metrics compare the logits, resized to the size of the mask on disk, with that mask: every pixel of every
     image counts as it was annotated.
+
+    Attributes:
+        takes_regions: whether classes may overlap, as regions of the head; pictures have no use for them.
     """
 
     kind = "segmentation"
+    takes_regions: ClassVar[bool] = False
     covers_areas = True
     head: SegmentationHead
 
@@ -47,16 +51,12 @@ class SegmentationBranch(Branch):
         return [SegmentationEvaluator()]
 
     def prepare(self, data: TrunklineData, stage: str, fitting: bool = False) -> None:
-        self.check_regions()
-        super().prepare(data, stage, fitting)
-
-    def check_regions(self) -> None:
-        """Raise a ValueError if the head has regions, which pictures have no use for."""
-        if self.head.regions:
+        if self.head.regions and not self.takes_regions:
             raise ValueError(
                 f"{self.option}.regions are for VolumeSegmentation; leave them out, or segment the pictures "
                 "as scans (docs/scans.md)"
             )
+        super().prepare(data, stage, fitting)
 
     def colours(self) -> np.ndarray:
         """Return ``[K, 3]`` uint8, the colours of the classes."""
@@ -158,7 +158,8 @@ def labels_at(logits: Tensor, size: list[int] | tuple[int, int]) -> Tensor:
     """
     if tuple(logits.shape[2:]) == tuple(size):
         return logits[0].argmax(0).to(torch.uint8)
-    best, labels = None, None
+    best: Any = None
+    labels: Any = None
     step = max(1, MOST_VALUES // (size[0] * size[1]))
     for first in range(0, logits.shape[1], step):
         some = logits[:, first : first + step].float()

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ def probabilities(run: Callable[[Tensor], Tensor], image: Tensor, options: Infer
             found = (found + _windowed(run, scaled.flip(-1), options).flip(-1)) / 2
         found = _resized(found, size)
         total = found if total is None else total + found
-    return total / len(options.scales)
+    return cast(Tensor, total) / len(options.scales)
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -137,7 +137,7 @@ def _windowed(run: Callable[[Tensor], Tensor], image: Tensor, options: Inference
     total = _sum_windows(run, padded, window, options)
     if not any(missing):
         return total
-    inside = [slice(half, half + length) for half, length in zip(before, size, strict=True)]
+    inside: list[Any] = [slice(half, half + length) for half, length in zip(before, size, strict=True)]
     return total[(..., *inside)]
 
 
@@ -156,16 +156,16 @@ def _sum_windows(
     for place in places:
         share[place] += weights
     total: Tensor | None = None
-    every = [(index, *place) for index in range(len(image)) for place in places]
+    every: list[tuple[Any, ...]] = [(index, *place) for index in range(len(image)) for place in places]
     for first in range(0, len(every), options.window_batch):
         chunk = every[first : first + options.window_batch]
         found = _softmax(run, torch.stack([image[(index, slice(None), *place)] for index, *place in chunk]))
         found = found.to(image.device) * weights  # [b, K, *W]
         if total is None:
             total = found.new_zeros(len(image), found.shape[1], *size)
-        for (index, *place), part in zip(chunk, found, strict=True):
-            total[(index, slice(None), *place)] += part
-    return total.div_(share)
+        for (index, *window_place), part in zip(chunk, found, strict=True):
+            total[(index, slice(None), *window_place)] += part
+    return cast(Tensor, total).div_(share)
 
 
 def _softmax(run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class VolumeBranch(SegmentationBranch):
     """
 
     kind = "volumes"
+    takes_regions = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -50,9 +51,6 @@ class VolumeBranch(SegmentationBranch):
         return [VolumeEvaluator()]
 
     # -- what the data say
-
-    def check_regions(self) -> None:
-        """Do nothing: regions are what scans are often labelled with."""
 
     def prepare(self, data: TrunklineData, stage: str, fitting: bool = False) -> None:
         super().prepare(data, stage, fitting)
@@ -68,13 +66,13 @@ class VolumeBranch(SegmentationBranch):
         Args:
             known: the data's regions, which name those of the head.
         """
-        known = {name: tuple(labels) for name, labels in known.items()}
         if self.head.regions:
             names = {frozenset(labels): name for name, labels in known.items()}
             return {
                 names.get(frozenset(r), _joined(self.class_names, r)): tuple(r) for r in self.head.regions
             }
-        return known or {name: (k,) for k, name in enumerate(self.class_names) if k}
+        found = {name: tuple(labels) for name, labels in known.items()}
+        return found or {name: (k,) for k, name in enumerate(self.class_names) if k}
 
     def state(self) -> dict[str, Any]:
         regions = {name: list(labels) for name, labels in self.regions.items()}

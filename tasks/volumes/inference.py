@@ -15,7 +15,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -135,6 +135,7 @@ def sweep(
             for corner, probabilities in zip(some, found.float(), strict=True):
                 sums.add(corner, probabilities)
             del found, probabilities  # as large as windows of all scores are: not while others use the planes
+        assert sums is not None  # there is a corner
         yield sums.finished(following)
         sums.move_on(following)
 
@@ -238,7 +239,7 @@ def mirrored(run: Run, axes: Sequence[int]) -> Run:
         for flips in combinations:
             found = run(windows.flip(flips)).flip(flips) if flips else run(windows)
             total = found if total is None else total + found
-        return total / len(combinations)
+        return cast(Tensor, total) / len(combinations)
 
     return averaged
 
@@ -268,7 +269,7 @@ def keep_largest(labels: np.ndarray, kept: Sequence[int]) -> np.ndarray:
         pieces, number = ndimage.label(box == label, structure=np.ones((3,) * labels.ndim))
         if number > 1:
             # Plane by plane: bincount makes 8 bytes of each voxel.
-            sizes = sum(np.bincount(plane.ravel(), minlength=number + 1) for plane in pieces)
+            sizes: Any = sum(np.bincount(plane.ravel(), minlength=number + 1) for plane in pieces)
             sizes[0] = 0
             box[(pieces > 0) & (pieces != sizes.argmax())] = 0
     return labels

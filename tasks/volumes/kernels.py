@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,31 +20,29 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-Run = Callable[[Tensor], Tensor]
 LAYOUT = torch.channels_last_3d
 
 
-def on_host(run: Run) -> Run:
-    """Let a network's 3-D layers take faster kernels on windows ``[B, C, D, H, W]`` in a CPU's memory.
+@contextmanager
+def faster_kernels(windows: Tensor) -> Iterator[Tensor]:
+    """Let 3-D layers take faster kernels on windows ``[B, C, D, H, W]`` in a CPU's memory, inside the block.
 
     Without gradients alone. The results differ by rounding: in channels last torch's instance norms add up
     less carefully, which leaves relative errors of 1e-4 (64^3 voxels) to 1e-3 (128^3), as TF32 does on a GPU.
     All else (other devices and types, pictures, autocast) runs as it did.
 
     Args:
-        run: a network, or what contains one.
+        windows: for a network.
+
+    Yields:
+        The windows in the memory order to give to the network.
     """
-    if not torch.backends.mkldnn.is_available():
-        return run
-
-    def faster(windows: Tensor) -> Tensor:
-        if not _fits(windows):
-            return run(windows)
-        # Not contiguous(): it leaves a single channel as it is, which counts as the usual order.
-        with HostKernels():
-            return run(torch.empty_like(windows, memory_format=LAYOUT).copy_(windows))
-
-    return faster
+    if not torch.backends.mkldnn.is_available() or not _fits(windows):
+        yield windows
+        return
+    # Not contiguous(): it leaves a single channel as it is, which counts as the usual order.
+    with HostKernels():
+        yield torch.empty_like(windows, memory_format=LAYOUT).copy_(windows)
 
 
 class HostKernels(TorchFunctionMode):
@@ -65,7 +64,8 @@ def _conv3d(
     if not _fits(input) or not _fits(weight) or isinstance(padding, str):
         return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
     steps = [[step] * 3 if isinstance(step, int) else step for step in (padding, stride, dilation)]
-    return torch.mkldnn_convolution(input, weight, bias, *steps, groups)
+    convolve: Any = torch.mkldnn_convolution
+    return convolve(input, weight, bias, *steps, groups)
 
 
 def _fits(x: Tensor) -> bool:

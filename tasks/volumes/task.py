@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from ...data.scans.prepare.restore import Restorer
 from ...data.shared.common import number_of
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.volumes import VolumeEvaluator
+from ...heads.segmentation.base import SegmentationHead
 from ..base.branch import Branch
-from ..base.checkpoints import read_checkpoint
+from ..base.network import read_checkpoint
 from ..base.task import Task
 from .branch import VolumeBranch
 from .inference import VolumeInference, best_axis, keep_largest, mirrored, sliced, sweep
-from .kernels import on_host
+from .kernels import faster_kernels
 
 
 class VolumeSegmentation(Task):
@@ -51,6 +52,7 @@ class VolumeSegmentation(Task):
     branch_names = {"segmentation": "volumes"}
     predicts_on_copy = False  # its networks have no batch norms to fold
     branch: VolumeBranch
+    head: SegmentationHead
 
     def __init__(
         self,
@@ -81,11 +83,12 @@ class VolumeSegmentation(Task):
     def probabilities(self, windows: Tensor) -> Tensor:
         """Return ``[b, K, *W]`` float32 of normalised windows ``[b, C, *W]``, averaged over the ensemble."""
         total: Tensor | None = None
-        for task in (self, *self._members):
-            raw = task.head(task.backbone(windows), tuple(windows.shape[2:]))
-            found = task.head.probabilities(raw.logits.float())
-            total = found if total is None else total + found
-        return total / (1 + len(self._members))
+        with faster_kernels(windows) as ordered:
+            for task in (self, *self._members):
+                raw = task.head(task.backbone(ordered), tuple(windows.shape[2:]))
+                each = task.head.probabilities(raw.logits.float())
+                total = each if total is None else total + each
+        return cast(Tensor, total) / (1 + len(self._members))
 
     def segment(self, image: np.ndarray, placement: Any) -> np.ndarray:
         """Label a whole scan, in bounded memory.
@@ -101,7 +104,7 @@ class VolumeSegmentation(Task):
             ValueError: if there is no window, or network, scan and window have other numbers of axes.
         """
         window, axis = self._window(image.ndim - 1)
-        run = mirrored(on_host(self.probabilities), self.inference.mirror)
+        run = mirrored(self.probabilities, self.inference.mirror)
         if axis is None:
             axis = best_axis(image.shape[1:], window)
         else:
@@ -147,6 +150,7 @@ class VolumeSegmentation(Task):
     def _misfit(self, batch: EvaluationCase) -> str | None:
         """Say why a scan is no input of the network; None if it is."""
         files, ndim = ", ".join(batch.case.images), len(self.backbone.levels[0].stride)
+        assert batch.image is not None  # else there is an error
         if batch.image.ndim - 1 < ndim:
             return f"{files}: is a picture, but the network is for volumes"
         channels, wanted = len(batch.image), self.backbone.image_channels
@@ -252,13 +256,14 @@ class VolumeSegmentation(Task):
         prediction: Prediction = {"image_id": int(batch.image_ids[0])}
         if error is not None:
             return None, {"": [{**prediction, "error": error}]}
+        assert batch.image is not None
         mask = self.segment(batch.image, batch.placement)
         return None, {"": [{**prediction, "size": mask.shape, "mask": mask}]}
 
 
 def _plain(value: Any) -> Any:
     """Turn dataclasses and namespaces into dictionaries, also inside lists, so that they can be compared."""
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Namespace):
         value = value.as_dict()

@@ -8,7 +8,7 @@ from torch import nn
 from trunkline.backbones import ResidualEncoder
 from trunkline.heads import UNet
 from trunkline.tasks.volumes.inference import sliced
-from trunkline.tasks.volumes.kernels import LAYOUT, on_host
+from trunkline.tasks.volumes.kernels import LAYOUT, faster_kernels
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 
@@ -28,6 +28,14 @@ class Network(nn.Module):
         return self.head(self.trunk(x), tuple(x.shape[2:])).logits
 
 
+def faster(network):
+    def run(windows):
+        with faster_kernels(windows) as ordered:
+            return network(ordered)
+
+    return run
+
+
 def replaced(monkeypatch):
     """Count the convolutions that reach oneDNN."""
     calls, own = [], torch.mkldnn_convolution
@@ -40,14 +48,14 @@ def replaced(monkeypatch):
 @torch.no_grad()
 def test_a_network_computes_the_same(size, strides):
     network, windows = Network(strides, [[1, 3, 3], 3, 3]).eval(), torch.randn(2, 2, *size)
-    torch.testing.assert_close(on_host(network)(windows), network(windows), atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(faster(network)(windows), network(windows), atol=2e-4, rtol=2e-4)
 
 
 @torch.no_grad()
 def test_all_its_convolutions_are_replaced_and_run_channels_last(monkeypatch):
     calls = replaced(monkeypatch)
     network = Network([1, 2, 2]).eval()
-    on_host(network)(torch.randn(1, 2, 16, 16, 16))
+    faster(network)(torch.randn(1, 2, 16, 16, 16))
     assert len(calls) == sum(isinstance(part, nn.Conv3d) for part in network.modules())
     assert all(x.is_contiguous(memory_format=LAYOUT) for x in calls)
 
@@ -55,7 +63,7 @@ def test_all_its_convolutions_are_replaced_and_run_channels_last(monkeypatch):
 @torch.no_grad()
 def test_a_single_channel_counts_as_channels_last_too(monkeypatch):
     network = nn.Conv3d(1, 4, 3, padding=1)
-    found = on_host(network)(torch.randn(1, 1, 6, 6, 6))
+    found = faster(network)(torch.randn(1, 1, 6, 6, 6))
     assert found.is_contiguous(memory_format=LAYOUT)
 
 
@@ -72,7 +80,7 @@ def test_a_single_channel_counts_as_channels_last_too(monkeypatch):
 def test_convolutions_with_all_options(options):
     conv = nn.Conv3d(4, 6, 3, **options)
     x = torch.randn(2, 4, 7, 8, 9)
-    torch.testing.assert_close(on_host(conv)(x), conv(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(faster(conv)(x), conv(x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("cell", [2, (1, 2, 2), (2, 2, 1), (1, 1, 1), 3])
@@ -82,29 +90,29 @@ def test_average_pools(cell, size):
     pool = nn.AvgPool3d(cell, cell, ceil_mode=True, count_include_pad=False)
     for run in (pool, nn.AvgPool3d(cell, divisor_override=5), lambda x: F.avg_pool3d(x, cell, cell)):
         x = torch.randn(2, 3, *size)
-        torch.testing.assert_close(on_host(run)(x), run(x))
+        torch.testing.assert_close(faster(run)(x), run(x))
 
 
 @torch.no_grad()
 def test_overlapping_pools_are_left_alone():
     x = torch.randn(1, 3, 6, 6, 6)
     for pool in (nn.AvgPool3d(2, 1), nn.AvgPool3d(2, 2, padding=1)):
-        torch.testing.assert_close(on_host(pool)(x), pool(x))
+        torch.testing.assert_close(faster(pool)(x), pool(x))
 
 
 def test_keeps_out_of_gradients_other_types_pictures_and_autocast(monkeypatch):
     calls = replaced(monkeypatch)
     volume, picture = nn.Conv3d(2, 3, 3), nn.Conv2d(2, 3, 3)
     x = torch.randn(1, 2, 6, 6, 6)
-    on_host(volume)(x).sum().backward()
+    faster(volume)(x).sum().backward()
     assert volume.weight.grad is not None
     with torch.no_grad():
-        assert on_host(volume.double())(x.double()).dtype == torch.float64
-        torch.testing.assert_close(on_host(picture)(x[:, :, 0]), picture(x[:, :, 0]))
+        assert faster(volume.double())(x.double()).dtype == torch.float64
+        torch.testing.assert_close(faster(picture)(x[:, :, 0]), picture(x[:, :, 0]))
         thin = x[:, :, :1]
-        torch.testing.assert_close(sliced(on_host(picture), 0)(thin)[:, :, 0], picture(thin[:, :, 0]))
+        torch.testing.assert_close(sliced(faster(picture), 0)(thin)[:, :, 0], picture(thin[:, :, 0]))
         with torch.autocast("cpu", torch.bfloat16):
-            assert on_host(volume.float())(x).dtype == torch.bfloat16
+            assert faster(volume.float())(x).dtype == torch.bfloat16
     assert not calls
 
 
@@ -116,6 +124,6 @@ def test_nothing_is_replaced_after_an_error(monkeypatch):
     calls = replaced(monkeypatch)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            on_host(fails)(torch.zeros(1, 1, 2, 2, 2))
+            faster(fails)(torch.zeros(1, 1, 2, 2, 2))
     nn.Conv3d(1, 2, 3)(torch.zeros(1, 1, 4, 4, 4))
     assert not calls
