@@ -20,7 +20,7 @@ from ..shared.common import PackedNames, listing, number_of
 from ..shared.labels import LabelClass
 from ..shared.locate import DataNotFoundError
 from ..shared.outlines import NO_OUTLINE, Outlines, size_problem, starts, with_packed_outline
-from .coco_masks import InstanceMasks, Overlaps, PanopticMasks, Shapes
+from .coco_masks import DrawnInstances, Overlaps, PanopticMasks, Shapes
 from .pairs import Unpaired
 
 logger = logging.getLogger("trunkline")
@@ -33,14 +33,14 @@ def read_mask_json(
     background: Background = "class",
     overlaps: Overlaps = "smaller",
     missing: Unpaired = "error",
-) -> tuple[list[str], InstanceMasks | PanopticMasks]:
+) -> tuple[list[str], DrawnInstances | PanopticMasks]:
     """Read a COCO instances or panoptic file.
 
     Args:
         source: the file.
         ignore, categories, background: as in ``ClassTable``; the rows are the categories in ascending order
             of their ids. For instances, all categories that are not ignored if None, and a background.
-        overlaps: see ``InstanceMasks``.
+        overlaps: see ``DrawnInstances``.
         missing: ``error``, or ``skip`` (without a warning: ``silent``) for images of which a panoptic file
             has no segments.
 
@@ -68,7 +68,7 @@ def read_mask_json(
     table = ClassTable(rows, ignore, categories, background, str(source))
     shapes = _shapes(source, table, annotations, image_ids, sizes)
     ids = torch.from_numpy(image_ids)
-    return names, InstanceMasks(source, table, ids, torch.from_numpy(sizes), shapes, overlaps)
+    return names, DrawnInstances(source, table, ids, torch.from_numpy(sizes), shapes, overlaps)
 
 
 def _load(source: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Shapes(Outlines):
     area: Tensor
 
 
-class InstanceMasks:
+class DrawnInstances:
     """Objects drawn as their classes.
 
     Crowd regions come first, then objects from the largest to the smallest, as they are after drawing; equal
@@ -136,10 +136,10 @@ class InstanceMasks:
             found[self.background] = True
         return found.numpy()
 
-    def subset(self, positions: Sequence[int]) -> InstanceMasks:
+    def subset(self, positions: Sequence[int]) -> DrawnInstances:
         """Return the masks at some positions."""
         chosen = self.positions[torch.as_tensor(positions, dtype=torch.int64)]
-        return InstanceMasks(
+        return DrawnInstances(
             Path(self.source), self.table, self.image_ids, self.sizes, self.shapes, self.overlaps, chosen
         )
 

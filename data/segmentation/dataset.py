@@ -58,9 +58,8 @@ class SegmentationDataset(Dataset):
         except ImageError as error:
             raise ImageError(f"{error} (--data.check_images decode finds all such files first)") from error
         original_size = image.shape[:2]
-        blank = source is None
-        mask = np.full(original_size, IGNORE_INDEX, np.uint8) if blank else source.mask(position)
-        if mask.shape != original_size:
+        mask = np.full(original_size, IGNORE_INDEX, np.uint8) if source is None else source.mask(position)
+        if source is not None and mask.shape != original_size:
             raise MaskError(
                 f"{path} has {original_size[1]}x{original_size[0]} pixels (width x height), its mask "
                 f"{source.name(position)} {mask.shape[1]}x{mask.shape[0]}"
@@ -117,7 +116,7 @@ class SegmentationBatchSampler(ImageBatchSampler):
         return super().__len__() if self._fixed is None else len(self._fixed)
 
     def _evaluation_batches(self) -> Iterator[list[ImageRequest]]:
-        return (list(map(ImageRequest, batch.tolist())) for batch in self._fixed)
+        return (list(map(ImageRequest, batch.tolist())) for batch in self._fixed or ())
 
     def _grouped(self, sizes: np.ndarray) -> list[np.ndarray]:
         """Cut the pictures of each size into batches, in the order of the first picture of each."""

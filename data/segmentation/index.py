@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -76,7 +76,9 @@ class SegmentationIndex:
         Raises:
             ImageError: if a mask has to be decoded for it and cannot.
         """
-        labelled = in_threads(self.masks.labelled_pixels, range(len(self)), "counting pixels")
+        labelled = in_threads(
+            cast(MaskSource, self.masks).labelled_pixels, range(len(self)), "counting pixels"
+        )
         return self.subset([position for position, pixels in enumerate(labelled) if pixels >= wanted])
 
 
@@ -141,7 +143,7 @@ def count_pixels(index: SegmentationIndex) -> Tensor:
     Raises:
         ImageError: if a mask cannot be decoded.
     """
-    surveys = in_threads(index.masks.survey, range(len(index)), "counting pixels")
+    surveys = in_threads(cast(MaskSource, index.masks).survey, range(len(index)), "counting pixels")
     return torch.from_numpy(np.stack([survey.counts for survey in surveys]))
 
 
@@ -156,14 +158,15 @@ def check_classes(split: str, index: SegmentationIndex, counts: Tensor | None) -
     Raises:
         MaskError: if all training pixels are ignored or of one class.
     """
-    present = index.masks.present() if counts is None else (counts[:, :-1].sum(dim=0) > 0).numpy()
+    masks = cast(MaskSource, index.masks)
+    present = masks.present() if counts is None else (counts[:, :-1].sum(dim=0) > 0).numpy()
     if present is None:
         return
     names = [entry.name for entry in index.classes]
     shown = [name for name, there in zip(names, present, strict=True) if there]
     ignored = 0 if counts is None else int(counts[:, -1].sum())
     if split == "train" and len(shown) < 2:
-        first = f"{index.masks.name(0)} and {len(index) - 1} more"
+        first = f"{masks.name(0)} and {len(index) - 1} more"
         what = f"of one class ({shown[0]})" if shown else "ignored"
         hint = "give masks with two classes or more"
         if ignored and len(shown) == 1:
@@ -224,7 +227,11 @@ def _raise_unknown(
     pictures: Sequence[tuple[str, SegmentationIndex, int]], outcomes: Sequence[_Outcome]
 ) -> None:
     bad = [
-        (f"{index.masks.name(position)}: {described(outcome.survey.unknown)}", outcome.survey.unknown, index)
+        (
+            f"{cast(MaskSource, index.masks).name(position)}: {described(outcome.survey.unknown)}",
+            outcome.survey.unknown,
+            index,
+        )
         for (_, index, position), outcome in zip(pictures, outcomes, strict=True)
         if outcome.survey is not None and outcome.survey.unknown
     ]

@@ -5,6 +5,7 @@ Letters in shapes: I images.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -164,10 +165,9 @@ class SegmentationSources:
                 raise DataNotFoundError(f"data.predict: no such file: {source}")
             folder = self._listed_folder("predict", None, source)
             pictures = pictures_below(folder)
-            names = [pictures[key] for key in listed_keys(source, folder, pictures)]
-            return SegmentationIndex(str(folder), PackedNames.pack(names), None)
-        names = PackedNames.pack(str(path) for path in list_images(given))
-        return SegmentationIndex("", names, None)
+            names = PackedNames.pack(pictures[key] for key in listed_keys(source, folder, pictures))
+            return SegmentationIndex(str(folder), names, None)
+        return SegmentationIndex("", PackedNames.pack(str(path) for path in list_images(given)), None)
 
     def _pairs(self, paths: SplitPaths) -> Pairs:
         missing = self.choices.missing
@@ -187,16 +187,15 @@ class SegmentationSources:
         if split != "test":  # likewise: there are files, but empty ones
             yield SplitPaths(self._base / "leftImg8bit" / split, self._base / "gtFine" / split)
         for name in SPLIT_NAMES[split]:
-            for images in IMAGE_FOLDERS:
-                for masks in MASK_FOLDERS:
-                    yield SplitPaths(self._base / images / name, self._base / masks / name)
-                    yield SplitPaths(self._base / name / images, self._base / name / masks)
+            for pictures, labels in itertools.product(IMAGE_FOLDERS, MASK_FOLDERS):
+                yield SplitPaths(self._base / pictures / name, self._base / labels / name)
+                yield SplitPaths(self._base / name / pictures, self._base / name / labels)
             for ending in ("annot", "_masks", "_labels"):
                 yield SplitPaths(self._base / name, self._base / f"{name}{ending}")
-        for masks in () if any(self.given.values()) else ANNOTATION_PLACES:
-            for images in IMAGE_PLACES:
+        for json_place in () if any(self.given.values()) else ANNOTATION_PLACES:
+            for place in IMAGE_PLACES:
                 yield SplitPaths(
-                    self._base / images.format(split=split), self._base / masks.format(split=split)
+                    self._base / place.format(split=split), self._base / json_place.format(split=split)
                 )
 
     def _given_paths(self, split: str) -> SplitPaths:
@@ -255,7 +254,7 @@ class SegmentationSources:
                 raise DataNotFoundError(f"data.classes: {path} does not exist; it is relative to data.root")
             return path
         near = [paths.masks, *paths.masks.parents[:2]] if self.root is None else [self._base, paths.masks]
-        return next((path for folder in near if (path := find_class_file(folder)) is not None), None)
+        return next((file for folder in near if (file := find_class_file(folder)) is not None), None)
 
     def _known_rows(self, paths: SplitPaths, pairs: Pairs) -> tuple[Sequence[LabelClass], str, Sequence[int]]:
         """Know the classes by the names of the files, or number the values that occur in training masks."""
