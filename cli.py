@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"trunkline: no command {command!r}{_did_you_mean(command, commands)}; see trunkline --help")
 
 
-def _did_you_mean(word: str, known: object) -> str:
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -137,7 +138,7 @@ def _sample(words: list[str]) -> None:
 
     from .data.synthetic import pictures, scans
 
-    writers = {
+    writers: dict[str, Callable[..., object]] = {
         "detection": pictures.write_detection,
         "classification": pictures.write_classification,
         "segmentation": pictures.write_segmentation,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -248,7 +248,7 @@ def _patch_reason(plan: Plan) -> str:
 
 
 def _slice_reason(plan: Plan) -> str:
-    if plan.median[plan.slice_axis] == 1:
+    if plan.median[cast(int, plan.slice_axis)] == 1:
         return "the axis of which the median scan has a single slice"
     return "the axis of the coarsest spacing"
 

@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -151,7 +151,8 @@ def _try(case: Case, dataset: ScanDataset) -> _CaseFingerprint | str:
 
 def _read(case: Case, dataset: ScanDataset) -> _CaseFingerprint:
     prepared = prepare_case(case, _AS_STORED, dataset.classes, dataset.ignore_id)
-    image, mask, placement = prepared.image, prepared.mask, prepared.placement
+    image, placement = prepared.image, prepared.placement
+    mask = cast(np.ndarray, prepared.mask)
     counts = count_labels(mask)
     counts = np.append(counts[: len(dataset.classes)], counts[IGNORE_INDEX]).astype(np.int64)
     foreground = bool(counts[1:-1].any())

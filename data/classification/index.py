@@ -140,7 +140,9 @@ def check_class_images(indices: Sequence[ClassIndex], mode: CheckImages = "heade
     if mode == "off":
         return
     images = [(index, position) for index in indices for position in range(len(index))]
-    outcomes = in_threads(lambda image: _channels_or_problem(*image, mode), images, "checking images")
+    outcomes = in_threads(
+        lambda image: _channels_or_problem(image[0], image[1], mode), images, "checking images"
+    )
     problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
     if problems:
         raise ImageError(

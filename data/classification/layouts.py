@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -58,7 +58,7 @@ class _Tree(NamedTuple):
 
     folders: list[str]
     classes: list[str]  # of each image
-    chosen: list[str] | list[int]  # names below the folder, or positions in the archive
+    chosen: list[Any]  # names below the folder, or positions in the archive
     stray: list[str]
 
 
@@ -85,8 +85,9 @@ class ClassSources:
         """
         if self.root is not None and not self.root.exists():
             raise DataNotFoundError(f"data.root: {self.root} does not exist")
-        if self.given.get(split) is not None:
-            return self._find_given(split, self.given[split])
+        given = self.given.get(split)
+        if given is not None:
+            return self._find_given(split, given)
         if self.root is None:
             raise DataNotFoundError(f"no {split} data: give data.root or data.{split}")
         if SplitSource(self.root).is_table:

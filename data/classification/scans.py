@@ -129,7 +129,7 @@ def _is_array(path: str | PathLike[str]) -> bool:
 
 
 def _open_scan(path: str | PathLike[str], content: bytes | None) -> Any:
-    source = path if content is None else io.BytesIO(content)
+    source: Any = path if content is None else io.BytesIO(content)
     if str(path).lower().endswith(".gz"):
         return gzip.open(source)
     return open(source, "rb") if content is None else source  # the caller closes it

@@ -113,7 +113,8 @@ class ScanTransform:
     """
 
     def __init__(self, size: tuple[int, int, int], flip_axes: Sequence[int] = (), intensity: float = 0.0):
-        self.size = tuple(size)
+        depth, height, width = size
+        self.size = (depth, height, width)
         self.flip_axes = tuple(flip_axes)
         self.intensity = intensity
 
@@ -122,7 +123,7 @@ class ScanTransform:
         scan = resize_scan(standardise_scan(scan), self.size)
         rng = np.random.default_rng(seed)
         chosen = [axis + 1 for axis in self.flip_axes if rng.random() < 0.5]
-        scan = np.flip(scan, chosen)
+        scan = np.flip(scan, tuple(chosen))
         if self.intensity:
             scale, shift = rng.uniform(-self.intensity, self.intensity, (2, len(scan), 1, 1, 1))
             scan = scan * (1 + scale) + shift

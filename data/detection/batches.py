@@ -6,6 +6,7 @@ canvas; h w height and width of one image, m its boxes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,7 @@ class DetectionBatch(Batch):
     keypoints: Tensor | None = None
 
 
-def collate_detection(samples: list[DetectionSample], rows_multiple: int = 16) -> DetectionBatch:
+def collate_detection(samples: Sequence[DetectionSample], rows_multiple: int = 16) -> DetectionBatch:
     """Pad samples to their common canvas and their boxes to a common number of rows.
 
     Args:
@@ -109,9 +110,10 @@ def collate_detection(samples: list[DetectionSample], rows_multiple: int = 16) -
         batch.labels[index, :number] = sample.labels
         batch.crowd[index, :number] = sample.crowd
     if samples[0].masks is not None:
-        batch.masks = InstanceMasks([sample.masks for sample in samples], canvas)
+        batch.masks = InstanceMasks([sample.masks or () for sample in samples], canvas)
     if samples[0].keypoints is not None:
         batch.keypoints = torch.zeros(count, rows, *samples[0].keypoints.shape[1:])
         for place, sample in zip(batch.keypoints, samples, strict=True):
-            place[: len(sample.keypoints)] = sample.keypoints
+            if sample.keypoints is not None:
+                place[: len(sample.keypoints)] = sample.keypoints
     return batch

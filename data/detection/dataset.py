@@ -93,8 +93,8 @@ class CocoDetectionDataset(Dataset):
         """
         index, position = self.index, request.index
         rows = index.rows(position)
-        columns = [column[rows].numpy() for column in (index.boxes, index.labels, index.crowd)]
-        given = Annotated(self._image(request), *columns, mask, index.instances(position))
+        boxes, labels, crowd = (column[rows].numpy() for column in (index.boxes, index.labels, index.crowd))
+        given = Annotated(self._image(request), boxes, labels, crowd, mask, index.instances(position))
         if self.augmentation is None:
             return given
         try:

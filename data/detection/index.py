@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ class CocoIndex:
             return None
         rows, size = self.rows(index), tuple(self.sizes[index].tolist())
         keypoints = partners = None
-        if self.keypoints is not None:
+        if self.keypoints is not None and self.keypoint_classes is not None:
             keypoints = keypoints_inside(self.keypoints[rows].numpy(), size)
             partners = self.keypoint_classes.partners()[self.labels[rows].numpy()]
         return Instances(self._bitmaps(index, rows, size), keypoints, partners)
@@ -173,7 +173,7 @@ class CocoIndex:
         if self.masks is not None:
             annotation["segmentation"] = self.masks.as_coco(number - 1, self.sizes[image].tolist())
         if self.keypoint_classes is not None and (count := len(self.keypoint_classes.names[label])):
-            points = self.keypoints[number - 1, :count].double()
+            points = cast(Tensor, self.keypoints)[number - 1, :count].double()
             points[:, :2] -= 0.5 * (points[:, 2:] > 0)  # whole pixels again
             annotation["keypoints"] = points.flatten().tolist()
             annotation["num_keypoints"] = int((points[:, 2] > 0).sum())

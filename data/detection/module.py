@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.utils.data import DataLoader
 
@@ -16,7 +16,7 @@ from ..shared.labels import LabelClass
 from ..shared.loading import batch_loader
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
 from ..shared.module import SplitData
-from .batches import collate_detection
+from .batches import DetectionBatch, collate_detection
 from .dataset import CocoDetectionDataset
 from .index import CocoIndex, check_images, index_of_files, read_coco
 
@@ -75,7 +75,7 @@ class CocoDetection(SplitData[CocoIndex]):
         seed: fixes order, scales and augmentation; if null, the seed given to seed_everything, else 0.
     """
 
-    label_kinds = ("detection",)
+    label_kinds: ClassVar[tuple[str, ...]] = ("detection",)
 
     def __init__(
         self,
@@ -210,7 +210,10 @@ class CocoDetection(SplitData[CocoIndex]):
         given = self.hparams
         return CocoDetectionDataset(index, augmentation, given.long_side, given.reduced_decoding)
 
-    collate = staticmethod(collate_detection)
+    @staticmethod
+    def collate(samples: list[Any]) -> DetectionBatch:
+        """Join samples into a batch."""
+        return collate_detection(samples)
 
     def _augmentation(self) -> Augmentation:
         given = self.hparams

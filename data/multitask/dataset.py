@@ -83,7 +83,8 @@ class DetectionAndMaskDataset(CocoDetectionDataset):
         native = self.masks.mask(request.index, size)
         given = self.read(request, native)
         sample = self.sample(request, given)
-        resized = resize_mask(np.ascontiguousarray(given.mask), tuple(sample.image.shape[1:]))
+        height, width = sample.image.shape[1:]
+        resized = resize_mask(np.ascontiguousarray(given.mask), (height, width))
         return MultiTaskSample(
             **vars(sample),
             mask=torch.from_numpy(resized),

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..detection.batches import DetectionBatch, DetectionSample, collate_detection
+from ..detection.batches import DetectionBatch, collate_detection
 from ..detection.dataset import CocoDetectionDataset
 from ..detection.index import CocoIndex
 from ..detection.module import CocoDetection
 from ..segmentation.coco_masks import Overlaps
 from ..segmentation.index import SegmentationIndex, check_classes, check_indices, count_pixels
 from ..segmentation.layouts import Choices, SegmentationSources, SplitPaths
+from ..segmentation.masks import MaskSource
 from ..shared.augment import Augmentation
 from ..shared.class_table import Background, MaskError
 from ..shared.common import listing
@@ -136,12 +137,12 @@ class CocoDetectionAndMasks(CocoDetection):
         if split == "predict":
             return super().make_dataset(split, index, augmentation)
         masks = self._read_masks(split)
-        aligned = AlignedMasks(masks.masks, positions_of(index, masks))
+        aligned = AlignedMasks(cast(MaskSource, masks.masks), positions_of(index, masks))
         given = self.hparams
         return DetectionAndMaskDataset(index, aligned, augmentation, given.long_side, given.reduced_decoding)
 
     @staticmethod
-    def collate(samples: list[DetectionSample]) -> DetectionBatch:
+    def collate(samples: list[Any]) -> DetectionBatch:
         """Join samples into a batch."""
         return (collate_multi if isinstance(samples[0], MultiTaskSample) else collate_detection)(samples)
 

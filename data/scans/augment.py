@@ -223,7 +223,7 @@ def _check_name(place: str, name: Any, library: Any) -> None:
 
 
 def _check_arguments(place: str, cls: type, arguments: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(cls.__init__).parameters
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]  # of just this class
     ours = (*_SET_HERE, "spatial_size") if cls.__name__[:-1] in _SPATIAL else _SET_HERE
     known = [key for key in parameters if key not in ours]
     for key in arguments:

@@ -7,6 +7,7 @@ of the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -65,9 +66,10 @@ class PatchDataset(Dataset):
         rng = np.random.default_rng(request.seed)
         prepared = self.cases[request.index]
         centre = foreground_voxel(self.cases.locations(request.index), rng) if request.foreground else None
-        start = patch_start(prepared.mask.shape, self.size, rng, centre)
+        labels = cast(np.ndarray, prepared.mask)
+        start = patch_start(labels.shape, self.size, rng, centre)
         image = torch.from_numpy(cut(prepared.image, start, self.size, 0)).reshape(-1, *self.patch)
-        mask = torch.from_numpy(cut(prepared.mask, start, self.size, IGNORE_INDEX)).reshape(self.patch)
+        mask = torch.from_numpy(cut(labels, start, self.size, IGNORE_INDEX)).reshape(self.patch)
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask, int(rng.integers(2**63)))
         return PatchSample(image, mask, request.index)
@@ -94,8 +96,9 @@ class LabelledCases(Dataset):
         """
         case = self.cases.cases[request.index]
         prepared = self.cases[request.index]
-        ids, _ = read_labels(case.label)
-        truth = to_labels(ids, self.cases.classes, self.cases.ignore_id, case.label)
+        label = cast(str, case.label)
+        ids, _ = read_labels(label)
+        truth = to_labels(ids, self.cases.classes, self.cases.ignore_id, label)
         return EvaluationCase(prepared.image, prepared.placement, case, truth, np.array([request.index]))
 
 

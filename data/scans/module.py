@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch.utils.data import DataLoader
 
@@ -189,7 +189,8 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         self._require_patch(stage)
         self.indices(stage)
         if stage == "fit":
-            self.slice_axis = fit_patch(self.index_of("train"), self.patch, self.slice_axis)
+            cases = cast(PreparedCases, self.index_of("train"))
+            self.slice_axis = fit_patch(cases, cast(Sequence[int], self.patch), self.slice_axis)
 
     def _require_patch(self, stage: str) -> None:
         if stage == "fit" and self.patch is None:
@@ -244,8 +245,11 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         return CasesToPredict(find_cases(given, channels), self.preparation, channels)
 
     def make_loader(self, split: str, index: PreparedCases | CasesToPredict) -> DataLoader:
+        if split == "predict":
+            return self._case_loader(cast(CasesToPredict, index))
+        cases = cast(PreparedCases, index)
         if split != "train":
-            return self._case_loader(index if split == "predict" else LabelledCases(index))
+            return self._case_loader(LabelledCases(cases))
         given = self.hparams
         sampler = PatchSampler(
             len(index),
@@ -255,7 +259,8 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
             seed=global_seed(given.seed),
             **ranks_of(self.trainer),
         )
-        dataset = PatchDataset(index, self.patch, self.slice_axis, self._augmentation)
+        patch = cast(Sequence[int], self.patch)
+        dataset = PatchDataset(cases, patch, self.slice_axis, self._augmentation)
         return batch_loader(dataset, sampler, collate_patches, given.workers, self.trainer)
 
     def _case_loader(self, dataset: LabelledCases | CasesToPredict) -> PlainErrorLoader:
@@ -265,7 +270,8 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         others.
         """
         ranks = ranks_of(self.trainer)
-        sampler = ImageBatchSampler(len(dataset), 1, **ranks | {"rank": ranks["rank"] % len(dataset)})
+        rank = ranks["rank"] % len(dataset)
+        sampler = ImageBatchSampler(len(dataset), 1, rank=rank, world_size=ranks["world_size"])
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0
         workers = capped_workers(min(self.hparams.workers, 1), len(sampler))  # a case may take gigabytes
         return PlainErrorLoader(
@@ -310,7 +316,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         Raises:
             RuntimeError: before ``setup("fit")``.
         """
-        return self.index_of("train").counts()[:, :-1].sum(axis=0).tolist()
+        return cast(PreparedCases, self.index_of("train")).counts()[:, :-1].sum(axis=0).tolist()
 
     def prediction_paths(self) -> dict[int, Path]:
         """Return the first file of each case to predict on, by its id in the batches."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 from tqdm import tqdm
 
 from ...constants import IGNORE_INDEX
@@ -31,7 +31,7 @@ class PatchRequest(NamedTuple):
         seed: fixes where the patch lies and its augmentation, whichever worker serves it.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     foreground: bool
     seed: int
 
@@ -65,7 +65,7 @@ class PatchSampler(DistributedSampler):
         rank: int = 0,
         world_size: int = 1,
     ):
-        super().__init__(range(count), world_size, rank, shuffle=True, seed=seed)
+        super().__init__(cast(Dataset, range(count)), world_size, rank, shuffle=True, seed=seed)
         self.count = count
         self.batch_size = batch_size
         self.steps = steps
@@ -213,11 +213,12 @@ def cut(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: floa
     low = [max(0, first) for first in start]
     stop = [min(whole, first + length) for whole, first, length in zip(shape, start, size, strict=True)]
     high = [max(a, b) for a, b in zip(low, stop, strict=True)]
-    inside = np.asarray(array[(..., *map(slice, low, high))])
+    place: list[Any] = list(map(slice, low, high))
+    inside = np.asarray(array[(..., *place)])
     if inside.shape[-len(size) :] == tuple(size):
         return np.array(inside, order="C")
     lead = array.shape[: array.ndim - len(size)]
     out = np.full((*lead, *size), fill, dtype=array.dtype)
-    where = [slice(a - first, b - first) for a, b, first in zip(low, high, start, strict=True)]
+    where: list[Any] = [slice(a - first, b - first) for a, b, first in zip(low, high, start, strict=True)]
     out[(..., *where)] = inside
     return out

@@ -285,7 +285,7 @@ def _mask_defaults(cls: type) -> dict[str, int]:
     centres, so that labels would lie half a pixel beside the image. ``INTER_NEAREST_EXACT`` goes by centres;
     transforms that turn or bend images do so anyway, and do not take it.
     """
-    parameters = inspect.signature(cls.__init__).parameters
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]  # of just this class
     defaults = {"fill_mask": IGNORE_INDEX} if "fill_mask" in parameters else {}
     if "mask_interpolation" in parameters:
         allowed = str(parameters["mask_interpolation"].annotation)

@@ -6,10 +6,10 @@ Letters in shapes: I images, G canvases, B images of a batch, W ranks. Sizes are
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 Size = tuple[int, int]
 
@@ -27,7 +27,7 @@ class Request(NamedTuple):
         seed: fixes the augmentation of this image in this epoch, whichever worker serves it.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     short_side: int
     canvas: Size
     seed: int = 0
@@ -144,7 +144,7 @@ class CanvasBatchSampler(DistributedSampler):
         self.sizes = np.asarray(sizes).reshape(-1, 2)
         if len(self.sizes) == 0:
             raise ValueError("there are no images to make batches of")
-        super().__init__(self.sizes, world_size, rank, shuffle, seed, drop_last)
+        super().__init__(cast(Dataset, self.sizes), world_size, rank, shuffle, seed, drop_last)
         self.batch_size = batch_size
         self.short_sides = tuple(sorted(short_sides))
         self.long_side = long_side

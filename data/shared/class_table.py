@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -159,7 +159,11 @@ def rows_of_names(names: Sequence[str], values: Sequence[int] | None = None) -> 
 
 
 def _check_rows(rows: Sequence[LabelClass], source: str) -> None:
-    for what, found in (("id", [row.id for row in rows]), ("name", [row.name for row in rows])):
+    values: list[tuple[str, list[Any]]] = [
+        ("id", [row.id for row in rows]),
+        ("name", [row.name for row in rows]),
+    ]
+    for what, found in values:
         twice = sorted({str(value) for value in found if found.count(value) > 1})
         if twice:
             raise MaskError(

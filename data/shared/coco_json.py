@@ -219,8 +219,8 @@ def check_boxes(
     """Clip, drop or refuse boxes as ``read_coco`` says; counts go to the log."""
     limits = sizes[columns.image][:, ::-1]  # [N, 2] width, height
     low, high = columns.xywh[:, :2], columns.xywh[:, :2] + columns.xywh[:, 2:]
-    finite = np.isfinite(columns.xywh).all(axis=1)
-    flat = (columns.xywh[:, 2:] <= 0).any(axis=1)
+    finite = np.all(np.isfinite(columns.xywh), axis=1)
+    flat = np.any(columns.xywh[:, 2:] <= 0, axis=1)
     with np.errstate(invalid="ignore"):
         overshoot = np.maximum(-low, high - limits).max(axis=1, initial=0)
         clipped_low, clipped_high = low.clip(0, limits), high.clip(0, limits)
@@ -265,7 +265,7 @@ def _require(records: list[Any], fields: dict[str, type], kind: str, source: Pat
             continue
         for field, kind_of in fields.items():
             value = record.get(field)
-            if type(value) is not kind_of or (kind_of is int and value.bit_length() > 63):
+            if type(value) is not kind_of or (isinstance(value, int) and value.bit_length() > 63):
                 name = f"{kind} id {record['id']}" if "id" in record else f"{kind} number {number}"
                 problems.append(f"{name}: {field} is {'missing' if field not in record else repr(value)}")
     if problems:

@@ -40,6 +40,7 @@ class Instances(NamedTuple):
             mirrored: whether the image was mirrored, so that left and right are exchanged.
             size: height and width of the image, in the pixels of x and y.
         """
+        assert self.keypoints is not None and self.partners is not None
         keypoints = np.concatenate([points, self.keypoints[:, :, 2:]], axis=2)
         if mirrored:
             keypoints = np.take_along_axis(keypoints, self.partners[:, :, None], axis=1)

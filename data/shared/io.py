@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch.nn import functional
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -90,7 +91,8 @@ def stored_size(path: str | PathLike[str], content: bytes | None = None) -> tupl
         with Image.open(path if content is None else io.BytesIO(content)) as image:
             width, height = image.size
             if image.format == "TIFF":  # some versions of Pillow report the upright size here
-                width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
+                tags = cast(TiffImageFile, image).tag_v2
+                width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
             orientation = 1
             if image.format != "PNG" or _png_may_be_turned(path, content):
                 orientation = image.getexif().get(_ORIENTATION, 1)

@@ -6,8 +6,8 @@ Letters in shapes: I images, r repetitions.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ class ImageRequest(NamedTuple):
         seed: fixes the augmentation of this image in this epoch, whichever worker serves it.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     seed: int = 0
 
 
@@ -63,7 +63,7 @@ class ImageBatchSampler(DistributedSampler):
         repeats: int = 1,
         spread: bool = False,
     ):
-        super().__init__(range(count), world_size, rank, shuffle, seed)
+        super().__init__(cast(Dataset, range(count)), world_size, rank, shuffle, seed)
         self.count = count
         # A rank without a batch would block the others at the end of an evaluation.
         self.batch_size = batch_size if shuffle else min(batch_size, max(1, count // world_size))
@@ -109,10 +109,10 @@ class RequestedBatches(Dataset):
         self.fixed = fixed
 
     def __len__(self) -> int:
-        return len(self.dataset) if self.fixed is None else len(self.fixed)
+        return len(cast(Sized, self.dataset)) if self.fixed is None else len(self.fixed)
 
     def __getitem__(self, batch: Sequence[Any] | int) -> list[Any]:
-        requests = self.fixed[batch] if isinstance(batch, int) else batch
+        requests = cast(list, self.fixed)[batch] if isinstance(batch, int) else batch
         return [self.dataset[request] for request in requests]
 
 
@@ -122,7 +122,7 @@ class PlainErrorLoader(DataLoader):
     torch puts the text of a loader process's traceback in place of the message, and raises from its own code.
     """
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         """Yield the batches.
 
         Raises:

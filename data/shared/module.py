@@ -63,6 +63,8 @@ class TrunklineData(pl.LightningDataModule):
     """
 
     label_kinds: ClassVar[tuple[str, ...]] = ()
+    hparams: Any  # Lightning declares neither the arguments
+    trainer: Any  # nor many of the trainer's attributes
 
     def image_layout(self) -> tuple[int, int]:
         """Return the number of channels and of spatial axes (2 or 3) of the images."""
@@ -123,6 +125,7 @@ class SplitData(TrunklineData, Generic[Index]):
         splits: what was read, by ``train``, ``val``, ``test`` and ``predict``.
     """
 
+    batch_size: int  # where the module has one
     stand_ins: ClassVar[Mapping[str, str]] = {"test": "val"}
 
     def __init__(self) -> None:

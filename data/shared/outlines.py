@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -66,13 +66,14 @@ def pack_outline(segmentation: Any) -> Outline:
 
 
 def _pack_run_lengths(segmentation: dict[str, Any]) -> Outline:
-    counts, size = segmentation.get("counts"), segmentation.get("size")
+    counts: Any = segmentation.get("counts")
+    size: Any = segmentation.get("size")
     fits = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
     if fits and isinstance(counts, str) and _pixels_of(counts.encode()) == size[0] * size[1]:
         return Outline(False, [counts.encode()], (size[0], size[1]))
     runs = counts if isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) else []
     if fits and sum(runs) == size[0] * size[1]:
-        code = coco_mask.frPyObjects({"counts": runs, "size": size}, *size)
+        code: Any = coco_mask.frPyObjects({"counts": runs, "size": size}, *size)
         return Outline(False, [code["counts"]], (size[0], size[1]))
     return Outline(False, [], problem="run lengths without a size that they fill")
 
@@ -165,7 +166,7 @@ class Outlines:
         """Return the outlines of some annotations, by their ``[A']`` int64 positions."""
         pieces, kept = _gathered(self.pieces, rows)
         ends = self.offsets.tolist()
-        content = memoryview(self.content.numpy())
+        content = memoryview(cast(Any, self.content.numpy()))
         parts = [content[ends[piece] : ends[piece + 1]] for piece in kept.tolist()]
         return Outlines(
             polygons=self.polygons[rows],

@@ -16,7 +16,7 @@ class AugmentationError(ValueError):
 
 def check_arguments(name: str, cls: type, arguments: Mapping[str, Any]) -> None:
     """Raise AugmentationError for an argument that the constructor of a transform does not take."""
-    parameters = inspect.signature(cls.__init__).parameters
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]  # of just this class
     known = [key for key in parameters if key != "self"]
     for key in arguments:
         if key not in known:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import colorsys
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 # Ids with gaps, as in COCO, so that a reader that mistakes them for 0..K-1 fails.
-CATEGORIES = ({"id": 1, "name": "circle"}, {"id": 3, "name": "rectangle"}, {"id": 7, "name": "triangle"})
+CATEGORIES: tuple[dict[str, Any], ...] = (
+    {"id": 1, "name": "circle"},
+    {"id": 3, "name": "rectangle"},
+    {"id": 7, "name": "triangle"},
+)
 
 _SUPERSAMPLING = 4
 _OBJECT_SIZE = (0.16, 0.5)  # of the shorter side of the picture
@@ -86,8 +91,8 @@ def _shape_mask(name: str, height: int, width: int, rng: np.random.Generator) ->
         half, low = 0.9 * radius, 0.9 * radius * stretch
         corners = [(-half, -low), (half, -low), (half, low), (-half, low)]
     else:
-        angles = (0, 2 * math.pi / 3, 4 * math.pi / 3)
-        corners = [(radius * math.sin(angle), -radius * math.cos(angle)) for angle in angles]
+        thirds = (0, 2 * math.pi / 3, 4 * math.pi / 3)
+        corners = [(radius * math.sin(angle), -radius * math.cos(angle)) for angle in thirds]
     corners = [
         (x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)) for x, y in corners
     ]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -213,7 +214,8 @@ def _write_split(
 ) -> None:
     (root / "images" / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (picture, objects) in enumerate(_draw_pictures(count, size, rng), start=1):
         width, height = picture.size
         name = _save(picture, root / "images" / split, number)
@@ -271,12 +273,13 @@ def _draw_pictures(
         height, width = shapes[rng.choice(3, p=(0.5, 0.3, 0.2))]
         # The last of every sixteen is empty, and so is the second if there are fewer.
         empty = number % _EMPTY_EVERY == 0 or (count < _EMPTY_EVERY and number == 2)
-        wanted = 0 if empty else rng.integers(*_OBJECTS, endpoint=True)
+        wanted = 0 if empty else int(rng.integers(*_OBJECTS, endpoint=True))
         yield draw_picture(height, width, wanted, rng)
 
 
 def _save(picture: Image.Image, folder: Path, number: int) -> str:
     """Write a picture as JPEG, or every fourth as PNG, and return the name of the file."""
     name = f"{number:06d}." + ("png" if number % _PNG_EVERY == 0 else "jpg")
-    picture.save(folder / name, **({} if name.endswith("png") else {"quality": 92}))
+    options: dict[str, Any] = {} if name.endswith("png") else {"quality": 92}
+    picture.save(folder / name, **options)
     return name

@@ -111,7 +111,7 @@ def _anatomy(place: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> t
     for label, centre, radii, turn, value in _organs(body, rng):
         organ = _blob(place, centre, radii, turn) & inside & (labels == 0)
         values[organ], labels[organ] = value, label
-    bones = [((0, -0.72), rng.uniform(5, 6.5))]  # the spine, then ribs
+    bones = [((0.0, -0.72), rng.uniform(5, 6.5))]  # the spine, then ribs
     bones += [((0.88 * math.sin(a), 0.88 * math.cos(a)), rng.uniform(2, 3)) for a in rng.uniform(0, 6.28, 6)]
     for (across, up), radius in bones:
         bone = np.hypot(x - across * body[0], y - up * body[1]) <= radius

@@ -263,9 +263,9 @@ def _cases_inside(folder: Path, channels: int | None) -> list[tuple[str, tuple[P
     inner = {case: scans_in(case) for case in folders_in(folder)}
     alike = len({tuple(scan_stem(path) for path in found) for found in inner.values()}) == 1
     cases: list[tuple[str, tuple[Path, ...]]] = []
-    for case, found in inner.items():
-        joined = len(found) == 1 or alike if channels is None else channels > 1 or len(found) == 1
-        cases += [(case.name, tuple(found))] if joined else _by_channels(found, channels)
+    for case, scans in inner.items():
+        joined = len(scans) == 1 or alike if channels is None else channels > 1 or len(scans) == 1
+        cases += [(case.name, tuple(scans))] if joined else _by_channels(scans, channels)
     return cases
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -143,7 +143,8 @@ def _label(dataset: ScanDataset, case: Case) -> tuple[np.ndarray, str | None]:
     """Read a case's labels; return which classes they hold, and what is wrong with them."""
     held = np.zeros(len(dataset.classes), dtype=bool)
     try:
-        labels = to_labels(read_labels(case.label)[0], dataset.classes, dataset.ignore_id, case.label)
+        file = cast(str, case.label)
+        labels = to_labels(read_labels(file)[0], dataset.classes, dataset.ignore_id, file)
     except ValueError as error:
         return held, str(error)
     for label in range(len(held)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -157,7 +158,11 @@ def _given_rows(given: Mapping[int, str] | Sequence[str]) -> list[LabelClass]:
 
 
 def _check_rows(rows: Sequence[LabelClass], source: str, asked: int | None, ignored: int) -> None:
-    for what, found in (("id", [row.id for row in rows]), ("name", [row.name for row in rows])):
+    values: list[tuple[str, list[Any]]] = [
+        ("id", [row.id for row in rows]),
+        ("name", [row.name for row in rows]),
+    ]
+    for what, found in values:
         twice = sorted({str(value) for value in found if found.count(value) > 1})
         if twice:
             raise CasesError(

@@ -11,7 +11,7 @@ import logging
 import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def choose_fold(cases: dict[str, list[Case]], folds: Folds, fold: int, source: s
     return split | ({"test": cases["test"]} if "test" in cases else {})
 
 
-def check_patients(cases: dict[str, Sequence[Case]], source: str) -> None:
+def check_patients(cases: Mapping[str, Sequence[Case]], source: str) -> None:
     """Raise CasesError naming the patients whose cases lie in two splits."""
     seen: dict[str, tuple[str, str]] = {}
     problems: dict[str, str] = {}

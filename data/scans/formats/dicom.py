@@ -21,7 +21,7 @@ import numpy as np
 from .itk import LPS_TO_RAS
 from .scan import PathLike, ScanError, Stored, decoding, is_dicom, make_grid
 
-_TAGS = ("SeriesInstanceUID", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient")
+_TAGS: tuple[str, ...] = ("SeriesInstanceUID", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient")
 _TAGS += ("ImagePositionPatient", "BitsAllocated", "PixelRepresentation", "SamplesPerPixel", "NumberOfFrames")
 _TAGS += ("SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept", "SOPClassUID")
 _TAGS += ("ModalityLUTSequence", "SharedFunctionalGroupsSequence")

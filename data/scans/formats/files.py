@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def read_scan(path: PathLike) -> Scan:
             affine is singular or not finite, or a series is not one whole stack of slices.
     """
     stored = _load(path, floats=True)
-    return Scan(as_floats(path, stored.values), stored.grid, stored.dtype)
+    return Scan(as_floats(path, cast(np.ndarray, stored.values)), stored.grid, stored.dtype)
 
 
 def read_scans(paths: Sequence[PathLike]) -> Scan:
@@ -129,7 +129,7 @@ def read_labels(path: PathLike) -> tuple[np.ndarray, Grid]:
             f"{path}: has {stored.channels} channels where labels have one; write one id per voxel, also of "
             "overlapping classes (declare those as regions)"
         )
-    return _as_ids(path, stored.values[0]), stored.grid
+    return _as_ids(path, cast(np.ndarray, stored.values)[0]), stored.grid
 
 
 def read_grid(path: PathLike) -> tuple[Grid, int]:

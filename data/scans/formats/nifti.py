@@ -13,7 +13,15 @@ import numpy as np
 from .scan import Grid, PathLike, ScanError, Stored, make_grid, warn_unplaced
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-_PLACING = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y")
+_PLACING: tuple[str, ...] = (
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+)
 _PLACING += ("qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
 _SCANNER = 1  # code of a form: coordinates of the scanner
 
@@ -96,7 +104,7 @@ def write_nifti_like(path: PathLike, values: np.ndarray, like: PathLike) -> None
     """
     import nibabel
 
-    source = nibabel.load(like)
+    source: Any = nibabel.load(like)
     header = type(source.header)()
     header.set_data_dtype(values.dtype)
     image = type(source)(_by_file_axes(values, source.shape[:3]), None, header, dtype=values.dtype)

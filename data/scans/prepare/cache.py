@@ -187,12 +187,12 @@ class PreparedCases:
                     self._kept.clear()
                 self._kept[index] = entry
             return self._kept[index]
-        entry = self._read(index)
-        if entry is None:
-            entry = self._make(index)
-            self._write(index, entry)
-            entry = self._read(index) or entry  # memory-mapped like at any later time
-        return entry
+        stored = self._read(index)
+        if stored is None:
+            made = self._make(index)
+            self._write(index, made)
+            stored = self._read(index) or made  # memory-mapped like at any later time
+        return stored
 
     def _make(self, index: int) -> _Entry:
         prepared = prepare_case(self.cases[index], self.how, self.classes, self.ignore_id)

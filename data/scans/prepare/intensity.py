@@ -96,9 +96,13 @@ class Intensity:
         if limits is not None:
             np.clip(flat, *limits, out=flat)
         if self.scale == "unit":
+            assert limits is not None  # the constructor asks for them
             _shift_and_divide(flat, limits[0], limits[1] - limits[0])
         elif self.scale == "zscore":
-            mean, std = (self.mean, self.std) if self.std is not None else _mean_and_std(flat, zeros)
+            if self.mean is None or self.std is None:
+                mean, std = _mean_and_std(flat, zeros)
+            else:
+                mean, std = self.mean, self.std
             _shift_and_divide(flat, mean, std)
         if zeros is not None:
             flat[zeros] = 0

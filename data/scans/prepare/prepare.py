@@ -132,7 +132,8 @@ class Placement:
         Returns:
             ``[*T]`` or ``[C, *T]``, a view: what is written into it is written into ``voxels``.
         """
-        return _turned(voxels, self.orientation)[(..., *[slice(*side) for side in self.box])]
+        inside: list[Any] = [slice(*side) for side in self.box]
+        return _turned(voxels, self.orientation)[(..., *inside)]
 
     def to_json(self) -> dict[str, Any]:
         """Return numbers and lists alone, for ``from_json``."""
@@ -289,7 +290,7 @@ def _turned(voxels: np.ndarray, orientation: Sequence[tuple[int, int]]) -> np.nd
     """Apply an orientation to the last axes of an array; returns a view."""
     front = voxels.ndim - len(orientation)
     order = [*range(front), *[front + int(axis) for axis in np.argsort([axis for axis, _ in orientation])]]
-    flips = tuple(slice(None, None, flip) for _, flip in orientation)
+    flips: tuple[Any, ...] = tuple(slice(None, None, flip) for _, flip in orientation)
     return voxels[(..., *flips)].transpose(order)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -182,7 +182,10 @@ def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
 def count_labels(labels: np.ndarray) -> np.ndarray:
     """Return ``[256]`` int64, how many voxels of ``[*S]`` uint8 have each value."""
     # Plane by plane: bincount makes 8 bytes of each voxel.
-    return sum(np.bincount(plane.reshape(-1), minlength=256) for plane in labels)
+    counts = np.zeros(256, np.int64)
+    for plane in labels:
+        counts += np.bincount(plane.reshape(-1), minlength=256)
+    return counts
 
 
 def _zoom(values: np.ndarray, wanted: int, order: int) -> np.ndarray:
@@ -228,7 +231,7 @@ def _resample_axis(values: Tensor, dim: int, wanted: int, order: int) -> Tensor:
     if length == wanted:
         return values
     if order < 2:
-        return taps(length, wanted, order).apply(values, dim)
+        return cast(Taps, taps(length, wanted, order)).apply(values, dim)
     return torch.tensordot(values, spline_matrix(length, wanted, order), ([dim], [1])).movedim(-1, dim)
 
 

@@ -152,6 +152,7 @@ class Restorer:
         wanted = source[dim]
         found = []
         if wanted.start < start:  # the planes kept end where the new ones begin
+            assert self._kept is not None
             first = start - self._kept.shape[dim]
             kept = slice(wanted.start - first, min(wanted.stop, start) - first)
             found.append(self._kept[(*source[:dim], kept, *source[dim + 1 :])])
