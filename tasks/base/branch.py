@@ -25,12 +25,9 @@ from ...evaluation.base import (
     write_result,
 )
 from ...heads.base import Head
-from .writer import FileWriter
+from .writer import FileWriter, draw_all, enlarged
 
 logger = logging.getLogger("trunkline")
-
-# Labels would hide the objects of small images: their pictures are enlarged, by a whole factor, to this size.
-SMALLEST_PICTURE = 320
 
 BRANCHES = {
     "classification": "trunkline.tasks.classification.branch.ClassificationBranch",
@@ -300,23 +297,6 @@ class Branch(ABC):
     @abstractmethod
     def file_writer(self, folder: Path, min_score: float, pictures: bool) -> FileWriter:
         """Return what writes the predictions as files under ``folder``."""
-
-
-def enlarged(picture: np.ndarray, smallest: int = SMALLEST_PICTURE) -> np.ndarray:
-    """Repeat the pixels of a small picture ``[h, w, 3]`` by a whole factor, so that labels find room."""
-    factor = -(-smallest // min(picture.shape[:2]))  # 1 for all but small images
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def draw_all(
-    branches: dict[str, Branch], picture: np.ndarray, each: dict[str, Prediction], min_score: float
-) -> np.ndarray:
-    """Draw the predictions of every branch onto one picture: areas first, boxes on top of them."""
-    for name in sorted(branches, key=lambda name: not branches[name].covers_areas):
-        picture = branches[name].draw(picture, each[name], min_score)
-    for name, branch in branches.items():
-        picture = branch.with_legend(picture, each[name])
-    return picture
 
 
 def branch_class(name: str, head: Head, option: str) -> type[Branch]:

@@ -18,11 +18,11 @@ from ...compat import upgrade_checkpoint
 from ...data.shared.module import DataContractError, TrunklineData
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.pictures import contact_sheet
-from .branch import Branch, branch_class, draw_all
+from .branch import Branch, branch_class
 from .losses import LossCheck, LossMeans
 from .network import Network
 from .optimization import build_optimizer, build_schedulers
-from .writer import PictureBoard, PredictionWriter
+from .writer import PictureBoard, PredictionWriter, draw_all
 
 Evaluators = list[Evaluator] | dict[str, list[Evaluator]]
 
@@ -83,7 +83,8 @@ class Task(Network):
                     f"{type(self).__name__} takes heads for {self.kind}: choose another head, or another task"
                 )
             branches[name] = kind(head, option, name)
-            branches[name].evaluators = chosen.get(name) or self.default_evaluators(branches[name])
+            given = chosen.get(name)
+            branches[name].evaluators = self.default_evaluators(branches[name]) if given is None else given
         return branches
 
     def default_evaluators(self, branch: Branch) -> list[Evaluator]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .task import Task
 
 COLUMNS = 4  # of a sheet of small pictures
+# Labels would hide the objects of small images: their pictures are enlarged, by a whole factor, to this size.
+SMALLEST_PICTURE = 320
 
 
 class FileWriter(ABC):
@@ -115,8 +117,6 @@ class PredictionWriter(BasePredictionWriter):
                 save_picture(self.folder / "pictures" / f"{drawn[0]}.jpg", drawn[1])
 
     def _picture(self, each: dict[str, Prediction], path: Path, batch: Any) -> tuple[str, np.ndarray] | None:
-        from .branch import draw_all, enlarged
-
         (name, branch), *others = self.branches.items()
         if not others:
             return branch.prediction_picture(each[name], path, batch, self.min_score)
@@ -160,6 +160,23 @@ class UnreadImages(ValueError):
     def __init__(self, message: str, written: str) -> None:
         super().__init__(message)
         self.written = written
+
+
+def enlarged(picture: np.ndarray, smallest: int = SMALLEST_PICTURE) -> np.ndarray:
+    """Repeat the pixels of a small picture ``[h, w, 3]`` by a whole factor, so that labels find room."""
+    factor = -(-smallest // min(picture.shape[:2]))  # 1 for all but small images
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def draw_all(
+    branches: dict[str, Branch], picture: np.ndarray, each: dict[str, Prediction], min_score: float
+) -> np.ndarray:
+    """Draw the predictions of every branch onto one picture: areas first, boxes on top of them."""
+    for name in sorted(branches, key=lambda name: not branches[name].covers_areas):
+        picture = branches[name].draw(picture, each[name], min_score)
+    for name, branch in branches.items():
+        picture = branch.with_legend(picture, each[name])
+    return picture
 
 
 def require_writable(folder: Path) -> None:

@@ -18,7 +18,8 @@ from ...evaluation.distributed import gather_objects
 from ...evaluation.files import write_csv
 from ...evaluation.pictures import contact_sheet, draw_boxes, save_picture
 from ...heads.base import ClassificationHead
-from ..base.branch import Branch, enlarged
+from ..base.branch import Branch
+from ..base.writer import enlarged
 from ..base.writer import FileWriter
 
 SMALLEST_PICTURE = 160  # smaller pictures are enlarged, by a whole factor, to leave room for their labels
