@@ -19,8 +19,7 @@ from ...evaluation.files import write_csv
 from ...evaluation.pictures import contact_sheet, draw_boxes, save_picture
 from ...heads.base import ClassificationHead
 from ..base.branch import Branch
-from ..base.writer import enlarged
-from ..base.writer import FileWriter
+from ..base.writer import FileWriter, enlarged
 
 SMALLEST_PICTURE = 160  # smaller pictures are enlarged, by a whole factor, to leave room for their labels
 MOST_PICTURES = 64
