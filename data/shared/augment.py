@@ -26,7 +26,7 @@ import cv2  # noqa: E402
 from ...constants import IGNORE_INDEX
 from .flips import Flips  # noqa: E402
 from .instances import Instances, as_targets, from_targets, relative_boxes  # noqa: E402
-from .transform_checks import AugmentationError, check_arguments, check_result  # noqa: E402
+from .transform_checks import AugmentationError, check_arguments, check_result, own_transform  # noqa: E402
 
 Entry = Mapping[str, Mapping[str, Any] | None]
 
@@ -59,9 +59,9 @@ class Augmentation:
     workers, on which of them serves the image, or on what it served before.
 
     Args:
-        transforms: one single-key mapping per transform, the name in albumentations to its arguments, for
-            example ``{"HorizontalFlip": {"p": 0.5}}``. ``OneOf``, ``SomeOf``, ``OneOrOther``,
-            ``RandomOrder`` and ``Sequential`` take a list of the same form as ``transforms``.
+        transforms: one single-key mapping per transform, the name in albumentations (or a class path of your
+            own) to its arguments, for example ``{"HorizontalFlip": {"p": 0.5}}``. ``OneOf``, ``SomeOf``,
+            ``OneOrOther``, ``RandomOrder`` and ``Sequential`` take such a list as ``transforms``.
         min_visibility: a box of which a transform leaves less than this share of its area is dropped, 0..1.
         min_box_size: a box whose width or height falls below this is dropped, in pixels before the last
             resize.
@@ -314,6 +314,8 @@ def _check_labels_kept(compose: A.BaseCompose) -> None:
 
 
 def _find(name: str) -> type:
+    if "." in name:
+        return own_transform(name, A.BasicTransform)
     cls = getattr(A, name, None)
     if inspect.isclass(cls) and issubclass(cls, (A.BasicTransform, *_NESTING)) and cls not in _ABSTRACT:
         return cls

@@ -1,8 +1,9 @@
-"""Checks of augmentation that need no albumentations: of arguments, and of what a pipeline returns."""
+"""Augmentation without albumentations: transforms of the user, checks of arguments and of results."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,33 @@ import numpy as np
 
 class AugmentationError(ValueError):
     """A transform does not exist, is wrongly configured, or cannot be used for the task."""
+
+
+def own_transform(path: str, base: type) -> type:
+    """Return the transform that a class path names, such as ``my_transforms.Haze``.
+
+    Args:
+        path: module and class.
+        base: what the class has to be derived from.
+
+    Raises:
+        AugmentationError: if there is no such class.
+    """
+    module, _, attribute = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the user's module may raise anything
+        raise AugmentationError(
+            f"augmentation {path} cannot be imported ({type(error).__name__}: {error}); modules "
+            "are looked for among the installed packages, in the working directory and in the folder of the "
+            "config"
+        ) from error
+    if not inspect.isclass(cls) or not issubclass(cls, base):
+        raise AugmentationError(
+            f"augmentation {path} is no transform of albumentations; derive it from ImageOnlyTransform, "
+            "which leaves labels as they are, or from DualTransform"
+        )
+    return cls
 
 
 def check_arguments(name: str, cls: type, arguments: Mapping[str, Any]) -> None:
