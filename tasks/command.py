@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 # Imported so that their class names are known without a module path in YAML.
-from ..backbones import FPN, CifarResNet, DenseNet, ResidualEncoder, ResNet, TimmBackbone  # noqa: F401
+from ..backbones import FPN, Backbone, CifarResNet, DenseNet, ResidualEncoder, ResNet, TimmBackbone  # noqa: F401
 from ..backbones.weights import skip_pretrained
 from ..compat import upgrade_settings
 from ..data.classification import ImageClassification  # noqa: F401
@@ -28,6 +32,8 @@ from ..data.detection import CocoDetection  # noqa: F401
 from ..data.multitask import CocoDetectionAndMasks  # noqa: F401
 from ..data.scans.module import ScanSegmentation  # noqa: F401
 from ..data.segmentation import ImageSegmentation  # noqa: F401
+from ..data.shared.module import TrunklineData
+from ..evaluation.base import Evaluator
 from ..heads import (  # noqa: F401
     FCN,
     Classifier,
@@ -38,6 +44,8 @@ from ..heads import (  # noqa: F401
     UNet,
     segmentation,  # its losses
 )
+from ..heads.base import Head
+from ..heads.segmentation.losses import SegmentationLoss
 from .base.network import read_checkpoint
 from .base.predicting import OptimisedPrediction
 from .base.task import Task
@@ -47,6 +55,10 @@ from .multitask import MultiTask  # noqa: F401
 from .segmentation import SemanticSegmentation  # noqa: F401
 from .volumes import VolumeSegmentation  # noqa: F401
 
+# Of classes that configs name.
+BASES = (
+    Backbone, Head, SegmentationLoss, Task, TrunklineData, Evaluator, Callback, Optimizer, LRScheduler,
+)  # fmt: skip
 REFRESH_RATE = 20  # steps between two updates of the progress bar on a device
 
 
@@ -181,6 +193,37 @@ def _require_class(option: str, path: str) -> None:
         raise ValueError(f"{option}: the module {module} ({found.__file__}) has no class {name}")
 
 
+class CommandParser(LightningArgumentParser):
+    """A parser that says in one line which class is not known, where jsonargparse lists all that it tried."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Stop with a message.
+
+        Raises:
+            ValueError: naming a class that is not known.
+        """
+        said = re.search(r"- ([\w.]+: no class .*)", message)  # by the parser of a part
+        if said is not None:
+            raise ValueError(said[1])
+        unknown = re.search(r"Expected a dot import path string: (\w+)\s*$", message, re.MULTILINE)
+        if unknown is None:
+            super().error(message, ex)
+        place = re.search(r'Parser key "([\w.]+)"', message)
+        close = difflib.get_close_matches(unknown[1], {name for base in BASES for name in _names(base)}, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(
+            f"{place[1] if place else 'class_path'}: no class {unknown[1]} is known{hint}; a class of your "
+            f"own needs its module before it, as in my_module.{unknown[1]}"
+        )
+
+
+def _names(base: type) -> Iterator[str]:
+    """Yield the names of a class and of all that derive from it."""
+    yield base.__name__
+    for derived in base.__subclasses__():
+        yield from _names(derived)
+
+
 class TrunklineCLI(LightningCLI):
     """The commands fit, validate, test and predict. Arguments as for LightningCLI."""
 
@@ -206,6 +249,7 @@ class TrunklineCLI(LightningCLI):
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"default_root_dir": "runs"},
+            parser_class=CommandParser,
             auto_configure_optimizers=False,
             **kwargs,
         )
