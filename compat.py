@@ -11,22 +11,27 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-# Modules by their old path. Those that are folders now export the released names themselves.
+# Where the names of a module are now, by its old path. Those that are folders now export theirs themselves.
 MOVED = {
     "backbones.weight_files": "backbones.weights.files",
     "data.augment": "data.shared.augment",
-    "data.batches": "data.shared.batches",
+    "data.batches": "data.shared.batches data.detection.batches data.classification.batches "
+    "data.segmentation.batches",
     "data.coco": "data.detection.module",
     "data.io": "data.shared.io",
-    "data.multi": "data.multitask",
+    "data.locate": "data.shared.locate",
+    "data.multi": "data.multitask data.multitask.dataset",
     "data.scans.files": "data.scans.formats.files",
+    "data.scans.grid": "data.scans.formats.scan",
     "data.scans.intensity": "data.scans.prepare.intensity",
+    "data.scans.restore": "data.scans.prepare.restore",
+    "data.scans.scan": "data.scans.formats.scan",
     "data.synthetic_scans": "data.synthetic.scans",
     "evaluation.coco": "evaluation.detection.evaluator",
     "evaluation.masks": "evaluation.pictures.masks",
     "evaluation.volume_result": "evaluation.volumes.result",
     "tasks.branched": "tasks.base.task",
-    "tasks.branches": "tasks.base.branch",
+    "tasks.branches": "tasks.base.branch tasks.base.writer",
     "tasks.inference": "tasks.segmentation.inference",
     "tasks.mixing": "tasks.classification.mixing",
     "tasks.multi": "tasks.multitask.task",
@@ -37,12 +42,14 @@ MOVED = {
 
 
 class _Alias(types.ModuleType):
-    """A module under its old path; its names are those of the new one."""
+    """A module under its old path; its names are those of the new ones."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(sys.modules[self.__dict__["__moved_to__"]], name)
+        modules = [sys.modules[new] for new in self.__dict__.get("__moved_to__", ())]
+        for module in modules if not name.startswith("__") else ():
+            if name in vars(module):
+                return vars(module)[name]
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
 class _MovedModules(MetaPathFinder, Loader):
@@ -55,12 +62,15 @@ class _MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         package, _, name = module.__name__.partition(".")
-        new = f"{package}.{MOVED[name]}"
+        moved = [f"{package}.{new}" for new in MOVED[name].split()]
         warnings.warn(
-            f"{module.__name__} is {new} since version 0.2; the old path goes with 0.3", FutureWarning, 3
+            f"{module.__name__} is {' and '.join(moved)} since version 0.2; the old path goes with 0.3",
+            FutureWarning,
+            3,
         )
-        importlib.import_module(new)
-        module.__dict__["__moved_to__"] = new
+        for new in moved:
+            importlib.import_module(new)
+        module.__dict__["__moved_to__"] = moved
 
 
 def install() -> None:

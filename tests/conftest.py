@@ -1,13 +1,11 @@
 """Shared by all tests: few threads, quiet libraries, a tiny dataset."""
 
-import json
 import shutil
 import warnings
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from mask_files import fill_boxes
 
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*The number of training batches.*")
@@ -52,16 +50,5 @@ def shapes_with_masks(shapes, tmp_path):
     """The dataset ``shapes`` with masks beside it, in which every box is filled with its category id."""
     root = tmp_path / "shapes_with_masks"
     shutil.copytree(shapes, root)
-    for split in ("train", "val"):
-        (root / "masks" / split).mkdir(parents=True)
-        content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
-        for image in content["images"]:
-            mask = np.zeros((image["height"], image["width"]), dtype=np.uint8)
-            for row in content["annotations"]:
-                if row["image_id"] == image["id"]:
-                    x, y, width, height = row["bbox"]
-                    mask[y : y + height, x : x + width] = row["category_id"]
-            path = root / "masks" / split / image["file_name"]
-            Image.fromarray(mask).save(path.with_suffix(".png"))
-    (root / "classes.csv").write_text("id,name\n0,nothing\n1,circle\n3,rectangle\n7,triangle\n")
+    fill_boxes(root)
     return root

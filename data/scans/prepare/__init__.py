@@ -1,5 +1,5 @@
 """Preparation of scans and its inverse."""
 
-from .prepare import Placement, Preparation
+from .prepare import Placement, Preparation, prepare
 
-__all__ = ["Placement", "Preparation"]
+__all__ = ["Placement", "Preparation", "prepare"]
