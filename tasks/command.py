@@ -131,9 +131,8 @@ def check_class_paths(words: list[str]) -> None:
     """
     configs = [value for option, value in _options(words) if option in ("config", "c")]
     files = [Path(config) for config in configs if not config.lstrip().startswith("{")]
-    for folder in (Path.cwd(), *(file.resolve().parent for file in files)):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+    folders = list(dict.fromkeys(map(str, (Path.cwd(), *(file.resolve().parent for file in files)))))
+    sys.path += [folder for folder in folders if folder not in sys.path]
     for config in configs:
         try:
             inline = config.lstrip().startswith("{")
@@ -143,10 +142,10 @@ def check_class_paths(words: list[str]) -> None:
         except (OSError, ValueError, yaml.YAMLError):
             continue  # the parser says what is wrong with it
         for option, path in _class_paths(content, ""):
-            _require_class(f"{option} in {'--config' if inline else config}", path)
+            _require_class(f"{option} in {'--config' if inline else config}", path, folders)
     for option, value in _options(words):
-        if option.split(".")[0] in ("model", "data") and _looks_like_class(value):
-            _require_class(f"--{option}", value)
+        if _takes_class(option) and _looks_like_class(value):
+            _require_class(f"--{option}", value, folders)
 
 
 def _options(words: list[str]) -> Iterator[tuple[str, str]]:
@@ -171,23 +170,27 @@ def _class_paths(content: Any, place: str) -> Iterator[tuple[str, str]]:
             yield from _class_paths(value, f"{place}[{number}]")
 
 
+def _takes_class(option: str) -> bool:
+    """Whether the value of an option may be a class; other values may be files, such as ``photo.JPG``."""
+    return option in ("model", "data") or (option.startswith("model.") and not option.endswith("weights"))
+
+
 def _looks_like_class(value: str) -> bool:
     """Whether a value may be a module and a class in it, such as ``my_heads.RetinaNet``, and not a file."""
     parts = value.split(".")
     return len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()
 
 
-def _require_class(option: str, path: str) -> None:
+def _require_class(option: str, path: str, folders: list[str]) -> None:
     module, _, name = path.rpartition(".")
     try:
         found = importlib.import_module(module)
     except Exception as error:  # the user's module may raise anything
         cause = f"{type(error).__name__}: {error}"
-        looked = ", ".join(sys.path[-2:])
         raise ValueError(
             f"{option}: {path} cannot be imported, because importing the module {module} fails ({cause}). "
-            f"Modules are looked for among the installed packages, then in {looked} (the working directory "
-            "and the folder of the config)"
+            f"Modules are looked for among the installed packages, then in {', '.join(folders)} (the "
+            "working directory and the folder of the config)"
         ) from error
     if not hasattr(found, name):
         raise ValueError(f"{option}: the module {module} ({found.__file__}) has no class {name}")
