@@ -1,110 +1,16 @@
-"""The segmentation task: figures at native size, class lists, inference options, files and checkpoints."""
-
-import csv
-import json
+"""The segmentation task: metrics at native size, losses, padding, inference options."""
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from pytorch_lightning.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
-from torch.utils.data import DataLoader
+from segmentation_tasks import Memory, segmenter, trainer
 
-from trunkline.backbones.base import Backbone, FeatureLevel
 from trunkline.data.segmentation.batches import SegmentationSample, collate_segmentation
-from trunkline.data.shared.io import read_mask
-from trunkline.data.shared.labels import LabelClass
-from trunkline.data.shared.module import TrunklineData
-from trunkline.heads import FCN, Classifier
 from trunkline.heads.segmentation.base import RawSegmentation
 from trunkline.heads.segmentation.losses import CrossEntropy
 from trunkline.tasks.segmentation import branch as segmentation_branch
 from trunkline.tasks.segmentation.inference import InferenceOptions
-from trunkline.tasks.segmentation.task import SemanticSegmentation
-
-CLASSES = [
-    LabelClass(id=3, name="road", colour=(10, 20, 30)),
-    LabelClass(id=7, name="tree", colour=(200, 0, 0)),
-    LabelClass(id=255, name="sky", colour=(0, 0, 250)),
-]
-
-
-class TinyTrunk(Backbone):
-    """Two levels, of strides 2 and 4."""
-
-    def __init__(self, channels=3):
-        super().__init__()
-        self.one = nn.Conv2d(channels, 5, 3, stride=2, padding=1)
-        self.two = nn.Conv2d(5, 6, 3, stride=2, padding=1)
-        self.levels = (FeatureLevel(5, (2, 2)), FeatureLevel(6, (4, 4)))
-
-    def forward(self, image):
-        first = self.one(image).relu()
-        return [first, self.two(first).relu()]
-
-
-class Memory(TrunklineData):
-    """Pictures of 12x16 pixels whose masks on disk are twice as large; the last class fills no mask."""
-
-    label_kinds = ("segmentation",)
-
-    def __init__(self, folder=None, classes=CLASSES, count=5, batch=2, factor=2):
-        super().__init__()
-        self.listed = tuple(classes)
-        generator = torch.Generator().manual_seed(0)
-        samples = []
-        for number in range(count):
-            image = torch.randint(0, 256, (3, 12, 16), dtype=torch.uint8, generator=generator)
-            truth = torch.randint(0, 2, (12 * factor, 16 * factor), dtype=torch.uint8, generator=generator)
-            truth[:3] = 255
-            mask = truth[::factor, ::factor]
-            size = tuple(truth.shape)
-            samples.append(SegmentationSample(image, mask, number, size, truth))
-        chunks = [samples[i : i + batch] for i in range(0, count, batch)]
-        self.batches = [collate_segmentation(chunk, multiple=4) for chunk in chunks]
-        self.paths = {}
-        if folder is not None:
-            for sample in samples:
-                path = folder / str(sample.image_id) / "same.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                large = sample.image.permute(1, 2, 0).numpy().repeat(factor, 0).repeat(factor, 1)
-                Image.fromarray(large).save(path)
-                self.paths[sample.image_id] = path
-            self.paths[0] = self.paths[0].rename(folder / "other.png")
-
-    def image_layout(self):
-        return 3, 2
-
-    def label_classes(self, kind, head=""):
-        return self.listed
-
-    def label_counts(self, kind, head=""):
-        return [30, 10, 0]
-
-    def prediction_paths(self):
-        return self.paths
-
-    def train_dataloader(self):
-        return DataLoader(self.batches, batch_size=None)
-
-    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
-
-
-def segmenter(num_classes=3, head=None, **options):
-    torch.manual_seed(0)
-    return SemanticSegmentation(
-        backbone=TinyTrunk(), head=lambda levels: FCN(levels, num_classes, **(head or {})), **options
-    )
-
-
-def trainer(folder, **arguments):
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    settings = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False}
-    return pl.Trainer(default_root_dir=folder, **{**settings, **quiet, **arguments})
 
 
 def by_hand(task, data):
@@ -180,42 +86,6 @@ def by_hand_loss(task, batch):
     return loss
 
 
-def test_classes_must_fit_the_head_and_the_checkpoint(tmp_path, caplog):
-    with pytest.raises(
-        ValueError, match="the data have 3 classes, the head num_classes 2; set --model.head.num_c"
-    ):
-        trainer(tmp_path).validate(segmenter(2), Memory())
-    task = segmenter()
-    task.on_load_checkpoint({"classes": [{"id": 1, "name": "cat", "colour": [0, 0, 0]}]})
-    with pytest.raises(ValueError, match=r"trained on the classes \[1 cat\].*class 0 is '1 cat' there"):
-        trainer(tmp_path).validate(task, Memory())
-    small = segmenter(2)  # more classes than the checkpoint's network has: other data, not another network
-    small.on_load_checkpoint({"classes": [{"id": 1, "name": "cat", "colour": [0, 0, 0]}]})
-    with pytest.raises(ValueError, match="trained on the classes"):
-        trainer(tmp_path).validate(small, Memory())
-    with caplog.at_level("WARNING", "trunkline"):
-        trainer(tmp_path).validate(segmenter(4), Memory(), verbose=False)
-    assert "the data have 3 classes, the head num_classes 4" in caplog.text
-
-
-def test_balanced_weights_come_from_the_data_and_return_from_the_checkpoint(tmp_path):
-    head = {"loss": CrossEntropy(class_weights="balanced")}
-    task = segmenter(head=head)
-    run = trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
-    run.fit(task, Memory())
-    # 40 pixels, 2 classes occur: 40 / (2 * 30), 40 / (2 * 10), and 1 for the class without pixels
-    assert task.head.loss.class_weights == pytest.approx([2 / 3, 2.0, 1.0])
-    run.save_checkpoint(tmp_path / "one.ckpt")
-    fresh = segmenter(head={"loss": CrossEntropy(class_weights="balanced")})
-    trainer(tmp_path).validate(fresh, Memory(), ckpt_path=tmp_path / "one.ckpt", verbose=False)
-    assert fresh.head.loss.class_weights == pytest.approx([2 / 3, 2.0, 1.0])
-    resumed, data = segmenter(head={"loss": CrossEntropy(class_weights="balanced")}), Memory()
-    data.pixel_counts = lambda: torch.tensor([1, 1, 1])  # more data than before: the run goes on as it was
-    run = trainer(tmp_path, max_epochs=2, limit_train_batches=1, limit_val_batches=0)
-    run.fit(resumed, data, ckpt_path=tmp_path / "one.ckpt")
-    assert run.global_step == 2 and resumed.head.loss.class_weights == pytest.approx([2 / 3, 2.0, 1.0])
-
-
 def test_the_check_before_training_leaves_no_trace(tmp_path):
     """The figures of an epoch are those of its own images, and weights used in the check still learn."""
     task, data = segmenter(head={"loss": CrossEntropy(class_weights=[1.0, 2.0, 3.0])}), Memory()
@@ -279,64 +149,6 @@ def test_half_precision_and_channels_last_change_neither_loss_nor_figures_much(t
     assert half["val/pixel_accuracy"] == pytest.approx(exact["val/pixel_accuracy"], abs=0.05)
 
 
-def test_predict_writes_the_datas_own_ids_with_its_colours(tmp_path, capsys):
-    task, data = segmenter(), Memory(tmp_path / "images")
-    run = trainer(tmp_path)
-    run.callbacks.append(task.prediction_writer(tmp_path / "out", True, 0.5))
-    run.predict(task, data, return_predictions=False)
-    out, values = tmp_path / "out", np.array([3, 7, 255])
-    assert sorted(path.name for path in (out / "masks").iterdir()) == [
-        "other.png",
-        "same_1.png",
-        "same_2.png",
-        "same_3.png",
-        "same_4.png",
-    ]
-    task.eval()
-    with torch.no_grad():
-        logits = task.raw(data.batches[0].image, data.batches[0].image_sizes).logits
-    resized = F.interpolate(logits, (24, 32), mode="bilinear", align_corners=False).argmax(1).numpy()
-    with Image.open(out / "masks" / "other.png") as mask:
-        assert mask.mode == "P" and (np.asarray(mask) == values[resized[0]]).all()
-        palette = np.array(mask.getpalette()).reshape(-1, 3)
-    assert palette[3].tolist() == [10, 20, 30] and palette[255].tolist() == [0, 0, 250]
-    with open(out / "classes.csv", newline="") as file:
-        rows = list(csv.reader(file))
-    assert rows[:2] == [["id", "name", "r", "g", "b"], ["3", "road", "10", "20", "30"]]
-    images = json.loads((out / "images.json").read_text())
-    assert [row["id"] for row in images] == [0, 1, 2, 3, 4] and images[0]["file_name"].endswith("other.png")
-    overlay = np.asarray(Image.open(out / "pictures" / "other_0.jpg"))
-    assert overlay.shape[0] > 14 * 24 and overlay.shape[1] == 14 * 32  # enlarged, and a legend below
-    assert "masks of 5 images" in capsys.readouterr().out
-
-
-def test_ids_above_255_are_written_with_16_bits_and_spare_classes_get_free_ids(tmp_path):
-    classes = [*CLASSES[:2], LabelClass(id=300, name="sky", colour=(0, 0, 250))]
-    task, data = segmenter(num_classes=7), Memory(tmp_path / "images", classes)
-    run = trainer(tmp_path)
-    run.callbacks.append(task.prediction_writer(tmp_path / "out", False, 0.5))
-    run.predict(task, data, return_predictions=False)
-    task.eval()
-    with torch.no_grad():
-        logits = task.raw(data.batches[0].image, data.batches[0].image_sizes).logits
-    labels = F.interpolate(logits, (24, 32), mode="bilinear", align_corners=False)[0].argmax(0).numpy()
-    ids = [3, 7, 300, 0, 1, 2, 4]
-    assert (read_mask(tmp_path / "out" / "masks" / "other.png") == np.array(ids)[labels]).all()
-    with open(tmp_path / "out" / "classes.csv", newline="") as file:
-        assert [int(row["id"]) for row in csv.DictReader(file)] == ids
-
-
-def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
-    task, data = segmenter(), Memory(tmp_path / "images")
-    (tmp_path / "out").write_text("a file")
-    run, calls = trainer(tmp_path), []
-    task.trunk.register_forward_hook(lambda *_: calls.append(1))
-    run.callbacks.append(task.prediction_writer(tmp_path / "out", False, 0.5))
-    with pytest.raises(OSError, match="is no folder; give another --output.folder"):
-        run.predict(task, data, return_predictions=False)
-    assert not calls
-
-
 def test_inference_options_average_views_and_change_losses_and_figures_alike(tmp_path):
     options = InferenceOptions(flip=True)
     task, data = segmenter(inference=options, head={"aux": 0}), Memory()
@@ -358,37 +170,3 @@ def test_inference_options_average_views_and_change_losses_and_figures_alike(tmp
     assert (task.result.confusion == counts).all()
     plain = segmenter(head={"aux": 0})
     assert trainer(tmp_path).validate(plain, data, verbose=False)[0]["val/loss"] != logged["val/loss"]
-
-
-def test_pictures_and_figures_go_to_the_logger(tmp_path):
-    logger = TensorBoardLogger(tmp_path)
-    run = trainer(tmp_path, logger=logger, limit_train_batches=1, log_every_n_steps=1)
-    run.fit(segmenter(pictures=3), Memory())
-    board = EventAccumulator(logger.log_dir)
-    board.Reload()
-    assert sorted(board.Tags()["images"]) == ["val/confusion", *(f"val/image {n}" for n in range(3))]
-    assert {"val/mIoU", "val/loss", "train/cross_entropy"} <= set(board.Tags()["scalars"])
-    written = json.loads((tmp_path / "lightning_logs" / "version_0" / "val" / "metrics.json").read_text())
-    assert written["metrics"].keys() >= {"mIoU", "pixel_accuracy", "mean_Dice"}
-    assert Image.open(tmp_path / "lightning_logs" / "version_0" / "val" / "confusion.png").size[0] > 100
-
-
-def test_images_of_another_number_of_channels_are_an_error_before_training(tmp_path):
-    task = SemanticSegmentation(backbone=TinyTrunk(1), head=lambda levels: FCN(levels, 3))
-    with pytest.raises(ValueError, match="the images have 3 channels, the trunk takes 1"):
-        trainer(tmp_path).fit(task, Memory())
-
-
-def test_a_head_or_data_of_another_kind_is_an_error_before_training(tmp_path):
-    with pytest.raises(ValueError, match="head is a Classifier, .*SemanticSegmentation takes heads for segm"):
-        SemanticSegmentation(backbone=TinyTrunk(), head=lambda levels: Classifier(levels, 3))
-    data = Memory()
-    data.label_kinds, calls = ("detection",), []
-    task = segmenter()
-    task.trunk.register_forward_hook(lambda *_: calls.append(1))
-    with pytest.raises(ValueError, match="model.head is a FCN, which learns masks; Memory has boxes: set"):
-        trainer(tmp_path).fit(task, data)
-    assert not calls
-    data.label_kinds, data.listed = ("segmentation",), ()  # a module that says nothing about its classes
-    trainer(tmp_path, limit_train_batches=1, limit_val_batches=1).fit(task, data)
-    assert calls
