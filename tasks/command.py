@@ -223,6 +223,7 @@ class CommandParser(LightningArgumentParser):
 def _names(base: type) -> Iterator[str]:
     """Yield the names of a class and of all that derive from it."""
     yield base.__name__
+    derived: type
     for derived in base.__subclasses__():
         yield from _names(derived)
 
