@@ -1,12 +1,15 @@
 # trunkline: set-up, demo and tests. Needs Python 3.11 or newer and nothing else.
 #
 #   make setup   create the environment in .venv from uv.lock
-#   make demo    train a small detector on synthetic images, print its COCO figures, draw its predictions
+#   make demo    train a small detector on synthetic images, print its COCO metrics, draw its predictions
 #   make demo TASK=segmentation    the same for a segmenter: its mIoU, its masks
 #   make demo TASK=scans           the same for synthetic CT volumes in NIfTI: Dice, distances in mm, label volumes
-#   make test    run the tests
+#   make test    run the tests; ARGS='-m "not slow"' goes to pytest
+#   make coverage   the same, and measure which lines they run
+#   make types   check the types
 #   make bench   measure speed and memory beside the peers, and rewrite docs/performance.md; half an hour on two cores
-#   make lint    check the style
+#   make lint    check the style and the format
+#   make hooks   run pre-commit before every commit
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +19,7 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo $(BIN)/uv)
 # Threads that wait sleep rather than spin: a tenth slower on a quiet machine, many times faster on a shared one.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test coverage types lint hooks bench
 
 setup: $(BIN)/.ready
 
@@ -46,8 +49,14 @@ demo: setup
 	  --data.predict $(DEMO)/data/images/val --output.folder $(DEMO)/predictions --trainer.logger false
 
 # By whole files, whose fixtures are made once.
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+# In percent of lines and branches, all tests together.
+MINIMUM := 90
+coverage: setup
+	$(PYTEST) --cov --cov-fail-under=$(MINIMUM)
 
 # One after the other: each wants the machine for itself.
 BENCHMARKS := counts_host speed_detection speed_trunks speed_segmentation speed_scans speed_data speed_fit \
@@ -57,5 +66,14 @@ bench: setup
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/report.py
 
+# The checker has to see this folder under the name of the package.
+types: setup
+	@mkdir -p .mypy_cache/root && ln -sfn ../.. .mypy_cache/root/trunkline
+	cd .mypy_cache/root && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+hooks: setup
+	$(BIN)/pre-commit install
