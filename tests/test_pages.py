@@ -17,7 +17,7 @@ from trunkline.cli import SUBCOMMANDS, _plan_parser, shipped_configs
 from trunkline.tasks import command
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXTERNAL = ("http://", "https://", "mailto:")
 ROOMS = (
     "backbones",
