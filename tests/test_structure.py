@@ -1,4 +1,7 @@
-"""The import rules of the house: cli -> planning -> tasks -> {heads, data, evaluation} -> backbones."""
+"""The import rules of the house: cli -> planning -> tasks -> {heads, data, evaluation} -> backbones.
+
+Rules on how the code is written are in test_style.py.
+"""
 
 import ast
 import subprocess
@@ -15,6 +18,35 @@ ALLOWED = {
     "evaluation": set(),
     "tasks": {"heads", "data", "evaluation", "backbones"},
     "planning": {"tasks", "heads", "data", "evaluation", "backbones"},
+}
+# The same for the rooms of a folder: what each may import of the others.
+ROOMS = {
+    "data": {
+        "shared": set(),
+        "detection": {"shared"},
+        "segmentation": {"shared"},
+        "classification": {"shared"},
+        "multitask": {"shared", "detection", "segmentation"},
+        "scans": {"shared"},
+        "synthetic": {"shared"},
+    },
+    "tasks": {
+        "base": set(),
+        "detection": {"base"},
+        "segmentation": {"base"},
+        "classification": {"base"},
+        "multitask": {"base"},
+        "volumes": {"base", "segmentation"},  # labels of voxels are labels of pixels, and more
+    },
+    "evaluation": {
+        "pictures": set(),
+        "detection": {"pictures"},
+        "segmentation": {"pictures"},
+        "classification": {"pictures"},
+        "volumes": {"pictures"},
+    },
+    "heads": {"detection": set(), "segmentation": set()},
+    "backbones": {"weights": set()},
 }
 EVERYWHERE = {"constants", "compat"}  # import nothing of the package at the top
 MODEL_LIBRARIES = {"torch", "torchvision", "__future__"} | set(sys.stdlib_module_names)
@@ -49,6 +81,27 @@ def imports_of(path: Path, nested: bool = True) -> list[tuple[str, tuple[str, ..
     return found
 
 
+def targets_of(path: Path) -> set[str]:
+    """Return every module of the package that a file imports, dotted, without the name of the package.
+
+    A name that is imported from a folder counts as a module if there is one of its name.
+    """
+    targets = set()
+    for module, names in imports_of(path):
+        if module.split(".")[0] != "trunkline":
+            continue
+        place = module.split(".")[1:]
+        modules = [name for name in names if is_module(ROOT.joinpath(*place, name))]
+        targets |= {".".join([*place, name]) for name in modules}
+        if len(modules) < len(names) or not names:
+            targets.add(".".join(place))
+    return targets
+
+
+def is_module(path: Path) -> bool:
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
 @pytest.mark.parametrize("folder", sorted(ALLOWED))
 def test_folder_imports_only_what_lies_below_it(folder):
     files = sorted((ROOT / folder).rglob("*.py"))
@@ -58,6 +111,36 @@ def test_folder_imports_only_what_lies_below_it(folder):
             parts = module.split(".")
             if parts[0] == "trunkline" and len(parts) > 1 and parts[1] != folder:
                 assert parts[1] in ALLOWED[folder] | EVERYWHERE, f"{path.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("folder", sorted(ROOMS))
+def test_every_room_imports_only_what_lies_below_it(folder):
+    rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+    assert rooms == set(ROOMS[folder]), "a room without a rule, or a rule without a room"
+    for room, allowed in ROOMS[folder].items():
+        for path in sorted((ROOT / folder / room).rglob("*.py")):
+            for target in targets_of(path):
+                place = target.split(".")
+                if place[0] == folder and len(place) > 1 and place[1] in rooms - {room}:
+                    assert place[1] in allowed, f"{path.relative_to(ROOT)} imports {target}"
+
+
+@pytest.mark.parametrize("folder", sorted(ROOMS))
+def test_what_a_folder_shares_imports_none_of_its_rooms(folder):
+    """The files beside the rooms are what these build on; lists of exports and the command apart."""
+    reached = {
+        "evaluation": {"pictures"},  # evaluators draw
+        "backbones": {"weights"},  # every trunk can load some
+    }.get(folder, set())
+    for path in sorted((ROOT / folder).glob("*.py")):
+        for target in targets_of(path) if path.name not in ("__init__.py", "command.py") else ():
+            place = target.split(".")
+            inside = place[0] == folder and len(place) > 1
+            assert not inside or place[1] not in set(ROOMS[folder]) - reached, f"{path} imports {target}"
+
+
+def test_the_constants_import_nothing():
+    assert imports_of(ROOT / "constants.py") == []
 
 
 def test_heads_know_of_backbones_only_the_feature_level_and_what_makes_layers():
@@ -90,3 +173,16 @@ def test_help_does_not_import_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "trunkline fit" in done.stdout
+
+
+def test_every_folder_of_the_package_has_its_tests():
+    for folder in ALLOWED:
+        for inside in sorted({path.parent for path in (ROOT / folder).rglob("*.py")}):
+            name = inside.relative_to(ROOT)
+            assert list((ROOT / "tests" / name).rglob("test_*.py")), f"tests/{name} has no tests"
+
+
+def test_every_folder_of_tests_is_one_of_the_package():
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        name = path.parent.relative_to(ROOT / "tests")
+        assert (ROOT / name).is_dir(), f"tests/{name} mirrors nothing"

@@ -153,7 +153,7 @@ def _opener(path: Path) -> tuple[Callable[[Path], object], str]:
 def _open_torch(path: Path) -> object:
     builders = _array_globals()
     allowed = [argparse.Namespace, *{id(value): value for value in builders.values()}.values()]
-    # Checkpoints often hold their options (a Namespace) and figures (numpy scalars) beside the tensors.
+    # Checkpoints often hold their options (a Namespace) and metrics (numpy scalars) beside the tensors.
     with torch.serialization.safe_globals([*allowed, *_dtype_classes()]):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -203,10 +203,8 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         return any(case.label is not None for case in cases) if split == "test" else bool(cases)
 
     def why_absent(self, split: str) -> str:
-        unlabelled = len(self._dataset().cases.get(split, ()))
-        return (
-            f"none of {unlabelled} {split} cases has labels" if unlabelled else f"there are no {split} cases"
-        )
+        cases = self._dataset().cases.get(split, ())
+        return f"none of {len(cases)} {split} cases has labels" if cases else f"there are no {split} cases"
 
     def read_split(self, split: str) -> PreparedCases:
         """Prepare the cases of a split that have labels.
@@ -216,17 +214,15 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         """
         found = self._dataset()
         if split not in found.cases:
-            raise CasesError(
-                f"{self.hparams.root}: there are no {split} cases (there are {', '.join(found.cases)})"
-            )
+            known = ", ".join(found.cases)
+            raise CasesError(f"{self.hparams.root}: there are no {split} cases (there are {known})")
         cases = [case for case in found.cases[split] if case.label is not None]
+        number = len(found.cases[split])
         if not cases:
-            raise CasesError(f"none of the {len(found.cases[split])} {split} cases has labels")
-        if len(cases) < len(found.cases[split]):
-            logger.warning(
-                "%d of %d %s cases have no labels and are left out",
-                len(found.cases[split]) - len(cases), len(found.cases[split]), split,
-            )  # fmt: skip
+            raise CasesError(f"none of the {number} {split} cases has labels")
+        if len(cases) < number:
+            without = number - len(cases)
+            logger.warning("%d of %d %s cases have no labels and are left out", without, number, split)
         given = self.hparams
         made = PreparedCases(
             cases, self.preparation, found.classes, found.ignore_id, given.cache, given.cache_folder
@@ -333,9 +329,8 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
             given = self.hparams
             if given.root is None:
                 raise CasesError("data.root is not set; give the folder that holds scans and their labels")
-            self._known = find_dataset(
-                given.root, seed=given.seed or 0, **{name: given[name] for name in _FOUND_BY}
-            )
+            options = {name: given[name] for name in _FOUND_BY}
+            self._known = find_dataset(given.root, seed=given.seed or 0, **options)
         return self._known
 
     def _channels(self) -> int | None:

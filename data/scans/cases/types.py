@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from ....constants import IGNORE_INDEX
 from ...shared.labels import LabelClass
 
-DEFAULT_IGNORE = 255
+DEFAULT_IGNORE = IGNORE_INDEX  # as an id in the files of labels, unless the dataset says otherwise
 
 Unlabelled = Literal["error", "skip"]  # what happens to cases to train or validate with that have no labels
 

@@ -132,7 +132,7 @@ def test_files_of_torch_whatever_their_name_and_age(name, zipped, tmp_path):
     assert_same(target, source)
 
 
-def test_options_and_figures_beside_the_weights_do_no_harm(tmp_path):
+def test_options_and_metrics_beside_the_weights_do_no_harm(tmp_path):
     source = net()
     content = {
         "model": source.state_dict(),

@@ -177,8 +177,8 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, folders
     again = [f"--ckpt_path={saved}", *QUIET, f"--trainer.default_root_dir={tmp_path / 'again'}"]
     cli = command(monkeypatch, "validate", *again)
     assert cli.model.result.metrics == trained and cli.model.result.images == 6
-    (figures,) = (tmp_path / "again").rglob("val/metrics.json")
-    assert json.loads(figures.read_text())["metrics"]["accuracy"] == trained["accuracy"]
+    (metrics,) = (tmp_path / "again").rglob("val/metrics.json")
+    assert json.loads(metrics.read_text())["metrics"]["accuracy"] == trained["accuracy"]
     paths = [str(path) for path in sorted((folders / "val").rglob("*.png"))]
     out = tmp_path / "out"
     capsys.readouterr()

@@ -9,7 +9,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
-def test_figures_and_pictures_reach_tensorboard(tiny, tmp_path):
+def test_metrics_and_pictures_reach_tensorboard(tiny, tmp_path):
     logger = TensorBoardLogger(tmp_path)
     run = tiny.trainer(tmp_path, logger=logger, log_every_n_steps=1)
     run.fit(tiny.classifier(pictures=5), tiny.Memory())
@@ -33,7 +33,7 @@ def test_no_pictures_where_none_are_asked_for_nor_of_scans(tiny, tmp_path, optio
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
-def test_figures_and_confusion_matrix_are_written_beside_the_log(tiny, tmp_path, capsys, stage):
+def test_metrics_and_confusion_matrix_are_written_beside_the_log(tiny, tmp_path, capsys, stage):
     logger = TensorBoardLogger(tmp_path)
     run, task = tiny.trainer(tmp_path, logger=logger, max_epochs=2), tiny.classifier()
     getattr(run, stage)(task, tiny.Memory())

@@ -123,7 +123,7 @@ def test_not_finite_loss_names_the_images(tiny, tmp_path):
         tiny.trainer(tmp_path).fit(task, tiny.Memory())
 
 
-def test_logged_figures_equal_a_slow_count(tiny, tmp_path):
+def test_logged_metrics_equal_a_slow_count(tiny, tmp_path):
     """Uneven batches, and an image without label that counts for nothing."""
     task, data = tiny.classifier(), tiny.Memory(unknown=(5, 9))
     logged = tiny.trainer(tmp_path).validate(task, data, verbose=False)[0]

@@ -118,8 +118,8 @@ def test_network_runs_once_per_step_also_in_validation(shapes, tmp_path):
     assert calls == [True, True, False]
 
 
-def test_validation_figures_equal_an_evaluation_by_hand(shapes, tmp_path):
-    """The logged figures are those of pycocotools on the same predictions; the losses add up."""
+def test_validation_metrics_equal_an_evaluation_by_hand(shapes, tmp_path):
+    """The logged metrics are those of pycocotools on the same predictions; the losses add up."""
     torch.manual_seed(0)
     task, data = detector(evaluator="pycocotools"), data_module(shapes, eval_batch_size=4)
     # An untrained head hardly scores anything: widen its scores so that there is something to count.

@@ -67,7 +67,7 @@ def test_bf16_training_keeps_losses_and_weights_in_float32(shapes, tmp_path, cha
     assert after.dtype == torch.float32 and not torch.equal(after, before) and torch.isfinite(after).all()
 
 
-def test_figures_and_the_asked_number_of_pictures_reach_tensorboard(shapes, tmp_path):
+def test_metrics_and_the_asked_number_of_pictures_reach_tensorboard(shapes, tmp_path):
     logger = TensorBoardLogger(tmp_path)
     run = trainer(tmp_path, logger=logger, limit_train_batches=1)
     run.fit(detector(pictures=3), data_module(shapes, eval_batch_size=2))

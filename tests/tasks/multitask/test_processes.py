@@ -34,14 +34,14 @@ data = CocoDetectionAndMasks(root=folder, batch_size=2, workers=0, short_side=64
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 run = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1,
                  num_sanity_val_steps=0, **quiet)
-figures = run.validate(task, data, verbose=False)[0]
+metrics = run.validate(task, data, verbose=False)[0]
 confusion = task.branches["stuff"].result.confusion.tolist()
 if len(sys.argv) > 4:
     run.fit(task, data)
 weights = loss.class_weights
 every = run.strategy.all_gather(torch.tensor(weights)).tolist()
 if run.is_global_zero:
-    json.dump({"figures": figures, "confusion": confusion, "steps": run.global_step, "weights": every,
+    json.dump({"metrics": metrics, "confusion": confusion, "steps": run.global_step, "weights": every,
                "finite": all(bool(torch.isfinite(p).all()) for p in task.parameters())}, open(out, "w"))
 """
 
@@ -63,8 +63,8 @@ def test_two_processes_evaluate_like_one_and_train_together(shapes_with_masks, t
         found[devices] = json.loads(out.read_text())
     one, two = found[1], found[2]
     assert two["confusion"] == one["confusion"] and sum(map(sum, one["confusion"])) > 0
-    for name, value in one["figures"].items():
+    for name, value in one["metrics"].items():
         if name.startswith(("val/boxes/A", "val/stuff/")):
-            assert two["figures"][name] == pytest.approx(value, rel=1e-5, nan_ok=True), name
+            assert two["metrics"][name] == pytest.approx(value, rel=1e-5, nan_ok=True), name
     assert two["steps"] == 2 and two["finite"]  # 8 images, 2 processes with 2 images each
     assert two["weights"][0] == two["weights"][1] != one["weights"]  # by the data's counts, on both

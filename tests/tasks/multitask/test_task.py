@@ -1,4 +1,4 @@
-"""Several heads on one trunk: one pass, gradients of each head, figures and files of both, one YAML file."""
+"""Several heads on one trunk: one pass, gradients of each head, metrics and files of both, one YAML file."""
 
 import json
 
@@ -91,7 +91,7 @@ def test_the_trunk_runs_once_per_step_also_in_validation(shapes_with_masks, tmp_
 
 
 def test_each_head_gives_what_it_gives_alone(shapes_with_masks, tmp_path):
-    """Validation figures, losses and predictions equal those of two tasks with one head each."""
+    """Validation metrics, losses and predictions equal those of two tasks with one head each."""
     task, data = multi(), data_module(shapes_with_masks)
     torch.nn.init.normal_(task.head.heads["boxes"].roi.classifier.weight, std=0.3)
     boxes = Detection(head=HEADS["boxes"], **parts())

@@ -30,7 +30,7 @@ def by_hand(task, data):
     return counts
 
 
-def test_figures_are_of_the_masks_on_disk(tmp_path, capsys):
+def test_metrics_are_of_the_masks_on_disk(tmp_path, capsys):
     task, data = segmenter(), Memory()
     logged = trainer(tmp_path).validate(task, data, verbose=False)[0]
     counts = by_hand(task, data)
@@ -87,7 +87,7 @@ def by_hand_loss(task, batch):
 
 
 def test_the_check_before_training_leaves_no_trace(tmp_path):
-    """The figures of an epoch are those of its own images, and weights used in the check still learn."""
+    """The metrics of an epoch are those of its own images, and weights used in the check still learn."""
     task, data = segmenter(head={"loss": CrossEntropy(class_weights=[1.0, 2.0, 3.0])}), Memory()
     trainer(tmp_path, limit_train_batches=1, num_sanity_val_steps=2).fit(task, data)
     assert task.result.images == 5 and (task.result.confusion == by_hand(task, data)).all()
@@ -141,7 +141,7 @@ def test_padding_is_cut_off_before_scores_are_resized_to_the_image():
 
 
 @pytest.mark.parametrize("options", [{}, {"inference": InferenceOptions(window=8, flip=True)}])
-def test_half_precision_and_channels_last_change_neither_loss_nor_figures_much(tmp_path, options):
+def test_half_precision_and_channels_last_change_neither_loss_nor_metrics_much(tmp_path, options):
     exact = trainer(tmp_path).validate(segmenter(**options), Memory(), verbose=False)[0]
     task = segmenter(channels_last=True, **options)
     half = trainer(tmp_path, precision="bf16-mixed").validate(task, Memory(), verbose=False)[0]
@@ -149,7 +149,7 @@ def test_half_precision_and_channels_last_change_neither_loss_nor_figures_much(t
     assert half["val/pixel_accuracy"] == pytest.approx(exact["val/pixel_accuracy"], abs=0.05)
 
 
-def test_inference_options_average_views_and_change_losses_and_figures_alike(tmp_path):
+def test_inference_options_average_views_and_change_losses_and_metrics_alike(tmp_path):
     options = InferenceOptions(flip=True)
     task, data = segmenter(inference=options, head={"aux": 0}), Memory()
     logged = trainer(tmp_path).validate(task, data, verbose=False)[0]

@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
     assert not calls
 
 
-def test_pictures_and_figures_go_to_the_logger(tmp_path):
+def test_pictures_and_metrics_go_to_the_logger(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     run = trainer(tmp_path, logger=logger, limit_train_batches=1, log_every_n_steps=1)
     run.fit(segmenter(pictures=3), Memory())

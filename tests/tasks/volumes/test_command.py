@@ -16,7 +16,7 @@ from trunkline.data.scans.prepare.prepare import prepare
 from trunkline.tasks.volumes.task import VolumeSegmentation
 
 
-def test_fit_writes_figures_and_a_checkpoint_that_knows_its_classes(trained):
+def test_fit_writes_metrics_and_a_checkpoint_that_knows_its_classes(trained):
     state = torch.load(trained[0], weights_only=True)["branches"][""]
     assert [row["id"] for row in state["classes"]] == [0, 1, 2, 3]
     assert state["patch"] == [48, 48, 24] and len(state["regions"]) == 3
