@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ...constants import IGNORE_INDEX
@@ -222,7 +223,7 @@ class SegmentationEvaluator(Evaluator):
         return confusion_picture(result.confusion, [row.name for row in result.per_class])
 
 
-def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _shares(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
     """Divide; NaN for a share of nothing."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
