@@ -52,9 +52,10 @@ def test_config_trains_saves_reloads_and_predicts_the_same(monkeypatch, tmp_path
     assert cli.trainer.global_step == 2
     (saved,) = tmp_path.rglob("last.ckpt")
     checkpoint = torch.load(saved, weights_only=True)
-    assert [row["name"] for row in checkpoint["categories"]] == [c.name for c in cli.datamodule.categories]
+    stored = checkpoint["branches"][""]["classes"]
+    assert [row["name"] for row in stored] == [c.name for c in cli.datamodule.label_classes("detection")]
     reloaded = Detection.load_from_checkpoint(saved, map_location="cpu").eval()
-    assert reloaded.categories == cli.model.categories
+    assert reloaded.branch.classes == cli.model.branch.classes == stored
     model = cli.model.eval()
     image = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     sizes = torch.tensor([[64, 96], [50, 64]])
@@ -156,7 +157,7 @@ def test_a_checkpoint_is_applied_without_its_config_and_explicit_settings_win(mo
     images = json.loads((tmp_path / "out" / "images.json").read_text())
     assert len(results) == 7 * len(images) and len(images) == 6
     assert not (tmp_path / "out" / "pictures").exists()
-    assert [row["name"] for row in cli.model.categories] == ["circle", "rectangle", "triangle"]
+    assert cli.model.class_names == ["circle", "rectangle", "triangle"]
 
 
 def test_pretrained_weights_are_not_skipped_for_a_checkpoint_that_may_not_exist(

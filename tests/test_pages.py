@@ -17,7 +17,7 @@ from trunkline.cli import SUBCOMMANDS, _plan_parser, shipped_configs
 from trunkline.tasks import command
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 EXTERNAL = ("http://", "https://", "mailto:")
 ROOMS = (
     "backbones",
@@ -34,7 +34,13 @@ ROOMS = (
 # Of the user, and of what a page proposes to write.
 OWN = ("my_", "mymodule", "mypackage")
 
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+# The code of docs/extend is that of the examples, which tests/examples compares and trains.
+pages_with_code = pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.parent.name != "extend"],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
 
 
 def text_of(page: Path) -> str:
@@ -193,13 +199,13 @@ def check_classes(content: typing.Any) -> None:
             check_classes(value)
 
 
-@every_page
+@pages_with_code
 def test_yaml_names_classes_and_their_arguments(page):
     for block in blocks(page, "yaml"):
         check_classes(yaml.safe_load(block))
 
 
-@every_page
+@pages_with_code
 def test_python_compiles_and_imports_what_there_is(page):
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
