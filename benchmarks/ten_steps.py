@@ -1,7 +1,7 @@
 """Shows that two versions of trunkline compute the same: ten steps of training for every task, bit by bit.
 
-    /work/base/.venv/bin/python ten_steps.py --output base.json     # the version installed there
-    /work/main/.venv/bin/python ten_steps.py --output main.json
+    OLD/.venv/bin/python ten_steps.py --output base.json     # the version installed there
+    NEW/.venv/bin/python ten_steps.py --output main.json
     python ten_steps.py --compare base.json main.json
 
 Every task trains ten optimiser steps from a shipped config, on synthetic data and one CPU thread, then
