@@ -305,10 +305,12 @@ def branch_class(name: str, head: Head, option: str) -> type[Branch]:
     Raises:
         ValueError: if there is no such branch.
     """
-    path = BRANCHES.get(name, name)
-    module, _, attribute = path.rpartition(".")
+    module, _, attribute = BRANCHES.get(name, name).rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
+        if not (isinstance(found, type) and issubclass(found, Branch)):
+            raise ValueError("it is no Branch")
+        return found
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{option} is a {type(head).__name__}, whose attribute branch is {name!r} ({error}); it has "

@@ -187,7 +187,7 @@ class Task(Network):
     def predictions(self, raw: Any, batch: Any) -> dict[str, list[Prediction]]:
         """Return the predictions of each branch on each image, by name."""
         return {
-            name: branch.predictions(raw[name] if name else raw, batch)
+            name: branch.predictions(raw[name] if name else raw, batch.for_head(name))
             for name, branch in self.branches.items()
         }
 

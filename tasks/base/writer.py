@@ -110,7 +110,7 @@ class PredictionWriter(BasePredictionWriter):
             each = found if len(self.branches) > 1 else dict.fromkeys(self.branches, found)
             path = self._paths[next(iter(each.values()))["image_id"]]
             for name, files in self._files.items():
-                files.add(each[name], path, batch, index)
+                files.add(each[name], path, batch.for_head(name), index)
             drawn = self._picture(each, path, batch) if self.pictures else None
             if drawn is not None:
                 # The id keeps files of one name in different folders apart.
