@@ -14,7 +14,7 @@ from typing import Any
 # Where the names of a module are now, by its old path. Those that are folders now export theirs themselves.
 MOVED = {
     "backbones.weight_files": "backbones.weights.files",
-    "data.augment": "data.shared.augment",
+    "data.augment": "data.shared.augment.transforms",
     "data.batches": "data.shared.batches data.detection.batches data.classification.batches "
     "data.segmentation.batches",
     "data.coco": "data.detection.module",

@@ -27,7 +27,7 @@ LOOKED_FOR = {
     "data/scans/augment.py": {
         "hasattr(library, f'{name}d')": "MONAI's transforms, by the name in the config",
     },
-    "data/shared/augment.py": {
+    "data/shared/augment/transforms.py": {
         "hasattr(transform, 'fill_mask')": "albumentations' transforms",
         "getattr(transform, 'mask_interpolation', cv2.INTER_NEAREST)": "albumentations' transforms",
         "getattr(transform, 'area_for_downscale', None)": "albumentations' transforms",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.utils.data import Dataset
 
-from ..shared.augment import AugmentationError
+from ..shared.augment.transforms import AugmentationError
 from ..shared.io import ImageError, read_image
 from ..shared.loading import ImageRequest
 from .batches import ClassificationSample

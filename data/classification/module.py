@@ -9,7 +9,7 @@ from typing import Any
 
 from ..shared.common import require_positive
 from ..shared.io import ImageError, Interpolation
-from ..shared.labels import LabelClass
+from ..shared.labels.classes import LabelClass
 from ..shared.loading import ImageBatchSampler, PlainErrorLoader, batch_loader
 from ..shared.locate import CheckImages, DataNotFoundError
 from ..shared.module import SplitData

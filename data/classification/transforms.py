@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from ..shared.augment import Entry, ImageAugmentation
+from ..shared.augment.transforms import Entry, ImageAugmentation
 from ..shared.io import Interpolation, resize
 from .scans import resize_scan, standardise_scan
 

@@ -13,9 +13,9 @@ import torch
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
-from ..shared.augment import Augmentation, AugmentationError
+from ..shared.augment.instances import Instances
+from ..shared.augment.transforms import Augmentation, AugmentationError
 from ..shared.canvas import Request, scaled_size
-from ..shared.instances import Instances
 from ..shared.io import ImageError, image_size, read_image, resize, resize_mask
 from .batches import DetectionSample
 from .index import CocoIndex

@@ -17,7 +17,8 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ..shared.coco_json import (
+from ..shared.augment.instances import Instances, keypoints_inside
+from ..shared.coco.annotations import (
     BoxColumns,
     InstanceKind,
     OnBadBox,
@@ -28,12 +29,11 @@ from ..shared.coco_json import (
     read_categories,
     read_images,
 )
+from ..shared.coco.outlines import Outlines
 from ..shared.common import PackedNames, in_threads, listing
-from ..shared.instances import Instances, keypoints_inside
 from ..shared.io import ImageError, read_image, stored_size
-from ..shared.labels import LabelClass
+from ..shared.labels.classes import LabelClass
 from ..shared.locate import CheckImages
-from ..shared.outlines import Outlines
 from .instances import InstanceColumns, KeypointClasses, read_instances
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.coco_json import AnnotationError, BoxColumns, InstanceKind, OnBadBox
+from ..shared.coco.annotations import AnnotationError, BoxColumns, InstanceKind, OnBadBox
+from ..shared.coco.outlines import NO_OUTLINE, Outline, Outlines, size_problem
 from ..shared.common import listing, number_of
-from ..shared.labels import LabelClass
-from ..shared.outlines import NO_OUTLINE, Outline, Outlines, size_problem
+from ..shared.labels.classes import LabelClass
 
 logger = logging.getLogger("trunkline")
 

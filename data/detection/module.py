@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch.utils.data import DataLoader
 
-from ..shared.augment import Augmentation
+from ..shared.augment.transforms import Augmentation
 from ..shared.canvas import CanvasBatchSampler, default_canvases
-from ..shared.coco_json import AnnotationError, InstanceKind, OnBadBox, load_instances, read_categories
+from ..shared.coco.annotations import AnnotationError, InstanceKind, OnBadBox, load_instances, read_categories
 from ..shared.common import require_positive
-from ..shared.labels import LabelClass
+from ..shared.labels.classes import LabelClass
 from ..shared.loading import batch_loader
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
 from ..shared.module import SplitData

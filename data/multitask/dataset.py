@@ -17,10 +17,10 @@ from ..detection.dataset import CocoDetectionDataset
 from ..detection.index import CocoIndex
 from ..segmentation.index import SegmentationIndex
 from ..segmentation.masks import MaskSource
-from ..shared.augment import Augmentation
+from ..shared.augment.transforms import Augmentation
 from ..shared.canvas import Request
-from ..shared.class_table import MaskError
 from ..shared.io import resize_mask
+from ..shared.labels.table import MaskError
 from .batches import MultiTaskSample
 
 

@@ -20,10 +20,10 @@ from ..segmentation.coco_masks import Overlaps
 from ..segmentation.index import SegmentationIndex, check_classes, check_indices, count_pixels
 from ..segmentation.layouts import Choices, SegmentationSources, SplitPaths
 from ..segmentation.masks import MaskSource
-from ..shared.augment import Augmentation
-from ..shared.class_table import Background, MaskError
+from ..shared.augment.transforms import Augmentation
 from ..shared.common import listing
-from ..shared.labels import LabelClass
+from ..shared.labels.classes import LabelClass
+from ..shared.labels.table import Background, MaskError
 from ..shared.locate import IMAGE_PLACES, Missing, find
 from .batches import MultiTaskSample, collate_multi
 from .dataset import AlignedMasks, DetectionAndMaskDataset, positions_of

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.transform_checks import AugmentationError
+from ..shared.augment.checks import AugmentationError
 
 Entry = Mapping[str, Mapping[str, Any] | None]
 

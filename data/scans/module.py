@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from torch.utils.data import DataLoader
 
 from ..shared.common import require_positive
-from ..shared.labels import LabelClass
+from ..shared.labels.classes import LabelClass
 from ..shared.loading import (
     ImageBatchSampler,
     PlainErrorLoader,

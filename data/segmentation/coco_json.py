@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..shared.class_table import UNKNOWN, Background, ClassTable, row_id
-from ..shared.coco_json import AnnotationError, read_categories, read_images
+from ..shared.coco.annotations import AnnotationError, read_categories, read_images
+from ..shared.coco.outlines import NO_OUTLINE, Outlines, size_problem, starts, with_packed_outline
 from ..shared.common import PackedNames, listing, number_of
-from ..shared.labels import LabelClass
+from ..shared.labels.classes import LabelClass
+from ..shared.labels.table import UNKNOWN, Background, ClassTable, row_id
 from ..shared.locate import DataNotFoundError
-from ..shared.outlines import NO_OUTLINE, Outlines, size_problem, starts, with_packed_outline
 from .coco_masks import DrawnInstances, Overlaps, PanopticMasks, Shapes
 from .pairs import Unpaired
 

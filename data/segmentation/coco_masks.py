@@ -17,10 +17,10 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ...constants import IGNORE_INDEX
-from ..shared.class_table import UNKNOWN, ClassTable, MaskError
+from ..shared.coco.outlines import Outlines
 from ..shared.common import PackedNames
 from ..shared.io import ImageError, read_mask
-from ..shared.outlines import Outlines
+from ..shared.labels.table import UNKNOWN, ClassTable, MaskError
 from .masks import MaskFiles, Survey, described
 
 Overlaps = Literal["smaller", "ignore"]

@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import Dataset
 
 from ...constants import IGNORE_INDEX
-from ..shared.augment import AugmentationError, MaskAugmentation
+from ..shared.augment.transforms import AugmentationError, MaskAugmentation
 from ..shared.canvas import scaled_sizes
-from ..shared.class_table import MaskError
 from ..shared.io import ImageError, read_image, resize, resize_mask
+from ..shared.labels.table import MaskError
 from ..shared.loading import ImageBatchSampler, ImageRequest
 from .batches import SegmentationSample
 from .index import SegmentationIndex

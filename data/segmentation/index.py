@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.class_table import MaskError
 from ..shared.common import PackedNames, in_threads, listing, number_of
 from ..shared.io import ImageError, read_image, stored_size
-from ..shared.labels import LabelClass
+from ..shared.labels.classes import LabelClass
+from ..shared.labels.table import MaskError
 from ..shared.locate import CheckImages
 from .masks import MaskSource, Survey, described
 

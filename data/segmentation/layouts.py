@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...constants import IGNORE_INDEX
-from ..shared.class_lists import (
+from ..shared.common import PackedNames, in_threads
+from ..shared.labels.classes import LabelClass
+from ..shared.labels.lists import (
     CITYSCAPES_IGNORED,
     CITYSCAPES_ROWS,
     VOC_BORDER,
@@ -21,9 +23,7 @@ from ..shared.class_lists import (
     find_class_file,
     read_class_rows,
 )
-from ..shared.class_table import Background, ClassTable, MaskError, rows_of_names
-from ..shared.common import PackedNames, in_threads
-from ..shared.labels import LabelClass
+from ..shared.labels.table import Background, ClassTable, MaskError, rows_of_names
 from ..shared.locate import (
     ANNOTATION_PLACES,
     IMAGE_FOLDERS,

@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ...constants import IGNORE_INDEX
-from ..shared.class_table import UNKNOWN, ClassTable, MaskError
 from ..shared.common import PackedNames
 from ..shared.io import ImageError, image_size, read_mask
-from ..shared.labels import LabelClass
+from ..shared.labels.classes import LabelClass
+from ..shared.labels.table import UNKNOWN, ClassTable, MaskError
 
 _MOST_VALUES = 4096  # different ones of a mask that are remembered: a photograph has very many
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..shared.augment import MaskAugmentation
-from ..shared.class_table import Background, MaskError
+from ..shared.augment.transforms import MaskAugmentation
 from ..shared.common import require_positive
-from ..shared.labels import LabelClass
+from ..shared.labels.classes import LabelClass
+from ..shared.labels.table import Background, MaskError
 from ..shared.loading import PlainErrorLoader, batch_loader
 from ..shared.locate import CheckImages, DataNotFoundError, Missing
 from ..shared.module import SplitData

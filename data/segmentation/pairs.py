@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..shared.class_table import MaskError
 from ..shared.common import listing, number_of
 from ..shared.io import IMAGE_SUFFIXES
+from ..shared.labels.table import MaskError
 from ..shared.locate import MASK_ENDINGS, DataNotFoundError, Missing
 
 logger = logging.getLogger("trunkline")

@@ -10,15 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .augment import Augmentation, ImageAugmentation, MaskAugmentation
+    from .augment.checks import AugmentationError
+    from .augment.transforms import Augmentation, ImageAugmentation, MaskAugmentation
     from .batches import Batch, padded
     from .canvas import CanvasBatchSampler, Request, default_canvases, scaled_size
     from .io import ImageError, image_size, read_image, read_mask, resize, resize_mask
-    from .labels import LabelClass
+    from .labels.classes import LabelClass
     from .loading import ImageBatchSampler, ImageRequest, batch_loader
     from .locate import DataNotFoundError, list_images
     from .module import DataContractError, SplitData, TrunklineData, VolumeSettings
-    from .transform_checks import AugmentationError
 
 __all__ = [
     "Augmentation",
@@ -50,15 +50,15 @@ __all__ = [
 ]
 
 _FILES = {
-    "augment": ("Augmentation", "ImageAugmentation", "MaskAugmentation"),
+    "augment.transforms": ("Augmentation", "ImageAugmentation", "MaskAugmentation"),
     "batches": ("Batch", "padded"),
     "canvas": ("CanvasBatchSampler", "Request", "default_canvases", "scaled_size"),
     "io": ("ImageError", "image_size", "read_image", "read_mask", "resize", "resize_mask"),
-    "labels": ("LabelClass",),
+    "labels.classes": ("LabelClass",),
     "loading": ("ImageBatchSampler", "ImageRequest", "batch_loader"),
     "locate": ("DataNotFoundError", "list_images"),
     "module": ("DataContractError", "SplitData", "TrunklineData", "VolumeSettings"),
-    "transform_checks": ("AugmentationError",),
+    "augment.checks": ("AugmentationError",),
 }
 _FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 

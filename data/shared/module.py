@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from .common import without_paths
-from .labels import LabelClass
+from .labels.classes import LabelClass
 from .loading import global_seed, ranks_of
 from .locate import DataNotFoundError
 

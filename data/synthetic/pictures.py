@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from ...constants import IGNORE_INDEX
-from ..shared.labels import voc_colour
+from ..shared.labels.classes import voc_colour
 from .drawing import CATEGORIES, draw_picture, draw_shape
 
 _MASK_NAMES = ("background", "circle", "rectangle", "triangle")

@@ -9,7 +9,7 @@ import yaml
 
 from trunkline.data.scans.augment import default_transforms
 from trunkline.data.scans.cases.cases import Case, ScanDataset
-from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.labels.classes import LabelClass
 from trunkline.planning.config import config, dumped
 from trunkline.planning.fingerprint import ChannelFingerprint, Fingerprint
 from trunkline.planning.memory import GIB

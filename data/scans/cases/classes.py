@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ....constants import IGNORE_INDEX
-from ...shared.class_lists import find_class_file, read_class_rows
-from ...shared.class_table import MOST_CLASSES
 from ...shared.common import number_of
-from ...shared.labels import LabelClass, voc_colour
+from ...shared.labels.classes import LabelClass, voc_colour
+from ...shared.labels.lists import find_class_file, read_class_rows
+from ...shared.labels.table import MOST_CLASSES
 from ..formats.files import ScanError, read_labels
 from .types import DEFAULT_IGNORE, CasesError, Layout
 

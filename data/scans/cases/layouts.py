@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.common import listing, number_of
-from ...shared.labels import LabelClass
+from ...shared.labels.classes import LabelClass
 from ...shared.locate import IMAGE_FOLDERS, MASK_FOLDERS, SPLIT_NAMES, DataNotFoundError
 from ..formats.files import scan_stem
 from .names import by_number, by_stem, group_folder, scans_in, with_labels

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from ....constants import IGNORE_INDEX
-from ...shared.labels import LabelClass
+from ...shared.labels.classes import LabelClass
 
 DEFAULT_IGNORE = IGNORE_INDEX  # as an id in the files of labels, unless the dataset says otherwise
 

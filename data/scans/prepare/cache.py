@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ....constants import IGNORE_INDEX
 from ...shared.common import in_threads_singly, number_of
-from ...shared.labels import LabelClass
+from ...shared.labels.classes import LabelClass
 from ..cases.types import Case, CasesError
 from .prepare import Placement, Preparation, Prepared, prepare_case
 from .resample import count_labels, label_boxes

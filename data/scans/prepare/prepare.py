@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...shared.labels import LabelClass
+from ...shared.labels.classes import LabelClass
 from ..cases.classes import to_labels
 from ..cases.types import Case, CasesError
 from ..formats.files import read_labels, read_scans

@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, v2
 from trunkline.data.classification.dataset import ClassificationDataset
 from trunkline.data.classification.index import ClassIndex
 from trunkline.data.classification.transforms import MEAN_COLOUR, PictureTransform, ScanTransform
-from trunkline.data.shared.augment import AugmentationError
+from trunkline.data.shared.augment.transforms import AugmentationError
 from trunkline.data.shared.common import PackedNames
 from trunkline.data.shared.loading import ImageBatchSampler, ImageRequest
 

@@ -12,7 +12,7 @@ from class_files import SMALL, class_names, fitted, rows
 from trunkline.data.classification.module import ImageClassification
 from trunkline.data.classification.transforms import PictureTransform
 from trunkline.data.shared import loading
-from trunkline.data.shared.augment import AugmentationError
+from trunkline.data.shared.augment.transforms import AugmentationError
 from trunkline.data.shared.io import ImageError, read_image
 
 

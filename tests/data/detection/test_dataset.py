@@ -14,7 +14,7 @@ from trunkline.data.detection import dataset as coco_dataset
 from trunkline.data.detection import module as coco
 from trunkline.data.detection.dataset import CocoDetectionDataset
 from trunkline.data.detection.index import read_coco
-from trunkline.data.shared.augment import Augmentation, AugmentationError
+from trunkline.data.shared.augment.transforms import Augmentation, AugmentationError
 from trunkline.data.shared.canvas import Request
 from trunkline.data.shared.io import ImageError, read_image
 

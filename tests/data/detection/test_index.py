@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from trunkline.data.detection.index import check_images, index_of_files, read_coco
-from trunkline.data.shared.coco_json import AnnotationError
+from trunkline.data.shared.coco.annotations import AnnotationError
 from trunkline.data.shared.io import ImageError
-from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.labels.classes import LabelClass
 
 
 def annotation(number, image, category, bbox, **more):

@@ -13,7 +13,7 @@ from trunkline.data.detection.dataset import CocoDetectionDataset
 from trunkline.data.detection.index import read_coco
 from trunkline.data.detection.instance_masks import InstanceMasks
 from trunkline.data.detection.module import CocoDetection
-from trunkline.data.shared.augment import Augmentation
+from trunkline.data.shared.augment.transforms import Augmentation
 from trunkline.data.shared.canvas import Request
 
 BOTH = ("masks", "keypoints")

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from trunkline.data.detection.index import read_coco
-from trunkline.data.shared.coco_json import AnnotationError, load_instances
+from trunkline.data.shared.coco.annotations import AnnotationError, load_instances
 
 BOTH = ("masks", "keypoints")
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from trunkline.data.multitask.batches import MultiTaskBatch
 from trunkline.data.multitask.module import CocoDetectionAndMasks
-from trunkline.data.shared.class_table import MaskError
+from trunkline.data.shared.labels.table import MaskError
 from trunkline.data.shared.module import DataContractError
 
 

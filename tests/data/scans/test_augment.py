@@ -8,7 +8,7 @@ import torch
 
 from scan_cases import blocks, noise
 from trunkline.data.scans.augment import _INTENSITY, _SPATIAL, USABLE, ScanAugmentation, default_transforms
-from trunkline.data.shared.transform_checks import AugmentationError
+from trunkline.data.shared.augment.checks import AugmentationError
 
 CUBE = (12, 12, 12)
 ARGUMENTS = {

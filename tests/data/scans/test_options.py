@@ -13,7 +13,7 @@ from trunkline.data.scans.cases.cases import CasesError
 from trunkline.data.scans.module import ScanSegmentation
 from trunkline.data.scans.prepare.intensity import Intensity
 from trunkline.data.scans.prepare.prepare import Preparation
-from trunkline.data.shared.transform_checks import AugmentationError
+from trunkline.data.shared.augment.checks import AugmentationError
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from mask_files import SMALL, change, fitted
 from PIL import Image
 
 from trunkline.data.segmentation.module import ImageSegmentation
-from trunkline.data.shared.class_table import MaskError
 from trunkline.data.shared.io import ImageError
+from trunkline.data.shared.labels.table import MaskError
 from trunkline.data.synthetic.pictures import write_segmentation
 
 

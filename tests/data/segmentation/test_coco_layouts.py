@@ -8,7 +8,7 @@ import pytest
 from mask_files import picture, read
 from PIL import Image
 
-from trunkline.data.shared.class_table import MaskError
+from trunkline.data.shared.labels.table import MaskError
 
 
 @pytest.fixture

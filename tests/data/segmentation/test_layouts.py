@@ -6,7 +6,7 @@ from mask_files import mask, picture, read
 from PIL import Image
 
 from trunkline.data.segmentation.module import ImageSegmentation
-from trunkline.data.shared.class_table import MaskError
+from trunkline.data.shared.labels.table import MaskError
 from trunkline.data.shared.locate import DataNotFoundError
 
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from trunkline.data.segmentation.masks import MaskFiles
-from trunkline.data.shared.class_table import ClassTable, MaskError
 from trunkline.data.shared.common import PackedNames
 from trunkline.data.shared.io import ImageError, read_mask, resize_mask
-from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.labels.classes import LabelClass
+from trunkline.data.shared.labels.table import ClassTable, MaskError
 
 VALUES = np.array([[0, 1, 2], [3, 255, 1]], dtype=np.uint8)
 

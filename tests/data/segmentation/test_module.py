@@ -13,7 +13,7 @@ from PIL import Image
 
 from trunkline.data.segmentation.module import ImageSegmentation
 from trunkline.data.shared import loading
-from trunkline.data.shared.augment import AugmentationError
+from trunkline.data.shared.augment.transforms import AugmentationError
 from trunkline.data.shared.io import read_image, resize, resize_mask
 
 

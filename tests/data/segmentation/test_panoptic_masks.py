@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trunkline.data.segmentation.coco_json import read_mask_json
 from trunkline.data.segmentation.coco_masks import PanopticMasks
-from trunkline.data.shared.class_table import ClassTable, MaskError
-from trunkline.data.shared.coco_json import AnnotationError
+from trunkline.data.shared.coco.annotations import AnnotationError
 from trunkline.data.shared.common import PackedNames
-from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.labels.classes import LabelClass
+from trunkline.data.shared.labels.table import ClassTable, MaskError
 from trunkline.data.shared.locate import DataNotFoundError
 
 CATEGORIES = [{"id": 90, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 30, "name": "bird"}]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from trunkline.data.scans.cases.cases import CasesError, find_cases
 from trunkline.data.scans.cases.classes import to_labels
-from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.labels.classes import LabelClass
 from trunkline.data.shared.locate import DataNotFoundError
 
 

@@ -17,7 +17,7 @@ from trunkline.data.scans.prepare import cache as module
 from trunkline.data.scans.prepare.cache import CacheError, PreparedCases, default_folder
 from trunkline.data.scans.prepare.intensity import Intensity
 from trunkline.data.scans.prepare.prepare import Preparation, prepare_case
-from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.labels.classes import LabelClass
 
 IDS = (0, 4, 9)
 CLASSES = tuple(LabelClass(number, f"n{number}", (0, 0, 0)) for number in IDS)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from trunkline.data.shared.class_lists import (
+from trunkline.data.shared.labels.classes import LabelClass, voc_colour
+from trunkline.data.shared.labels.lists import (
     VOC_ROWS,
 )
-from trunkline.data.shared.class_table import ClassTable, MaskError, rows_of_names
-from trunkline.data.shared.labels import LabelClass, voc_colour
+from trunkline.data.shared.labels.table import ClassTable, MaskError, rows_of_names
 
 ROWS = [LabelClass(0, "sky"), LabelClass(4, "road"), LabelClass(9, "car"), LabelClass(300, "void")]
 

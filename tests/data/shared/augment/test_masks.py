@@ -6,7 +6,7 @@ import albumentations
 import numpy as np
 import pytest
 
-from trunkline.data.shared.augment import Augmentation, AugmentationError, MaskAugmentation
+from trunkline.data.shared.augment.transforms import Augmentation, AugmentationError, MaskAugmentation
 
 LABELS = np.array([4, 0, 2])
 CROWD = np.array([False, True, False])

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .common import LISTED, listing
-from .labels import LabelClass
+from ..common import LISTED, listing
+from ..labels.classes import LabelClass
 from .outlines import pack_outline
 
 logger = logging.getLogger("trunkline")

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from trunkline.data.shared.augment import Augmentation, AugmentationError, ImageAugmentation
+from trunkline.data.shared.augment.transforms import Augmentation, AugmentationError, ImageAugmentation
 
 LABELS = np.array([4, 0, 2])
 CROWD = np.array([False, True, False])

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .class_table import MaskError
-from .labels import Colour, LabelClass, voc_colour
+from .classes import Colour, LabelClass, voc_colour
+from .table import MaskError
 
 CLASS_FILES = ("classes", "class_names", "labelmap", "class_dict", "labels", "semantic_classes")
 CLASS_SUFFIXES = (".csv", ".tsv", ".txt")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trunkline.data.shared.augment import Augmentation, ImageAugmentation, MaskAugmentation
+from trunkline.data.shared.augment.transforms import Augmentation, ImageAugmentation, MaskAugmentation
 
 SIZE = (60, 90)  # height and width
 PIPELINES = [

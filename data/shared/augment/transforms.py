@@ -23,10 +23,10 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it must not 
 import albumentations as A  # noqa: E402, N812
 import cv2  # noqa: E402
 
-from ...constants import IGNORE_INDEX
+from ....constants import IGNORE_INDEX
+from .checks import AugmentationError, check_arguments, check_result, own_transform  # noqa: E402
 from .flips import Flips  # noqa: E402
 from .instances import Instances, as_targets, from_targets, relative_boxes  # noqa: E402
-from .transform_checks import AugmentationError, check_arguments, check_result, own_transform  # noqa: E402
 
 Entry = Mapping[str, Mapping[str, Any] | None]
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...constants import IGNORE_INDEX
-from .labels import LabelClass, voc_colour
+from ....constants import IGNORE_INDEX
+from .classes import LabelClass, voc_colour
 
 Background = Literal["class", "ignore"]
 

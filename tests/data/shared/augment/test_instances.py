@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from trunkline.data.shared.augment import Augmentation, AugmentationError
-from trunkline.data.shared.instances import Instances, keypoints_inside
+from trunkline.data.shared.augment.instances import Instances, keypoints_inside
+from trunkline.data.shared.augment.transforms import Augmentation, AugmentationError
 
 SIZE = (30, 40)  # height and width
 BOTH = ("masks", "keypoints")

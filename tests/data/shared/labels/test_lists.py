@@ -2,14 +2,14 @@
 
 import pytest
 
-from trunkline.data.shared.class_lists import (
+from trunkline.data.shared.labels.lists import (
     CITYSCAPES_IGNORED,
     CITYSCAPES_ROWS,
     cityscapes_train_rows,
     find_class_file,
     read_class_rows,
 )
-from trunkline.data.shared.class_table import MaskError
+from trunkline.data.shared.labels.table import MaskError
 
 
 def test_cityscapes_numbers_every_id_once():

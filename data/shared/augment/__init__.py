@@ -1,0 +1,1 @@
+"""Augmentation of images with boxes, masks and keypoints. Only ``transforms`` knows albumentations."""

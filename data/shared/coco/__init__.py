@@ -1,0 +1,1 @@
+"""COCO files: records and outlines, read and checked."""
