@@ -1,4 +1,4 @@
-"""Classes of a user by their paths: found without PYTHONPATH, and named with the reason where they are not."""
+"""Classes of a user by their paths: found without PYTHONPATH, and named with the reason where that fails."""
 
 import json
 import os
@@ -114,14 +114,14 @@ def test_a_wrong_path_of_an_option_says_what_could_not_be_imported_and_why(
 ):
     given = config(masked_shapes, tmp_path)
     said = stopped("fit", "--config", given, f"--model.head={path}")
-    assert "--model.head" in said and path in said and CAUSES[path] in said
+    assert "--model.head" in said and all(part in said for part in (*path.split("."), CAUSES[path]))
 
 
 @pytest.mark.parametrize("path", CAUSES)
 def test_a_wrong_path_inside_a_config_is_named_with_its_place(stopped, masked_shapes, tmp_path, path):
     said = stopped("fit", "--config", config(masked_shapes, tmp_path, head=path))
     assert "model.init_args.head.class_path" in said and "own.yaml" in said
-    assert path in said and CAUSES[path] in said
+    assert all(part in said for part in (*path.split("."), CAUSES[path]))
 
 
 @pytest.mark.parametrize("path", CAUSES)
@@ -129,9 +129,9 @@ def test_a_wrong_path_in_a_list_is_named_with_its_number(stopped, masked_shapes,
     evaluators = ["SegmentationEvaluator", path]
     said = stopped("validate", "--config", config(masked_shapes, tmp_path, evaluators=evaluators))
     assert "model.init_args.evaluators[1].class_path" in said
-    assert path in said and CAUSES[path] in said
+    assert all(part in said for part in (*path.split("."), CAUSES[path]))
 
 
 def test_a_name_that_no_class_has_is_one_line_with_the_nearest(stopped, masked_shapes, tmp_path):
-    said = stopped("fit", "--config", config(masked_shapes, tmp_path, head="FNC"))
-    assert "no class FNC is known" in said and "did you mean FCN?" in said
+    said = stopped("fit", "--config", config(masked_shapes, tmp_path, head="DeepLap3"))
+    assert "no class DeepLap3 is known" in said and "did you mean DeepLabV3?" in said
