@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from trunkline.backbones.base import Backbone, FeatureLevel
 from trunkline.data.segmentation.batches import SegmentationSample, collate_segmentation
-from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.labels.classes import LabelClass
 from trunkline.data.shared.module import TrunklineData
 from trunkline.heads import FCN
 from trunkline.tasks.segmentation.task import SemanticSegmentation

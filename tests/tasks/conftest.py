@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from trunkline.backbones.base import Backbone, FeatureLevel
 from trunkline.data.classification.batches import ClassificationBatch
-from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.labels.classes import LabelClass
 from trunkline.data.shared.module import TrunklineData
 from trunkline.heads import Classifier
 from trunkline.tasks.classification.task import Classification

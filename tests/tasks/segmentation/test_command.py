@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from trunkline.cli import shipped_configs, with_null_overrides, with_resolved_configs
-from trunkline.data.shared.augment import MaskAugmentation
+from trunkline.data.shared.augment.transforms import MaskAugmentation
 from trunkline.tasks.command import TrunklineCLI
 from trunkline.tasks.multitask.task import MultiTask
 from trunkline.tasks.segmentation.task import SemanticSegmentation

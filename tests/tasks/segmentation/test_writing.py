@@ -13,7 +13,7 @@ from segmentation_tasks import CLASSES, Memory, segmenter, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trunkline.data.shared.io import read_mask
-from trunkline.data.shared.labels import LabelClass
+from trunkline.data.shared.labels.classes import LabelClass
 
 
 def test_predict_writes_the_datas_own_ids_with_its_colours(tmp_path, capsys):

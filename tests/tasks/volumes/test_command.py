@@ -64,6 +64,9 @@ def test_predict_writes_label_volumes_on_the_scans_grids(monkeypatch, tmp_path, 
             if k:
                 assert float(mine[name]["ml"]) == pytest.approx((expected == k).sum() * each, abs=1e-3)
     assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 2
+    listed = json.loads((tmp_path / "out" / "images.json").read_text())
+    inputs = sorted((scans / "images" / "val").iterdir())
+    assert listed == [{"id": number, "file_name": str(path)} for number, path in enumerate(inputs)]
     assert not (tmp_path / "out" / "failed.csv").exists()
 
 
