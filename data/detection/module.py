@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -210,10 +210,7 @@ class CocoDetection(SplitData[CocoIndex]):
         given = self.hparams
         return CocoDetectionDataset(index, augmentation, given.long_side, given.reduced_decoding)
 
-    @staticmethod
-    def collate(samples: list[Any]) -> DetectionBatch:
-        """Join samples into a batch."""
-        return collate_detection(samples)
+    collate: ClassVar[Callable[[Sequence[Any]], DetectionBatch]] = staticmethod(collate_detection)
 
     def _augmentation(self) -> Augmentation:
         given = self.hparams

@@ -5,6 +5,7 @@ Letters in shapes: B images, H W the padded canvas, h w a resized image, h0 w0 t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,9 +41,15 @@ class MultiTaskBatch(DetectionBatch):
     truth: tuple[Tensor, ...] = ()
 
 
-def collate_multi(samples: list[MultiTaskSample]) -> MultiTaskBatch:
-    """Pad samples to their common canvas, see :func:`..detection.batches.collate_detection`."""
-    boxes = collate_detection(samples)
-    mask = padded([sample.mask for sample in samples], boxes.image.shape[2:], IGNORE_INDEX)
-    truth = tuple(sample.truth for sample in samples if sample.truth is not None)
+def collate_multi(samples: Sequence[DetectionSample]) -> DetectionBatch:
+    """Pad samples to their common canvas, see :func:`..detection.batches.collate_detection`.
+
+    Samples to predict on have no masks, and neither has their batch.
+    """
+    boxes = collate_detection(list(samples))
+    masked = [sample for sample in samples if isinstance(sample, MultiTaskSample)]
+    if not masked:
+        return boxes
+    mask = padded([sample.mask for sample in masked], boxes.image.shape[2:], IGNORE_INDEX)
+    truth = tuple(sample.truth for sample in masked if sample.truth is not None)
     return MultiTaskBatch(**vars(boxes), mask=mask, truth=truth)

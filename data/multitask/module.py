@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..detection.batches import DetectionBatch, collate_detection
 from ..detection.dataset import CocoDetectionDataset
 from ..detection.index import CocoIndex
 from ..detection.module import CocoDetection
@@ -25,7 +24,7 @@ from ..shared.common import listing
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import Background, MaskError
 from ..shared.locate import IMAGE_PLACES, Missing, find
-from .batches import MultiTaskSample, collate_multi
+from .batches import collate_multi
 from .dataset import AlignedMasks, DetectionAndMaskDataset, positions_of
 
 logger = logging.getLogger("trunkline")
@@ -141,10 +140,7 @@ class CocoDetectionAndMasks(CocoDetection):
         given = self.hparams
         return DetectionAndMaskDataset(index, aligned, augmentation, given.long_side, given.reduced_decoding)
 
-    @staticmethod
-    def collate(samples: list[Any]) -> DetectionBatch:
-        """Join samples into a batch."""
-        return (collate_multi if isinstance(samples[0], MultiTaskSample) else collate_detection)(samples)
+    collate = staticmethod(collate_multi)
 
     def _read_masks(self, split: str) -> SegmentationIndex:
         """Read the masks of a split once, those of its images alone."""

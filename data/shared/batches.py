@@ -40,7 +40,7 @@ class Batch:
         """Return how many of the images have a label, by which the losses of an evaluation are weighed."""
         return len(self)
 
-    def for_head(self, name: str) -> Self:
+    def for_head(self, name: str) -> Batch:
         """Return the batch with the labels of one head; the same for all heads unless a subclass says more.
 
         Args:

@@ -196,8 +196,12 @@ class Branch(ABC):
         """
 
     @abstractmethod
-    def default_evaluators(self) -> list[Evaluator]:
-        """Return what computes the metrics unless the task is told otherwise."""
+    def default_evaluators(self, **options: Any) -> list[Evaluator]:
+        """Return what computes the metrics unless the task is told otherwise.
+
+        Args:
+            **options: arguments of the evaluator that the task has options of its own for.
+        """
 
     def context(self) -> EvaluationContext:
         """Return what evaluators have to know."""

@@ -143,7 +143,7 @@ class Network(LightningModule):
         some = next(self.parameters())
         size = tuple(2 * step for step in self.backbone.levels[-1].stride)  # no map is a single cell
         generator = torch.Generator().manual_seed(0)
-        example = torch.randn(1, self.backbone.image_channels or 3, *size, generator=generator).to(some)
+        example = torch.randn(1, self.trunk.image_channels or 3, *size, generator=generator).to(some)
         attached = {id(self._trainer): None}
         copy = optimised(self, lambda task: task.head(task.backbone(example), size), attached)
         copy.channels_last = copy.channels_last or axes == 2
@@ -158,7 +158,7 @@ class Network(LightningModule):
                 f"the images are {images}, the trunk has {ndim}; set --model.backbone.ndim {axes} and "
                 f"--model.backbone.in_channels {channels}, or give other images"
             )
-        wanted = self.backbone.image_channels
+        wanted = self.trunk.image_channels
         if wanted not in (channels, None):
             raise ValueError(
                 f"the images have {channels} channel{'s' if channels > 1 else ' only'}, the trunk takes "

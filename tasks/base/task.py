@@ -5,6 +5,7 @@ Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,11 +43,13 @@ class Task(Network):
     Attributes:
         kind: of the labels that the task learns; empty for tasks that take any head.
         branch_names: by what a head names, the branch that serves it in this task.
+        evaluator_options: by kind of labels, arguments of the usual evaluator of its branch.
         predicts_on_copy: whether the command line predicts on the copy that :meth:`optimised` makes.
     """
 
     kind: ClassVar[str] = ""
     branch_names: ClassVar[dict[str, str]] = {}
+    evaluator_options: Mapping[str, Mapping[str, Any]] = {}
     predicts_on_copy: ClassVar[bool] = True
     trainer: Any  # Lightning leaves many of its attributes undeclared
 
@@ -84,12 +87,9 @@ class Task(Network):
                 )
             branches[name] = kind(head, option, name)
             given = chosen.get(name)
-            branches[name].evaluators = self.default_evaluators(branches[name]) if given is None else given
+            usual = branches[name].default_evaluators(**self.evaluator_options.get(kind.kind, {}))
+            branches[name].evaluators = usual if given is None else given
         return branches
-
-    def default_evaluators(self, branch: Branch) -> list[Evaluator]:
-        """Return what computes the metrics of a branch if ``evaluators`` names nothing else."""
-        return branch.default_evaluators()
 
     # -- the branch of a task with one head
 

@@ -34,8 +34,8 @@ class ClassificationBranch(Branch):
     small_pictures = True
     head: ClassificationHead
 
-    def default_evaluators(self) -> list[Evaluator]:
-        return [ClassificationEvaluator(multi_label=self.head.multi_label)]
+    def default_evaluators(self, **options: Any) -> list[Evaluator]:
+        return [ClassificationEvaluator(multi_label=self.head.multi_label, **options)]
 
     def context(self) -> EvaluationContext:
         return EvaluationContext(self.class_names, multi_label=self.head.multi_label, fitting=self.fitting)

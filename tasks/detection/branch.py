@@ -27,8 +27,8 @@ class DetectionBranch(Branch):
 
     kind = "detection"
 
-    def default_evaluators(self) -> list[Evaluator]:
-        return [CocoEvaluator()]
+    def default_evaluators(self, **options: Any) -> list[Evaluator]:
+        return [CocoEvaluator(**options)]
 
     def category_ids(self, labels: Tensor) -> Tensor:
         """Turn class indices into the annotation file's category ids; 1..K where no categories are known."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ...evaluation.base import Evaluator
-from ...evaluation.detection import CocoEvaluator
-from ..base.branch import Branch
 from ..base.task import Task
 
 
@@ -21,8 +18,5 @@ class Detection(Task):
     kind = "detection"
 
     def __init__(self, evaluator: Literal["faster", "pycocotools"] = "faster", **task: Any) -> None:
-        self.evaluator_backend = evaluator
+        self.evaluator_options = {"detection": {"backend": evaluator}}
         super().__init__(**task)
-
-    def default_evaluators(self, branch: Branch) -> list[Evaluator]:
-        return [CocoEvaluator(backend=self.evaluator_backend)]

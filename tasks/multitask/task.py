@@ -10,11 +10,8 @@ from torch import nn
 from ...backbones.base import FeatureLevel
 from ...backbones.weights.files import read_weights
 from ...backbones.weights.load import load_weights
-from ...evaluation.base import Evaluator
-from ...evaluation.detection import CocoEvaluator
 from ...heads.base import Head
 from ...heads.multi import MultiHead
-from ..base.branch import Branch
 from ..base.task import Task
 
 
@@ -44,7 +41,7 @@ class MultiTask(Task):
         taken = next((name for name in heads if hasattr(nn.ModuleDict(), name)), None)
         if taken is not None:
             raise ValueError(f"heads: {taken!r} cannot name a head, PyTorch uses the word; choose another")
-        self.evaluator_backend = evaluator
+        self.evaluator_options = {"detection": {"backend": evaluator}}
         super().__init__(head=lambda levels: MultiHead(levels, heads, loss_weights), **task)
 
     def load_pretrained(self, source: str) -> None:
@@ -57,8 +54,3 @@ class MultiTask(Task):
             return
         for head in self.head.named_heads().values():  # another kind of head than the file's stays as it is
             load_weights(nn.ModuleDict({"backbone": self.backbone, "head": head}), source)
-
-    def default_evaluators(self, branch: Branch) -> list[Evaluator]:
-        if branch.kind == "detection":
-            return [CocoEvaluator(backend=self.evaluator_backend)]
-        return branch.default_evaluators()

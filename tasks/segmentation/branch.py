@@ -47,8 +47,8 @@ class SegmentationBranch(Branch):
     covers_areas = True
     head: SegmentationHead
 
-    def default_evaluators(self) -> list[Evaluator]:
-        return [SegmentationEvaluator()]
+    def default_evaluators(self, **options: Any) -> list[Evaluator]:
+        return [SegmentationEvaluator(**options)]
 
     def prepare(self, data: TrunklineData, stage: str, fitting: bool = False) -> None:
         if self.head.regions and not self.takes_regions:

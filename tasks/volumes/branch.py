@@ -47,8 +47,8 @@ class VolumeBranch(SegmentationBranch):
         self.slice_axis: int | None = None
         self._folder: Path | None = None  # of the pictures of the evaluation at hand
 
-    def default_evaluators(self) -> list[Evaluator]:
-        return [VolumeEvaluator()]
+    def default_evaluators(self, **options: Any) -> list[Evaluator]:
+        return [VolumeEvaluator(**options)]
 
     # -- what the data say
 

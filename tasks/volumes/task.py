@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from ...data.scans.batches import EvaluationCase
 from ...data.scans.prepare.restore import Restorer
 from ...data.shared.common import number_of
-from ...evaluation.base import Evaluator, Prediction
-from ...evaluation.volumes import VolumeEvaluator
+from ...evaluation.base import Prediction
 from ...heads.segmentation.base import SegmentationHead
-from ..base.branch import Branch
 from ..base.network import read_checkpoint
 from ..base.task import Task
 from .branch import VolumeBranch
@@ -63,7 +61,7 @@ class VolumeSegmentation(Task):
     ) -> None:
         if not surface_tolerance > 0:
             raise ValueError(f"model.surface_tolerance is a distance in mm above 0, got {surface_tolerance}")
-        self.surface_tolerance = surface_tolerance
+        self.evaluator_options = {"volumes": {"tolerance": surface_tolerance}}
         self.inference = inference
         super().__init__(**task)
         self._check_inference()
@@ -74,9 +72,6 @@ class VolumeSegmentation(Task):
     def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
         """SGD with rate 0.01, Nesterov momentum 0.99 and weight decay 3e-5."""
         return torch.optim.SGD(parameters, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
-
-    def default_evaluators(self, branch: Branch) -> list[Evaluator]:
-        return [VolumeEvaluator(tolerance=self.surface_tolerance)]
 
     # -- one scan
 
@@ -153,7 +148,7 @@ class VolumeSegmentation(Task):
         assert batch.image is not None  # else there is an error
         if batch.image.ndim - 1 < ndim:
             return f"{files}: is a picture, but the network is for volumes"
-        channels, wanted = len(batch.image), self.backbone.image_channels
+        channels, wanted = len(batch.image), self.trunk.image_channels
         if wanted not in (channels, None):
             return (
                 f"{files}: has {number_of(channels, 'channel')}, but the network takes {wanted}; channels in "
