@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -16,7 +16,7 @@ from ..shared.labels.classes import LabelClass
 from ..shared.loading import batch_loader
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
 from ..shared.module import SplitData
-from .batches import DetectionBatch, collate_detection
+from .batches import collate_detection
 from .dataset import CocoDetectionDataset
 from .index import CocoIndex, check_images, index_of_files, read_coco
 
@@ -210,7 +210,7 @@ class CocoDetection(SplitData[CocoIndex]):
         given = self.hparams
         return CocoDetectionDataset(index, augmentation, given.long_side, given.reduced_decoding)
 
-    collate: ClassVar[Callable[[Sequence[Any]], DetectionBatch]] = staticmethod(collate_detection)
+    collate = staticmethod(collate_detection)
 
     def _augmentation(self) -> Augmentation:
         given = self.hparams

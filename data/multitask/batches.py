@@ -41,12 +41,12 @@ class MultiTaskBatch(DetectionBatch):
     truth: tuple[Tensor, ...] = ()
 
 
-def collate_multi(samples: Sequence[DetectionSample]) -> DetectionBatch:
+def collate_multi(samples: Sequence[DetectionSample], rows_multiple: int = 16) -> DetectionBatch:
     """Pad samples to their common canvas, see :func:`..detection.batches.collate_detection`.
 
     Samples to predict on have no masks, and neither has their batch.
     """
-    boxes = collate_detection(list(samples))
+    boxes = collate_detection(samples, rows_multiple)
     masked = [sample for sample in samples if isinstance(sample, MultiTaskSample)]
     if not masked:
         return boxes
