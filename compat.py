@@ -99,9 +99,15 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
 def upgrade_settings(checkpoint: dict[str, Any]) -> None:
     """Bring the settings of a data module that version 0.1 stored into the form of this one, in place.
 
-    There ``augment: null`` meant a recipe of the data module; here it means none.
+    There ``augment: null`` meant a recipe of the data module; here it means none. Class paths become the new
+    ones, so that what is saved next opens without this file.
     """
     data = checkpoint.get("datamodule_hyper_parameters", {})
+    for stored in (data, checkpoint.get("hyper_parameters", {})):
+        module, _, name = stored.get("_class_path", "").rpartition(".")
+        moved = MOVED.get(module.removeprefix(f"{__package__}."))
+        if moved is not None:
+            stored["_class_path"] = f"{__package__}.{moved.split()[0]}.{name}"
     if "trunkline_version" in checkpoint or not data:
         return
     if "missing_masks" in data:

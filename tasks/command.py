@@ -205,17 +205,18 @@ class CommandParser(LightningArgumentParser):
         Raises:
             ValueError: naming a class that is not known.
         """
+        outer = re.search(r'Parser key "([\w.]+)"', message)
+        place = outer[1] if outer else "class_path"
         said = re.search(r"- ([\w.]+: no class .*)", message)  # by the parser of a part
         if said is not None:
-            raise ValueError(said[1])
+            raise ValueError(f"{place}.{said[1]}")
         unknown = re.search(r"Expected a dot import path string: (\w+)\s*$", message, re.MULTILINE)
         if unknown is None:
             super().error(message, ex)
-        place = re.search(r'Parser key "([\w.]+)"', message)
         close = difflib.get_close_matches(unknown[1], {name for base in BASES for name in _names(base)}, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ValueError(
-            f"{place[1] if place else 'class_path'}: no class {unknown[1]} is known{hint}; a class of your "
+            f"{place}: no class {unknown[1]} is known{hint}; a class of your "
             f"own needs its module before it, as in my_module.{unknown[1]}"
         )
 

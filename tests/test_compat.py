@@ -22,7 +22,7 @@ from trunkline.compat import MOVED, upgrade_settings
 FILES = Path(__file__).parent / "checkpoints"
 SAMPLES = {"detection": (4, 2), "segmentation": (4, 2), "classification": (6, 3), "scans": (2, 1)}
 TASKS = [*SAMPLES, "multitask"]
-# By task: its classes, and the paths of its checkpoint that moved.
+# The classes of each task, by its heads.
 CLASSES = {
     "detection": {"": [(1, "circle"), (3, "rectangle"), (7, "triangle")]},
     "segmentation": {"": [(0, "background"), (1, "circle"), (2, "rectangle"), (3, "triangle")]},
@@ -33,7 +33,6 @@ CLASSES = {
         "stuff": [(0, "nothing"), (1, "circle"), (3, "rectangle"), (7, "triangle")],
     },
 }
-OLD_PATHS = {"detection": ["data.coco"], "multitask": ["data.multi", "tasks.multi"]}
 
 # Public names of version 0.1, by the module that had them: classes and options that configs name, and what
 # its pages import.
@@ -201,19 +200,12 @@ def assert_same_classes(new, old):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_old_checkpoint_predicts_what_the_old_version_predicted(run, data, tmp_path, monkeypatch, task):
+def test_an_old_checkpoint_predicts_what_the_old_version_predicted(run, tmp_path, task):
     images = [f"{task}/images/val"]
     if task == "classification":
         images = [f"classification/val/{name}" for _, name in CLASSES[task][""]]
     words = [f"--data.predict=[{','.join(images)}]", f"--output.folder={tmp_path}", "--output.pictures=false"]
-    if task in OLD_PATHS:
-        forget(monkeypatch, OLD_PATHS[task])
-        with pytest.warns(FutureWarning, match="old path") as warned:
-            run("predict", task, *words)
-        said = "".join(str(warning.message) for warning in warned)
-        assert all(f"trunkline.{path} is trunkline." in said for path in OLD_PATHS[task])
-    else:
-        run("predict", task, *words)
+    run("predict", task, *words)
     old = FILES / task
     if task == "detection":
         assert_same_boxes(tmp_path / "predictions.json", old / "results.json")
@@ -274,6 +266,10 @@ def test_an_old_checkpoint_goes_on_training(run, tmp_path, task):
         assert after["branches"][""]["patch"] == [16, 16, 16]
         assert after["branches"][""]["regions"] == {"liver": [1], "spleen": [2], "kidney": [3]}
     settings = after["datamodule_hyper_parameters"]
+    for stored in (settings, after["hyper_parameters"]):
+        module, _, name = stored["_class_path"].rpartition(".")
+        assert module.removeprefix("trunkline.") not in MOVED  # opens without compat
+        assert hasattr(importlib.import_module(module), name)
     assert "missing_masks" not in settings
     if task in ("segmentation", "multitask"):
         assert settings["missing"] == "skip"
