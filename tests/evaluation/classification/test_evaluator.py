@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from trunkline.evaluation.base import class_table
 from trunkline.evaluation.classification.evaluator import ClassificationEvaluator
 from trunkline.evaluation.files import write_json
 
@@ -155,14 +156,18 @@ def test_summary_and_tables_are_aligned_and_show_the_lowest_classes_when_there_a
     guesses = list(range(60))
     guesses[17] = 3  # class 17 at zero
     result = evaluated(guesses, list(range(60)), names)
-    lines = result.class_table(most=4).splitlines()
+    lines = class_table(result.class_rows(), most=4).splitlines()
     assert len(lines) == 6 and lines[1].startswith("class number 17") and "0.000" in lines[1]
     assert lines[-1] == "… the 4 lowest of 60 classes" and len({len(line) for line in lines[:-1]}) == 1
     spare = evaluated([0, 1, 1], [0, 0, 1], [*NAMES, "dog"])  # neither cat nor dog has an image
-    assert [line.split()[0] for line in spare.class_table(most=3).splitlines()] == ["class", *NAMES[:2], "…"]
-    assert spare.class_table(most=3).splitlines()[-1] == "… the 2 lowest of 4 classes"
-    assert len(spare.class_table(most=4).splitlines()) == 5
-    full = result.class_table(most=60).splitlines()
+    assert [line.split()[0] for line in class_table(spare.class_rows(), most=3).splitlines()] == [
+        "class",
+        *NAMES[:2],
+        "…",
+    ]
+    assert class_table(spare.class_rows(), most=3).splitlines()[-1] == "… the 2 lowest of 4 classes"
+    assert len(class_table(spare.class_rows(), most=4).splitlines()) == 5
+    full = class_table(result.class_rows(), most=60).splitlines()
     assert len(full) == 61 and full[18].startswith("class number 17")
     assert "accuracy" in result.summary() and "0.9833" in result.summary() and "60 images" in result.summary()
 

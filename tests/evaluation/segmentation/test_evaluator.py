@@ -13,6 +13,7 @@ from torchmetrics.classification import (
     MulticlassPrecision,
 )
 
+from trunkline.evaluation.base import class_table
 from trunkline.evaluation.files import write_json
 from trunkline.evaluation.segmentation.evaluator import SegmentationEvaluator
 
@@ -258,13 +259,13 @@ def test_summary_and_tables():
         "bee         2  0.333  0.500     0.500      0.500",
         "cat         1  1.000  1.000     1.000      1.000",
     ]
-    worst = result.class_table(most=1).splitlines()
+    worst = class_table(result.class_rows(), most=1).splitlines()
     assert worst[1].startswith("bee") and worst[2] == "… the 1 lowest of 3 classes" and len(worst) == 3
 
 
 def test_long_tables_leave_out_classes_that_are_nowhere():
     result = evaluated([0, 2], [0, 0], ["ant", "bee", "cat", "dog"])
-    assert [line.split()[0] for line in result.class_table(most=3).splitlines()] == [
+    assert [line.split()[0] for line in class_table(result.class_rows(), most=3).splitlines()] == [
         "class",
         "cat",
         "ant",
