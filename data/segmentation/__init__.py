@@ -1,4 +1,4 @@
-"""Masks: pictures with a class per pixel in, batches out."""
+"""Masks: images with a class per pixel in, batches out."""
 
 from .batches import SegmentationBatch, SegmentationSample, collate_segmentation
 from .module import ImageSegmentation

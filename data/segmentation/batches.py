@@ -1,6 +1,6 @@
-"""Pictures with masks: samples, and how they become a batch.
+"""Images with masks: samples, and how they become a batch.
 
-Letters in shapes: B pictures, H W the padded canvas; h w height and width of one picture, h0 w0 on disk.
+Letters in shapes: B images, H W the padded canvas; h w height and width of one image, h0 w0 on disk.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ..shared.canvas import PADDING_MULTIPLE
 
 @dataclass
 class SegmentationSample:
-    """One picture with its mask, as the dataset yields it.
+    """One image with its mask, as the dataset yields it.
 
     Attributes:
         image: ``[3, h, w]`` uint8 RGB, not padded.
         mask: ``[h, w]`` uint8 labels 0..K-1, 255 for pixels to ignore.
         image_id: position in the index of the data module.
-        original_size: height and width of the picture on disk (after EXIF orientation), in pixels.
+        original_size: height and width of the image on disk (after EXIF orientation), in pixels.
         truth: ``[h0, w0]`` uint8, the mask at the original size, in evaluation; else None.
     """
 
@@ -36,15 +36,15 @@ class SegmentationSample:
 
 @dataclass(kw_only=True)
 class SegmentationBatch(Batch):
-    """A padded batch of pictures with masks.
+    """A padded batch of images with masks.
 
     Attributes:
         image: ``[B, 3, H, W]`` uint8 RGB, zero outside ``image_sizes``.
-        image_sizes: ``[B, 2]`` int64, height and width of each picture inside the canvas.
+        image_sizes: ``[B, 2]`` int64, height and width of each image inside the canvas.
         image_ids: ``[B]`` int64, positions in the index of the data module.
         mask: ``[B, H, W]`` uint8 labels 0..K-1; 255 for pixels to ignore, and outside ``image_sizes``.
-        original_sizes: ``[B, 2]`` int64, height and width of each picture on disk.
-        truth: a ``[h0, w0]`` uint8 mask at the original size per picture, in evaluation; else empty.
+        original_sizes: ``[B, 2]`` int64, height and width of each image on disk.
+        truth: a ``[h0, w0]`` uint8 mask at the original size per image, in evaluation; else empty.
     """
 
     mask: Tensor
@@ -55,12 +55,12 @@ class SegmentationBatch(Batch):
 def collate_segmentation(
     samples: list[SegmentationSample], multiple: int = PADDING_MULTIPLE
 ) -> SegmentationBatch:
-    """Pad pictures and masks to the size of the largest of them, rounded up.
+    """Pad images and masks to the size of the largest of them, rounded up.
 
     Args:
         samples: at least one.
         multiple: pixels; sides are rounded up to multiples of it. The cells of a map that is resized to a
-            picture of another size would stand for fewer pixels than their stride, and so for the wrong ones.
+            image of another size would stand for fewer pixels than their stride, and so for the wrong ones.
     """
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64)  # [B, 2]
     canvas = [-(-side // multiple) * multiple for side in sizes.amax(dim=0).tolist()]

@@ -164,7 +164,7 @@ def _panoptic(
     ]
     if missing != "error":
         if missing == "skip" and alone:
-            logger.warning("%s: left out %s without a mask", source, number_of(len(alone), "picture"))
+            logger.warning("%s: left out %s without a mask", source, number_of(len(alone), "image"))
         alone = []
     if problems or alone:
         raise AnnotationError(

@@ -1,6 +1,6 @@
-"""The dataset and the sampler behind the loaders of pictures with masks.
+"""The dataset and the sampler behind the loaders of images with masks.
 
-Letters in shapes: I images, B images of a batch, W ranks; h w a picture as it enters the network.
+Letters in shapes: I images, B images of a batch, W ranks; h w an image as it enters the network.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .index import SegmentationIndex
 
 
 class SegmentationDataset(Dataset):
-    """Pictures of an index with their masks.
+    """Images of an index with their masks.
 
     Args:
         index: what there is.
         augmentation: for training; None for evaluation and prediction.
-        sizes: ``[I, 2]`` height and width that each picture is resized to in evaluation; None for its own.
+        sizes: ``[I, 2]`` height and width that each image is resized to in evaluation; None for its own.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class SegmentationDataset(Dataset):
         return len(self.index)
 
     def __getitem__(self, request: ImageRequest) -> SegmentationSample:
-        """Load one picture.
+        """Load one image.
 
         Raises:
-            ImageError: if the picture or its mask cannot be decoded.
+            ImageError: if the image or its mask cannot be decoded.
             MaskError: if the mask has another size, or holds an unknown value.
-            AugmentationError: if a transform fails on this picture.
+            AugmentationError: if a transform fails on this image.
         """
         position = request.index
         path, source = self.index.path(position), self.index.masks
@@ -89,10 +89,10 @@ class SegmentationBatchSampler(ImageBatchSampler):
 
     Training (``shuffle``): as ``ImageBatchSampler``.
 
-    Evaluation: every picture once over all ranks, in batches of pictures of one size, so that padding does
+    Evaluation: every image once over all ranks, in batches of images of one size, so that padding does
     not depend on the batch. The order is that of the index, or, with ``spread``, a random one that never
     changes, as far as grouping allows. Batches may be smaller, and ranks may have different numbers of them,
-    but each has one as long as there are enough pictures.
+    but each has one as long as there are enough images.
 
     Args:
         sizes: ``[I, 2]`` heights and widths as they enter the network; in training only I matters.
@@ -119,7 +119,7 @@ class SegmentationBatchSampler(ImageBatchSampler):
         return (list(map(ImageRequest, batch.tolist())) for batch in self._fixed or ())
 
     def _grouped(self, sizes: np.ndarray) -> list[np.ndarray]:
-        """Cut the pictures of each size into batches, in the order of the first picture of each."""
+        """Cut the images of each size into batches, in the order of the first image of each."""
         order = np.random.default_rng(0).permutation(self.count) if self.spread else np.arange(self.count)
         _, group_of = np.unique(sizes[order], axis=0, return_inverse=True)
         groups = [np.flatnonzero(group_of.reshape(-1) == group) for group in range(group_of.max() + 1)]

@@ -1,4 +1,4 @@
-"""Pictures and their masks, and the checks before training.
+"""Images and their masks, and the checks before training.
 
 Letters in shapes: I images, K classes.
 """
@@ -28,11 +28,11 @@ logger = logging.getLogger("trunkline")
 
 @dataclass(frozen=True, eq=False)
 class SegmentationIndex:
-    """The pictures of one split and where their masks come from, without a Python object per picture.
+    """The images of one split and where their masks come from, without a Python object per image.
 
     Attributes:
         folder: what the names are relative to; empty if they are complete paths.
-        names: of the I pictures.
+        names: of the I images.
         masks: in the same order; None if there are none (prediction).
     """
 
@@ -49,11 +49,11 @@ class SegmentationIndex:
         return () if self.masks is None else self.masks.classes
 
     def path(self, position: int) -> str:
-        """Return where one picture lies."""
+        """Return where one image lies."""
         return os.path.join(self.folder, self.names[position])
 
     def sizes(self) -> np.ndarray:
-        """Read height and width of every upright picture, ``[I, 2]`` int64.
+        """Read height and width of every upright image, ``[I, 2]`` int64.
 
         Raises:
             ImageError: listing the files that are missing or no images.
@@ -64,14 +64,14 @@ class SegmentationIndex:
         return np.array([outcome.upright for outcome in outcomes], dtype=np.int64).reshape(-1, 2)
 
     def subset(self, positions: Sequence[int]) -> SegmentationIndex:
-        """Return the index of some pictures alone."""
+        """Return the index of some images alone."""
         names = PackedNames.pack(self.names[position] for position in positions)
         return SegmentationIndex(
             self.folder, names, None if self.masks is None else self.masks.subset(positions)
         )
 
     def with_pixels(self, wanted: int) -> SegmentationIndex:
-        """Return the index of those pictures alone that have enough pixels beside the background.
+        """Return the index of those images alone that have enough pixels beside the background.
 
         Raises:
             ImageError: if a mask has to be decoded for it and cannot.
@@ -88,7 +88,7 @@ class _ImageSize(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """What the check of one picture and its mask found."""
+    """What the check of one image and its mask found."""
 
     damaged: str = ""
     misfit: str = ""
@@ -98,11 +98,11 @@ class _Outcome(NamedTuple):
 def check_indices(
     indices: Mapping[str, SegmentationIndex], images: CheckImages, masks: bool
 ) -> dict[str, Tensor]:
-    """Check pictures and masks before training.
+    """Check images and masks before training.
 
     Args:
         indices: by split.
-        images: ``header`` reads the beginning of each picture, ``decode`` decodes it, ``off`` leaves it out.
+        images: ``header`` reads the beginning of each image, ``decode`` decodes it, ``off`` leaves it out.
         masks: whether to look through all masks, as far as that is not known already.
 
     Returns:
@@ -111,7 +111,7 @@ def check_indices(
 
     Raises:
         ImageError: listing the first 20 files that are missing or damaged.
-        MaskError: listing the first 20 masks of another size than their picture, or with values that are
+        MaskError: listing the first 20 masks of another size than their image, or with values that are
             no class.
     """
     pictures = [
@@ -120,7 +120,7 @@ def check_indices(
     if images == "off" and not masks:
         return {}
     outcomes = in_threads(
-        lambda picture: _check(picture[1], picture[2], images, masks), pictures, "checking pictures and masks"
+        lambda picture: _check(picture[1], picture[2], images, masks), pictures, "checking images and masks"
     )
     count = len(pictures)
     _raise_listed(ImageError, [o.damaged for o in outcomes if o.damaged], count, "cannot be used")
@@ -152,7 +152,7 @@ def check_classes(split: str, index: SegmentationIndex, counts: Tensor | None) -
 
     Args:
         split: ``train``, ``val`` or ``test``.
-        index: its pictures.
+        index: its images.
         counts: of its masks, from ``check_indices``; None if unknown.
 
     Raises:
@@ -217,7 +217,7 @@ def _misfit(path: str, size: _ImageSize, name: str, of_mask: tuple[int, int]) ->
     )
     if size.stored == tuple(of_mask):
         return text + (
-            ": the picture's EXIF orientation turns it by a quarter, and the mask was made without regard to "
+            ": the image's EXIF orientation turns it by a quarter, and the mask was made without regard to "
             "that; remove the tag, or turn the mask"
         )
     return text
@@ -251,4 +251,4 @@ def _raise_unknown(
 
 def _raise_listed(kind: type[ValueError], problems: Sequence[str], count: int, what: str) -> None:
     if problems:
-        raise kind(f"{len(problems)} of {number_of(count, 'picture')} {what}:\n{listing(problems)}")
+        raise kind(f"{len(problems)} of {number_of(count, 'image')} {what}:\n{listing(problems)}")

@@ -1,4 +1,4 @@
-"""Finds the pictures and masks of a split: folders, lists of names, Pascal VOC, Cityscapes, COCO.
+"""Finds the images and masks of a split: folders, lists of names, Pascal VOC, Cityscapes, COCO.
 
 Letters in shapes: I images.
 """
@@ -64,9 +64,9 @@ class SplitPaths(NamedTuple):
     """Where a split is.
 
     Attributes:
-        images: folder of the pictures.
+        images: folder of the images.
         masks: folder of the masks, or COCO's JSON.
-        listed: a text file with the names of the pictures, or None for all in the folder.
+        listed: a text file with the names of the images, or None for all in the folder.
     """
 
     images: Path
@@ -126,7 +126,7 @@ class SegmentationSources:
                 half_there.append(f"  {paths} is there, but not {' and '.join(missing)}")
         looked = [f"  {self._base / line.format(split=split)}" for line in _LOOKED_FOR]
         raise DataNotFoundError(
-            f"no {split} pictures with masks found, looked for\n"
+            f"no {split} images with masks found, looked for\n"
             + "\n".join([*looked, *half_there[:5]])
             + f"\ngive data.root, or data.{split}_images and data.{split}_masks"
         )
@@ -135,8 +135,8 @@ class SegmentationSources:
         """Read a split.
 
         Raises:
-            DataNotFoundError: if there is no picture.
-            MaskError: if pictures and masks do not pair, or the classes are wrong.
+            DataNotFoundError: if there is no image.
+            MaskError: if images and masks do not pair, or the classes are wrong.
             AnnotationError: if a COCO file is wrong.
         """
         if _is_json(paths.masks):
@@ -150,14 +150,14 @@ class SegmentationSources:
         )
 
     def index_for_prediction(self, given: Sequence[str]) -> SegmentationIndex:
-        """Index pictures without masks.
+        """Index images without masks.
 
         Args:
-            given: pictures and folders of pictures (not the folders inside them), relative to the working
-                directory; or one text file that lists pictures of the data under root, as in Pascal VOC.
+            given: images and folders of images (not the folders inside them), relative to the working
+                directory; or one text file that lists images of the data under root, as in Pascal VOC.
 
         Raises:
-            DataNotFoundError: if something does not exist, or there is no picture.
+            DataNotFoundError: if something does not exist, or there is no image.
         """
         if len(given) == 1 and given[0].lower().endswith(".txt"):
             source = Path(given[0]).expanduser()
@@ -229,7 +229,7 @@ class SegmentationSources:
             if folder.is_dir():
                 return folder
         looked = "\n".join(f"  {folder}" for folder in folders)
-        raise DataNotFoundError(f"{listed}: no folder of the listed pictures found, looked for\n{looked}")
+        raise DataNotFoundError(f"{listed}: no folder of the listed images found, looked for\n{looked}")
 
     def _table_of(self, paths: SplitPaths, pairs: Pairs) -> ClassTable:
         """Make the table of classes that all splits share."""

@@ -1,4 +1,4 @@
-"""Pictures with masks as a Lightning data module: folders, lists, Pascal VOC, Cityscapes or COCO."""
+"""Images with masks as a Lightning data module: folders, lists, Pascal VOC, Cityscapes or COCO."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger("trunkline")
 
 
 class ImageSegmentation(SplitData[SegmentationIndex]):
-    """Pictures with a class per pixel, for training, validation, testing and prediction.
+    """Images with a class per pixel, for training, validation, testing and prediction.
 
     What is not given is looked for under ``root``, in this order:
 
@@ -36,7 +36,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
     - Cityscapes: ``leftImg8bit/{split}/*/*_leftImg8bit.png`` with ``gtFine/{split}/*/*_gtFine_labelIds.png``,
       else ``*_labelTrainIds.png``; its 19 classes are known;
     - folders: ``images/{split}`` with ``masks/{split}``, or ``{split}/images`` with ``{split}/masks`` (also
-      ``labels`` or ``annotations``); a mask has the name of its picture but for the suffix, also in folders
+      ``labels`` or ``annotations``); a mask has the name of its image but for the suffix, also in folders
       inside;
     - COCO: ``annotations/instances_{split}.json`` and the image folders of ``CocoDetection``.
 
@@ -49,22 +49,22 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
     Smaller objects lie over larger ones, and all over crowd regions, which are pixels of their class like any
     other. Pixels of no panoptic segment are ignored.
 
-    Pictures stay uint8; the task normalises them. Batches are padded to the largest picture in them, rounded
-    up to multiples of 32. Evaluation batches hold pictures of one size, and masks at their native size too.
-    Under DDP the module divides the data among the ranks itself: in evaluation every picture is seen exactly
+    Images stay uint8; the task normalises them. Batches are padded to the largest image in them, rounded
+    up to multiples of 32. Evaluation batches hold images of one size, and masks at their native size too.
+    Under DDP the module divides the data among the ranks itself: in evaluation every image is seen exactly
     once. Training goes without validation where there is none; testing uses the validation data where there
     are no test data.
 
     Args:
         root: folder that holds the data, and that relative paths below are relative to.
-        train_images: folder of the training pictures, or a text file that lists their names, one a line, as
-            in Pascal VOC; the pictures are then in ``JPEGImages`` or ``images``.
+        train_images: folder of the training images, or a text file that lists their names, one a line, as
+            in Pascal VOC; the images are then in ``JPEGImages`` or ``images``.
         train_masks: folder of their masks, or a COCO instances or panoptic JSON.
         val_images: the same for validation.
         val_masks: the same for validation.
         test_images: the same for testing.
         test_masks: the same for testing.
-        predict: what to predict on: a picture, a folder of pictures (not the folders inside it), a list of
+        predict: what to predict on: an image, a folder of images (not the folders inside it), a list of
             both, or a text file that lists names. Relative to the working directory.
         classes: names of the classes, of the values 0, 1, 2 and so on; or a file: one name a line, or a CSV
             or TSV with the columns name, and optionally id (the value) and r, g, b or colour. If null,
@@ -77,19 +77,19 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
             categories.
         overlaps: of COCO instances: the smaller object wins, or the pixel is ignored, as in torchvision's
             reference training on COCO.
-        min_pixels: leave out training pictures with fewer pixels of classes other than the background; of
+        min_pixels: leave out training images with fewer pixels of classes other than the background; of
             COCO instances by the areas in the file, as torchvision does.
-        missing: what to do with pictures without a mask, and masks without a picture: error or skip.
-        batch_size: training pictures per batch and device.
+        missing: what to do with images without a mask, and masks without an image: error or skip.
+        batch_size: training images per batch and device.
         eval_batch_size: the same for everything but training; as batch_size if null.
         workers: loader processes per device and loader; fewer if there are fewer processor cores. 0 loads
             in the main process.
-        augment: albumentations transforms for training, each a name with its arguments, applied to picture
+        augment: albumentations transforms for training, each a name with its arguments, applied to image
             and mask together. Pixels that a transform uncovers or blanks are ignored. None if null.
         eval_short_side: length of the shorter side in evaluation and prediction, in pixels; the native size
             if null. Metrics are always at native size.
         eval_long_side: limit of the longer side then, in pixels.
-        check_images: before starting, check the pictures: header reads the beginning of each file, decode all
+        check_images: before starting, check the images: header reads the beginning of each file, decode all
             of it, off nothing.
         check_masks: before starting, decode all masks once and count what they hold.
         seed: fixes order and augmentation; if null, the seed given to seed_everything, else 0.
@@ -153,11 +153,11 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         self._checked: list[SegmentationIndex] = []
 
     def prepare_data(self) -> None:
-        """Check pictures and masks of the coming stage, on one process of the machine.
+        """Check images and masks of the coming stage, on one process of the machine.
 
         Raises:
             ImageError: listing files that are missing or damaged.
-            MaskError: listing masks that do not fit their pictures or hold something that is no class, or if
+            MaskError: listing masks that do not fit their images or hold something that is no class, or if
                 the training masks show one class or none.
         """
         indices = {s: index for s, index in self.indices(self.stage).items() if index not in self._checked}
@@ -176,7 +176,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
 
         Raises:
             DataNotFoundError: if a file or folder is not there, naming the places looked at.
-            MaskError: if pictures and masks do not pair, or classes are wrong.
+            MaskError: if images and masks do not pair, or classes are wrong.
             AnnotationError: if a COCO file is wrong.
             AugmentationError: if ``augment`` is wrong.
         """
@@ -189,11 +189,11 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
             self._augmentation = MaskAugmentation(self.hparams.augment or [])
 
     def image_layout(self) -> tuple[int, int]:
-        """Return the number of channels and of spatial axes of the pictures, 3 and 2."""
+        """Return the number of channels and of spatial axes of the images, 3 and 2."""
         return 3, 2
 
     def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
-        """Return the classes of the masks; empty if nothing was read but pictures to predict on."""
+        """Return the classes of the masks; empty if nothing was read but images to predict on."""
         if kind != "segmentation":
             return super().label_classes(kind, head)
         return next((index.classes for index in self.splits.values() if index.classes), ())
@@ -214,12 +214,12 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         return self._counts["train"][:, :-1].sum(dim=0).tolist()  # [I, K + 1] -> K numbers
 
     def prediction_paths(self) -> dict[int, Path]:
-        """Return the file of each picture to predict on, by its position in the index."""
+        """Return the file of each image to predict on, by its position in the index."""
         index = self.index_of("predict")
         return {position: Path(index.path(position)) for position in range(len(index))}
 
     def has_split(self, split: str) -> bool:
-        """Return whether there are pictures and masks; if the user named some, they have to be there."""
+        """Return whether there are images and masks; if the user named some, they have to be there."""
         try:
             self._sources.find(split)
         except DataNotFoundError:
@@ -229,22 +229,22 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         return True
 
     def read_split(self, split: str) -> SegmentationIndex:
-        """Pair the pictures and masks of a split; for training without those of too few pixels."""
+        """Pair the images and masks of a split; for training without those of too few pixels."""
         index, wanted = self._sources.index(self._sources.find(split)), self.hparams.min_pixels
         if split != "train" or not wanted:
             return index
         kept = index.with_pixels(wanted)
         if not len(kept):
-            raise MaskError(f"no training picture has {wanted} pixels of classes other than the background")
-        logger.info("min_pixels %d: left out %d of %d pictures", wanted, len(index) - len(kept), len(index))
+            raise MaskError(f"no training image has {wanted} pixels of classes other than the background")
+        logger.info("min_pixels %d: left out %d of %d images", wanted, len(index) - len(kept), len(index))
         return kept
 
     def read_prediction(self, given: list[str]) -> SegmentationIndex:
-        """Index the pictures to predict on; their masks are 255 everywhere."""
+        """Index the images to predict on; their masks are 255 everywhere."""
         return self._sources.index_for_prediction(given)
 
     def make_loader(self, split: str, index: SegmentationIndex) -> PlainErrorLoader:
-        """Return the loader of a split; evaluation batches hold pictures of one size."""
+        """Return the loader of a split; evaluation batches hold images of one size."""
         training, given = split == "train", self.hparams
         if training:
             sizes = np.zeros((len(index), 2))

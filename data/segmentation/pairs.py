@@ -1,4 +1,4 @@
-"""Which mask belongs to which picture: by name, by a list, or as Cityscapes names them."""
+"""Which mask belongs to which image: by name, by a list, or as Cityscapes names them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CITYSCAPES_MASKS = ("_labelIds", "_labelTrainIds")
 
 
 class Pairs(NamedTuple):
-    """Pictures and their masks, in the same order, as names below a folder each."""
+    """Images and their masks, in the same order, as names below a folder each."""
 
     folder: str
     names: list[str]
@@ -33,73 +33,73 @@ class Pairs(NamedTuple):
 def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pairs:
     """Pair the images of two folders, also in folders inside, by their names without the suffix.
 
-    If no name of a mask is that of a picture, a common ending is taken off the masks: ``_mask``, ``_label``,
+    If no name of a mask is that of an image, a common ending is taken off the masks: ``_mask``, ``_label``,
     ``_L``, ``_gt`` and the like. Cityscapes' ``X_leftImg8bit`` goes with ``X_gtFine_labelIds``, else with
     ``X_gtFine_labelTrainIds``; other files beside those do not matter.
 
     Args:
-        images: folder of the pictures.
+        images: folder of the images.
         masks: folder of the masks.
-        missing: ``error``, or ``skip`` to leave out pictures without a mask and masks without a picture; with
+        missing: ``error``, or ``skip`` to leave out images without a mask and masks without an image; with
             ``silent`` there is no warning of that.
 
     Raises:
         DataNotFoundError: if either folder holds no image.
-        MaskError: listing the pictures without a mask and the masks without a picture, or files with
+        MaskError: listing the images without a mask and the masks without an image, or files with
             the same name but for the suffix.
     """
-    pictures = _files(images, "pictures")
+    pictures = _files(images, "images")
     if all(key.endswith(CITYSCAPES_IMAGE) for key in pictures):
         pictures = {key.removesuffix(CITYSCAPES_IMAGE): name for key, name in pictures.items()}
         found = _cityscapes_masks(_files(masks, "masks"))
     else:
         found = _like(pictures, _files(masks, "masks"))
     alone = [f"{images / name}: no mask" for key, name in pictures.items() if key not in found]
-    stray = [f"{masks / name}: no picture" for key, name in found.items() if key not in pictures]
+    stray = [f"{masks / name}: no image" for key, name in found.items() if key not in pictures]
     _report(alone, stray, len(pictures), f"{images} and {masks}", missing)
     keys = [key for key in pictures if key in found]
     if not keys:
         raise MaskError(
-            f"no picture in {images} has a mask in {masks}; a mask has the name of its picture, but for the "
+            f"no image in {images} has a mask in {masks}; a mask has the name of its image, but for the "
             "suffix"
         )
     return Pairs(str(images), [pictures[key] for key in keys], str(masks), [found[key] for key in keys])
 
 
 def pair_list(source: Path, images: Path, masks: Path, missing: Unpaired = "error") -> Pairs:
-    """Pair the pictures that a text file lists, one a line, with their masks.
+    """Pair the images that a text file lists, one a line, with their masks.
 
-    A line names a picture below ``images``, with or without its suffix; as in Pascal VOC. What stands behind
+    A line names an image below ``images``, with or without its suffix; as in Pascal VOC. What stands behind
     a blank in the line (some lists name the mask there) does not matter.
 
     Args:
         source: the list.
-        images: folder of the pictures.
+        images: folder of the images.
         masks: folder of the masks, by the same names but for the suffix.
-        missing: as in ``pair_folders``, for listed pictures.
+        missing: as in ``pair_folders``, for listed images.
 
     Raises:
         DataNotFoundError: if a folder holds no image.
-        MaskError: listing the lines without a picture, or the pictures without a mask.
+        MaskError: listing the lines without an image, or the images without a mask.
     """
-    pictures, found = _files(images, "pictures"), _files(masks, "masks")
+    pictures, found = _files(images, "images"), _files(masks, "masks")
     keys = listed_keys(source, images, pictures)
     found = _like(dict.fromkeys(keys, ""), found)
     alone = [f"{images / pictures[key]}: no mask in {masks}" for key in keys if key not in found]
     _report(alone, [], len(keys), str(source), missing)
     kept = [key for key in keys if key in found]
     if not kept:
-        raise MaskError(f"{source}: none of the {number_of(len(keys), 'picture')} has a mask in {masks}")
+        raise MaskError(f"{source}: none of the {number_of(len(keys), 'image')} has a mask in {masks}")
     return Pairs(str(images), [pictures[key] for key in kept], str(masks), [found[key] for key in kept])
 
 
 def listed_keys(source: Path, images: Path, pictures: dict[str, str] | None = None) -> list[str]:
-    """Return the keys of the pictures below ``images`` that a list names; see ``pair_list``.
+    """Return the keys of the images below ``images`` that a list names; see ``pair_list``.
 
     Raises:
-        MaskError: listing the lines without a picture, or names that are there twice.
+        MaskError: listing the lines without an image, or names that are there twice.
     """
-    pictures = _files(images, "pictures") if pictures is None else pictures
+    pictures = _files(images, "images") if pictures is None else pictures
     keys: list[str] = []
     problems: list[str] = []
     text = source.read_text(encoding="utf-8-sig")
@@ -114,9 +114,9 @@ def listed_keys(source: Path, images: Path, pictures: dict[str, str] | None = No
         else:
             keys.append(key)
     if problems:
-        raise MaskError(f"{source}: no such picture in {images}:\n{listing(problems)}")
+        raise MaskError(f"{source}: no such image in {images}:\n{listing(problems)}")
     if not keys:
-        raise MaskError(f"{source}: lists no pictures")
+        raise MaskError(f"{source}: lists no images")
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise MaskError(f"{source}: {twice} is listed twice; remove one of the lines")
@@ -130,7 +130,7 @@ def pictures_below(folder: Path) -> dict[str, str]:
         DataNotFoundError: if there is none.
         MaskError: if two differ in the suffix alone.
     """
-    return _files(folder, "pictures")
+    return _files(folder, "images")
 
 
 def _files(folder: Path, what: str) -> dict[str, str]:
@@ -182,13 +182,13 @@ def _report(alone: Sequence[str], stray: Sequence[str], count: int, where: str, 
         return
     if missing == "skip":
         logger.warning(
-            "%s: left out %s without a mask and %s without a picture",
-            where, number_of(len(alone), "picture"), number_of(len(stray), "mask"),
+            "%s: left out %s without a mask and %s without an image",
+            where, number_of(len(alone), "image"), number_of(len(stray), "mask"),
         )  # fmt: skip
         return
     raise MaskError(
-        f"{where}: {len(alone)} of {number_of(count, 'picture')} without a mask, "
-        f"{number_of(len(stray), 'mask')} without a picture:\n{listing([*alone, *stray])}\n"
-        "a mask has the name of its picture, but for the suffix; add or remove files, or set "
+        f"{where}: {len(alone)} of {number_of(count, 'image')} without a mask, "
+        f"{number_of(len(stray), 'mask')} without an image:\n{listing([*alone, *stray])}\n"
+        "a mask has the name of its image, but for the suffix; add or remove files, or set "
         "data.missing to skip"
     )

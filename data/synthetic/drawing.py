@@ -1,6 +1,6 @@
-"""Draws pictures of circles, rectangles and triangles on noisy backgrounds.
+"""Draws images of circles, rectangles and triangles on noisy backgrounds.
 
-Letters in shapes: h w height and width of a picture in pixels.
+Letters in shapes: h w height and width of an image in pixels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ CATEGORIES: tuple[dict[str, Any], ...] = (
 )
 
 _SUPERSAMPLING = 4
-_OBJECT_SIZE = (0.16, 0.5)  # of the shorter side of the picture
+_OBJECT_SIZE = (0.16, 0.5)  # of the shorter side of the image
 _MOST_HIDDEN = 0.15  # share of a box that another box may cover
 
 
 def draw_picture(
     height: int, width: int, objects: int, rng: np.random.Generator
 ) -> tuple[Image.Image, list[tuple[int, list[int], np.ndarray]]]:
-    """Return a picture and (category id, xywh box, ``[h, w]`` bool mask) of each object in it."""
+    """Return an image and (category id, xywh box, ``[h, w]`` bool mask) of each object in it."""
     lightness = rng.uniform(0.15, 0.85)
     picture = _background(height, width, lightness, rng)
     placed: list[tuple[int, list[int], np.ndarray]] = []
@@ -44,7 +44,7 @@ def draw_picture(
 
 
 def draw_shape(name: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """Return a square picture of one shape."""
+    """Return a square image of one shape."""
     lightness = rng.uniform(0.15, 0.85)
     picture = _background(size, size, lightness, rng)
     mask = _shape_mask(name, size, size, rng)
@@ -78,7 +78,7 @@ def _paint(height: int, width: int, lightness: float, rng: np.random.Generator) 
 
 
 def _shape_mask(name: str, height: int, width: int, rng: np.random.Generator) -> Image.Image:
-    """Draw one shape wholly inside the picture: ``[h, w]`` coverage 0..255, antialiased."""
+    """Draw one shape wholly inside the image: ``[h, w]`` coverage 0..255, antialiased."""
     short = min(height, width)
     diameter = rng.uniform(*_OBJECT_SIZE) * short
     radius = diameter / 2

@@ -1,6 +1,6 @@
 """Writes small datasets in real formats, with known answers.
 
-Letters in shapes: h w height and width of a picture in pixels.
+Letters in shapes: h w height and width of an image in pixels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def write_detection(
     """Write a COCO-format dataset of circles, rectangles and triangles on noisy backgrounds.
 
     The shape decides the class; colour, size, turn and place are random. Boxes are tight around the drawn
-    pixels. Pictures are landscape, portrait and square, JPEG and PNG; some show no object. The result is
+    pixels. Images are landscape, portrait and square, JPEG and PNG; some show no object. The result is
     complete or absent: it is written to a temporary folder beside ``folder``, which then takes its name.
 
     Args:
@@ -49,7 +49,7 @@ def write_detection(
             It may exist if it is empty or holds nothing but an earlier dataset of this function.
         train: number of training images, at least 1.
         val: number of validation images, at least 1.
-        size: length of the shorter and the longer side in pixels, 32 or more. Square pictures have the
+        size: length of the shorter and the longer side in pixels, 32 or more. Square images have the
             shorter.
         seed: the same seed and sizes give the same files.
         overwrite: also replace ``images`` and ``annotations`` that came from somewhere else.
@@ -82,17 +82,17 @@ def write_classification(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write class folders of pictures that show one circle, rectangle or triangle on a noisy background.
+    """Write class folders of images that show one circle, rectangle or triangle on a noisy background.
 
     The shape decides the class; colour, size, turn and place are random. Classes are equally frequent (to
-    within one picture). As in ``write_detection`` the result is complete or absent.
+    within one image). As in ``write_detection`` the result is complete or absent.
 
     Args:
         folder: becomes the root with ``{train,val}/{circle,rectangle,triangle}/NNNNNN.jpg`` (every fourth a
             ``.png``). It may exist if it is empty or holds nothing but an earlier dataset of this function.
-        train: number of training pictures, at least 3.
-        val: number of validation pictures, at least 3.
-        size: side of the pictures in pixels, 32 or more.
+        train: number of training images, at least 3.
+        val: number of validation images, at least 3.
+        size: side of the images in pixels, 32 or more.
         seed: the same seed and sizes give the same files.
         overwrite: also replace ``train`` and ``val`` that came from somewhere else.
         progress: show a progress bar.
@@ -134,7 +134,7 @@ def write_segmentation(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write pictures like those of ``write_detection`` with a mask each, in which pixels are of a class.
+    """Write images like those of ``write_detection`` with a mask each, in which pixels are of a class.
 
     Masks are palette PNGs in the colours of ``classes.csv``: 0 background, 1 circle, 2 rectangle, 3 triangle;
     255, ignored, in a border of one pixel around each object, as in Pascal VOC. As in ``write_detection`` the
@@ -143,8 +143,8 @@ def write_segmentation(
     Args:
         folder: becomes the root with ``images/{train,val}``, ``masks/{train,val}`` and ``classes.csv``. It
             may exist if it is empty or holds nothing but an earlier dataset of this function.
-        train: number of training pictures, at least 1.
-        val: number of validation pictures, at least 1.
+        train: number of training images, at least 1.
+        val: number of validation images, at least 1.
         size: as in ``write_detection``.
         seed: the same seed and sizes give the same files.
         overwrite: also replace entries of these names that came from somewhere else.
@@ -266,7 +266,7 @@ def _check_counts(train: int, val: int, size: tuple[int, int]) -> None:
 def _draw_pictures(
     count: int, size: tuple[int, int], rng: np.random.Generator
 ) -> Iterator[tuple[Image.Image, list[tuple[int, list[int], np.ndarray]]]]:
-    """Yield pictures of different orientations, a few without objects; see ``draw_picture``."""
+    """Yield images of different orientations, a few without objects; see ``draw_picture``."""
     short, long = min(size), max(size)
     shapes = ((short, long), (long, short), (short, short))
     for number in range(1, count + 1):
@@ -278,7 +278,7 @@ def _draw_pictures(
 
 
 def _save(picture: Image.Image, folder: Path, number: int) -> str:
-    """Write a picture as JPEG, or every fourth as PNG, and return the name of the file."""
+    """Write an image as JPEG, or every fourth as PNG, and return the name of the file."""
     name = f"{number:06d}." + ("png" if number % _PNG_EVERY == 0 else "jpg")
     options: dict[str, Any] = {} if name.endswith("png") else {"quality": 92}
     picture.save(folder / name, **options)

@@ -65,7 +65,7 @@ def test_masks_of_another_size_are_listed(own):
     name = "000003"
     with Image.open(own / f"images/train/{name}.jpg") as image:
         width, height = image.size
-    words = f"(?s)1 of 7 pictures do not fit their masks.*{name}.jpg has {width}x{height} pixels .*.png 33x31"
+    words = f"(?s)1 of 7 images do not fit their masks.*{name}.jpg has {width}x{height} pixels .*.png 33x31"
     for masks in (True, False):
         with pytest.raises(MaskError, match=words):
             ImageSegmentation(str(own), check_masks=masks, **SMALL).prepare_data()
@@ -82,7 +82,7 @@ def test_a_turned_picture_with_a_mask_of_its_stored_pixels_is_explained(own):
     Image.new("RGB", (40, 32)).save(path, exif=exif)
     Image.new("L", (40, 32)).save(own / "masks/train/000001.png")
     with pytest.raises(
-        MaskError, match="has 32x40 .* 40x32: the picture's EXIF orientation turns it by a quarter"
+        MaskError, match="has 32x40 .* 40x32: the image's EXIF orientation turns it by a quarter"
     ):
         ImageSegmentation(str(own), **SMALL).prepare_data()
     Image.new("L", (32, 40)).save(own / "masks/train/000001.png")
@@ -96,18 +96,18 @@ def test_damaged_files_are_listed_before_training(own):
     path.write_bytes(path.read_bytes()[:200])
     (own / "images/val/000001.jpg").write_bytes(b"x")
     with pytest.raises(
-        ImageError, match="(?s)2 of 7 pictures cannot be used.*000002.png: damaged.*000001.jpg: is no"
+        ImageError, match="(?s)2 of 7 images cannot be used.*000002.png: damaged.*000001.jpg: is no"
     ):
         ImageSegmentation(str(own), **SMALL).prepare_data()
     photo = own / "images/train/000001.jpg"
     photo.write_bytes(photo.read_bytes()[:-300])
-    with pytest.raises(ImageError, match="3 of 7 pictures"):
+    with pytest.raises(ImageError, match="3 of 7 images"):
         ImageSegmentation(str(own), check_images="decode", **SMALL).prepare_data()
     made = fitted(own, check_masks=False, check_images="off")
     made.prepare_data()
     with pytest.raises(ImageError, match="damaged"):
         list(made.train_dataloader())
-    with pytest.raises(ImageError, match="(?s)1 of 3 pictures cannot be used.*val/000001.jpg"):
+    with pytest.raises(ImageError, match="(?s)1 of 3 images cannot be used.*val/000001.jpg"):
         made.val_dataloader()
 
 
@@ -167,7 +167,7 @@ def test_training_goes_without_validation_and_says_so(own, caplog):
     made = fitted(own)
     made.prepare_data()
     assert made.val_dataloader() == [] and "training without validation" in caplog.text
-    with pytest.raises(FileNotFoundError, match="no val pictures with masks found"):
+    with pytest.raises(FileNotFoundError, match="no val images with masks found"):
         made.setup("validate")
     with pytest.raises(RuntimeError, match="call setup"):
         made.test_dataloader()

@@ -47,9 +47,9 @@ def test_pictures_with_few_labelled_pixels_are_left_out_of_training_alone(coco, 
     assert [made.splits["train"].names[n] for n in range(2)] == ["1.jpg", "2.jpg"] and len(
         made.splits["val"]
     ) == 2
-    assert "left out 1 of 3 pictures" in caplog.text
+    assert "left out 1 of 3 images" in caplog.text
     assert made.label_counts("segmentation") == [28, 8, 12]
-    with pytest.raises(MaskError, match="no training picture has 1000 pixels"):
+    with pytest.raises(MaskError, match="no training image has 1000 pixels"):
         read(coco, min_pixels=1000)
 
 

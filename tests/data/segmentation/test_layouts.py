@@ -76,15 +76,15 @@ def test_unpaired_files_are_listed_or_skipped(tmp_path, caplog):
         mask(tmp_path / f"masks/train/{name}.png")
     with pytest.raises(
         MaskError,
-        match=r"(?s)1 of 3 pictures without a mask, 1 mask without a picture.*a.jpg: no mask.*d.png: no pict",
+        match=r"(?s)1 of 3 images without a mask, 1 mask without an image.*a.jpg: no mask.*d.png: no imag",
     ):
         read(tmp_path)
     made = read(tmp_path, missing="skip")
     assert [made.splits["train"].names[n] for n in range(2)] == ["b.jpg", "c.jpg"]
-    assert "left out 1 picture without a mask and 1 mask without a picture" in caplog.text
+    assert "left out 1 image without a mask and 1 mask without an image" in caplog.text
     for name in "bc":
         (tmp_path / f"masks/train/{name}.png").unlink()
-    with pytest.raises(MaskError, match="no picture in .* has a mask"):
+    with pytest.raises(MaskError, match="no image in .* has a mask"):
         read(tmp_path, missing="skip")
 
 
@@ -174,14 +174,14 @@ def test_lists_choose_among_the_pictures_of_a_folder(tmp_path):
     made.setup("predict")
     assert [path.name for path in made.prediction_paths().values()] == ["c.jpg", "a.jpg"]
     (tmp_path / "train.txt").write_text("x/c\nx/e\n")
-    with pytest.raises(MaskError, match=r"(?s)train.txt: no such picture in .*images.*line 2: x/e"):
+    with pytest.raises(MaskError, match=r"(?s)train.txt: no such image in .*images.*line 2: x/e"):
         read(tmp_path, **given)
     (tmp_path / "train.txt").write_text("x/c\nx/c.jpg\n")
     with pytest.raises(MaskError, match="x/c is listed twice"):
         read(tmp_path, **given)
     (tmp_path / "train.txt").write_text("x/c\nx/b\n")
     (tmp_path / "semantic/x/b.png").unlink()
-    with pytest.raises(MaskError, match="(?s)1 of 2 pictures without a mask.*b.jpg: no mask in"):
+    with pytest.raises(MaskError, match="(?s)1 of 2 images without a mask.*b.jpg: no mask in"):
         read(tmp_path, **given)
     assert len(read(tmp_path, missing="skip", **given).splits["train"]) == 1
 
