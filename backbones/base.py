@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         pre_activation: whether norms stand before the convolutions.
     """
 
-    levels: tuple[FeatureLevel, ...]
+    levels: tuple[FeatureLevel, ...] = ()
     frozen: tuple[str, ...] = ()
     expected_pixels: tuple[Sequence[float], Sequence[float]] | None = None
     depth: int | None = None
@@ -115,7 +115,7 @@ class NormalisesPixels(Protocol):
 
 @runtime_checkable
 class WithExpectations(Protocol):
-    """A part that knows which of its settings weights of a layout take for granted; heads do."""
+    """A part that names which of its settings weights of a layout take for granted; heads do."""
 
     def expectations(self, layout: str, **facts: Any) -> dict[str, Any]:
         """Return the value to set for each option that differs, see :meth:`Backbone.expectations`."""
@@ -124,7 +124,7 @@ class WithExpectations(Protocol):
 def parts_of(module: nn.Module) -> tuple[Backbone, nn.Module | None]:
     """Return trunk and head of a task (anything with the submodules ``backbone`` and ``head``).
 
-    A backbone alone has no head.
+    A backbone that is given by itself has no head.
 
     Raises:
         TypeError: if the module is neither a task nor a backbone.

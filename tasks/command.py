@@ -134,18 +134,23 @@ def check_class_paths(words: list[str]) -> None:
     folders = list(dict.fromkeys(map(str, (Path.cwd(), *(file.resolve().parent for file in files)))))
     sys.path += [folder for folder in folders if folder not in sys.path]
     for config in configs:
-        try:
-            inline = config.lstrip().startswith("{")
-            content = (
-                json.loads(config) if inline else yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-            )
-        except (OSError, ValueError, yaml.YAMLError):
-            continue  # the parser says what is wrong with it
-        for option, path in _class_paths(content, ""):
+        inline = config.lstrip().startswith("{")
+        for option, path in _class_paths(_parsed(config if inline else Path(config)), ""):
             _require_class(f"{option} in {'--config' if inline else config}", path, folders)
     for option, value in _options(words):
         if _takes_class(option) and _looks_like_class(value):
             _require_class(f"--{option}", value, folders)
+        elif value[:1] in ("[", "{") and option not in ("config", "c"):
+            for place, path in _class_paths(_parsed(value), option):
+                _require_class(f"--{place}", path, folders)
+
+
+def _parsed(source: str | Path) -> Any:
+    """Return what YAML or JSON holds; None if it cannot be read, for the parser says what is wrong then."""
+    try:
+        return yaml.safe_load(source if isinstance(source, str) else source.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
 def _options(words: list[str]) -> Iterator[tuple[str, str]]:
@@ -172,7 +177,9 @@ def _class_paths(content: Any, place: str) -> Iterator[tuple[str, str]]:
 
 def _takes_class(option: str) -> bool:
     """Whether the value of an option may be a class; other values may be files, such as ``photo.JPG``."""
-    return option in ("model", "data") or (option.startswith("model.") and not option.endswith("weights"))
+    option = option.removesuffix("+")
+    named = ("model", "data", "trainer.callbacks", "trainer.logger", "trainer.strategy", "trainer.plugins")
+    return option in named or (option.startswith("model.") and not option.endswith("weights"))
 
 
 def _looks_like_class(value: str) -> bool:

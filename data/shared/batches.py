@@ -20,8 +20,8 @@ from torch.utils.data import get_worker_info
 class Batch:
     """Images of one canvas, with their labels in the fields of a subclass.
 
-    Lightning moves its tensors to the device by itself. A head reads its targets from the fields, by their
-    names alone.
+    Lightning moves its tensors to the device by itself. A head reads its targets from the fields, only by
+    their names.
 
     Attributes:
         image: ``[B, C, *S]``, uint8 (normalised by the task), or float32 that is normalised already.
@@ -67,7 +67,7 @@ def padded(images: Sequence[Tensor], canvas: Sequence[int], value: int = 0) -> T
     Args:
         images: ``[..., h, w]`` uint8, equal in the axes before the last two.
         canvas: height and width of the batch, no less than any image's.
-        value: of the pixels beside an image.
+        value: of the pixels of the canvas outside an image.
 
     Returns:
         ``[B, ..., H, W]`` uint8.

@@ -104,8 +104,8 @@ class CanvasBatchSampler(DistributedSampler):
     Training (``shuffle``): images of the same canvas are shuffled and cut into steps of ``batch_size``
     images on each rank, so ranks work on equal shapes at the same time. What is left of each canvas is put
     together, ordered by aspect ratio; the last step is filled up with repeated images of a like shape.
-    Every batch draws one of the short sides. Order, short sides and seeds depend on ``seed`` and the epoch
-    alone.
+    Every batch draws one of the short sides. Order, short sides and seeds depend only on ``seed`` and
+    the epoch.
 
     Evaluation: every image once over all ranks, at the largest short side, in file order as far as grouping
     allows. Batches may be smaller, and ranks may have different numbers of them.
@@ -224,7 +224,7 @@ class CanvasBatchSampler(DistributedSampler):
 def _group_by_canvas(
     sizes: np.ndarray, short_side: int, long_side: int, canvases: list[Size]
 ) -> list[np.ndarray]:
-    """Group image positions by the canvas that each would get alone; ascending inside a group."""
+    """Group image positions by the canvas that each would get in its own batch; ascending inside a group."""
     scaled = scaled_sizes(sizes, short_side, long_side)
     distinct, which = np.unique(scaled, axis=0, return_inverse=True)
     # Without fixed canvases, one group for each rounded size would be too fine.

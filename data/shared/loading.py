@@ -30,7 +30,7 @@ class ImageBatchSampler(DistributedSampler):
     """Yields batches of requests.
 
     Training (``shuffle``): every rank gets equally many full batches; the last step is filled up with images
-    drawn anew. Order and seeds depend on ``seed`` and the epoch alone. With ``repeats`` an image comes up r
+    drawn again. Order and seeds depend only on ``seed`` and the epoch. With ``repeats`` an image comes up r
     times in a row with other augmentation, spread over the ranks, and an epoch shows I / r of the images
     (repeated augmentation; Hoffer et al., 2020), so that its length stays.
 

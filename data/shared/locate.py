@@ -82,6 +82,7 @@ def list_images(given: Sequence[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     if not found:
         known = ", ".join(suffixes)
         raise DataNotFoundError(
-            f"data.predict: no image in {', '.join(map(str, paths))} (looked for {known})"
+            f"data.predict: no image in {', '.join(map(str, paths))} (looked for {known}, not in the folders "
+            "inside)"
         )
     return list(dict.fromkeys(found))

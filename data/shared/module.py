@@ -7,7 +7,6 @@ Write a data module of your own as a ``TrunklineData``, or, if it has splits tha
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +45,7 @@ class VolumeSettings:
     preparation: Mapping[str, Any] = field(default_factory=dict)
 
 
-class DataContractError(TypeError):
+class DataContractError(ValueError):
     """A data module lacks what a task needs of it."""
 
 
@@ -55,8 +54,9 @@ class TrunklineData(pl.LightningDataModule):
 
     Tasks ask for the classes of the labels, the truth to evaluate against, the files to predict on and the
     kind of images. What a task needs and a module does not have is an error that names the method. Methods
-    take the kind of labels (``detection``, ``segmentation``, ``classification`` or a name of your own, as the
-    head's ``branch`` says) and the name of the head, which is empty unless several heads are trained at once.
+    take the kind of labels (``detection``, ``segmentation``, ``classification``, ``volumes`` for scans, or
+    the ``kind`` of a branch of your own) and the name of the head, which is empty unless several heads are
+    trained at once.
 
     Attributes:
         label_kinds: the kinds of labels that the module has.
@@ -110,7 +110,7 @@ class TrunklineData(pl.LightningDataModule):
         """Return the error for a method that a task needs and that a module does not have."""
         return DataContractError(
             f"{type(self).__name__} has no {method}, which tells the task {what}; implement it as "
-            "trunkline.data.shared.module.TrunklineData describes"
+            "trunkline.data.shared.TrunklineData describes"
         )
 
 
@@ -125,7 +125,7 @@ class SplitData(TrunklineData, Generic[Index]):
         splits: what was read, by ``train``, ``val``, ``test`` and ``predict``.
     """
 
-    batch_size: int  # where the module has one
+    batch_size: int = 0  # where the module has one
     stand_ins: ClassVar[Mapping[str, str]] = {"test": "val"}
 
     def __init__(self) -> None:
@@ -137,25 +137,25 @@ class SplitData(TrunklineData, Generic[Index]):
         for name, value in self.hparams.items():
             self.hparams[name] = without_paths(value)
 
-    @abstractmethod
     def has_split(self, split: str) -> bool:
         """Return whether there are data for ``train``, ``val`` or ``test``.
 
         Raises:
             DataNotFoundError: if the user named data that are not there.
         """
+        raise self.missing("has_split(split)", "whether there are train, val or test data")
 
-    @abstractmethod
     def read_split(self, split: str) -> Index:
         """Read the index of ``train``, ``val`` or ``test``."""
+        raise self.missing("read_split(split)", "what images a split has")
 
-    @abstractmethod
     def read_prediction(self, given: list[str]) -> Index:
         """Read the index of what ``data.predict`` names."""
+        raise self.missing("read_prediction(given)", "what images to predict on")
 
-    @abstractmethod
     def make_loader(self, split: str, index: Index) -> DataLoader:
         """Return the loader of a split."""
+        raise self.missing("make_loader(split, index)", "the batches of a split")
 
     def indices(self, stage: str | None = None) -> dict[str, Index]:
         """Return the indices of the splits that a stage needs, and read those that have not been read.
@@ -197,14 +197,17 @@ class SplitData(TrunklineData, Generic[Index]):
     def sampler_options(self, split: str) -> dict[str, Any]:
         """Return the arguments that samplers of all kinds take, by the options of the module.
 
-        The options are ``batch_size`` (also an attribute, which Lightning's tuner changes),
-        ``eval_batch_size`` and ``seed``.
+        The attribute ``batch_size`` (which Lightning's tuner changes) is needed; the options
+        ``eval_batch_size`` and ``seed`` count where the constructor has them.
         """
+        if not self.batch_size:
+            raise self.missing("batch_size", "how many images a batch has")
         training = split == "train"
+        evaluated = self.hparams.get("eval_batch_size") or self.batch_size
         return {
-            "batch_size": self.batch_size if training else self.hparams.eval_batch_size or self.batch_size,
+            "batch_size": self.batch_size if training else evaluated,
             "shuffle": training,
-            "seed": global_seed(self.hparams.seed),
+            "seed": global_seed(self.hparams.get("seed")),
             **ranks_of(self.trainer),
         }
 

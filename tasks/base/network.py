@@ -73,6 +73,12 @@ class Network(LightningModule):
         if _given_hyperparameters.get() is not None:  # set by the command line and by load_from_checkpoint
             self.save_hyperparameters()
         self.backbone = backbone if neck is None else neck(backbone)
+        for part in (backbone, self.backbone):
+            if not part.levels:
+                raise ValueError(
+                    f"{type(part).__name__} declares no levels; a backbone sets self.levels, a FeatureLevel "
+                    "for each map that it returns"
+                )
         self.head = head(self.backbone.levels)
         self.make_optimizer = optimizer or self.default_optimizer
         self.make_scheduler = lr_scheduler

@@ -142,12 +142,12 @@ class Task(Network):
         data = self.trainer.datamodule
         self._predicting = stage == "predict"
         if data is None:
-            return  # loaders without a data module: see Branch.reset
+            return  # loaders only: evaluators that need the truth say so when an evaluation begins
         if not isinstance(data, TrunklineData):
             raise DataContractError(
                 f"{type(data).__name__} is no TrunklineData, so {type(self).__name__} cannot ask it for "
                 "classes, the truth to evaluate against, and the files to predict on; derive it from "
-                "trunkline.data.shared.module.TrunklineData and implement label_classes, "
+                "trunkline.data.shared.TrunklineData and implement label_classes, "
                 "evaluation_truth and prediction_paths"
             )
         self.require_fitting_trunk(*data.image_layout())

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...constants import IGNORE_INDEX
 from ...data.shared.io import resize_mask
+from ...data.shared.labels import voc_colour
 from ...data.shared.module import TrunklineData
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.distributed import gather_objects
@@ -60,7 +61,7 @@ class SegmentationBranch(Branch):
 
     def colours(self) -> np.ndarray:
         """Return ``[K, 3]`` uint8, the colours of the classes."""
-        known = [row.get("colour", class_colour(k)) for k, row in enumerate(self.classes)]
+        known = [row.get("colour", voc_colour(row["id"])) for row in self.classes]
         more = [class_colour(k) for k in range(len(known), self.head.num_classes)]
         return np.array(known + more, dtype=np.uint8)
 

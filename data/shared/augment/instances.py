@@ -14,7 +14,7 @@ _PROBES = 4  # rows and columns of triangles that show whether an image was mirr
 
 
 class Instances(NamedTuple):
-    """What objects have beside their boxes, a row each.
+    """What objects have in addition to their boxes, a row each.
 
     Attributes:
         masks: ``[m, h, w]`` uint8, 1 on the object and 0 elsewhere; None if they are not wanted.

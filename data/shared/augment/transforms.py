@@ -1,7 +1,7 @@
 """Augmentation pipelines named in YAML; the only file that knows albumentations.
 
 ``Augmentation`` carries boxes along, and masks and keypoints where there are some; ``MaskAugmentation`` is
-for images with a mask, ``ImageAugmentation`` for images that have a label alone.
+for images with a mask, ``ImageAugmentation`` for images with class labels only.
 
 Letters in shapes: h w height and width of the image in pixels, m boxes.
 """
@@ -37,7 +37,7 @@ _CHANGE_TYPE = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
 _CHANGE_LABELS = ("Morphological", "GridElasticDeform")
 _NEAREST = (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT)
 
-# What a call may give beside the image: the target of transforms that carry it along, and its name.
+# What a call may give in addition to the image: the target of transforms that transform it too, and its name.
 _BESIDE = {
     "bboxes": ("bboxes", "boxes"),
     "mask": ("mask", "a mask"),
@@ -88,7 +88,7 @@ class Augmentation:
             min_width=min_box_size,
             min_height=min_box_size,
         )
-        with warnings.catch_warnings():  # colour alone is a legal pipeline
+        with warnings.catch_warnings():  # only colour transforms: a legal pipeline
             warnings.filterwarnings("ignore", message="Got processor for .*, but no transform")
             points = A.KeypointParams("xy", remove_invisible=False) if "keypoints" in carried else None
             built = _build_all(transforms, frozenset({"bboxes", *carried}))
@@ -119,15 +119,15 @@ class Augmentation:
             crowd: ``[m]`` bool.
             seed: non-negative; the same seed gives the same result.
             mask: ``[h, w]`` uint8 labels of the pixels, which follow the image as in ``MaskAugmentation``.
-            size: height and width that boxes are in pixels of, for an image that was decoded smaller; flips
-                alone allow it.
+            size: height and width that boxes are in pixels of, for an image that was decoded smaller; only
+                flips allow it.
             instances: masks and keypoints of the objects, as ``carried`` says. Pixels that a transform
                 uncovers or blanks belong to no object. Points outside the new image count as not labelled.
                 Left and right keypoints are exchanged if the image is mirrored.
 
         Returns:
             The image (its size may differ) and the boxes that remain, clipped to it, with their labels and
-            crowd flags; then the mask if there is one, then the instances of these boxes if there are some.
+            crowd flags. Then the mask if there is one, and the instances of these boxes if there are some.
 
         Raises:
             AugmentationError: if a transform fails on this image, or returns something else than 8-bit RGB.
@@ -194,7 +194,7 @@ class MaskAugmentation:
 
 
 class ImageAugmentation:
-    """Applies a pipeline of albumentations transforms to an image alone.
+    """Applies a pipeline of albumentations transforms to an image without boxes or mask.
 
     As in ``Augmentation``, the randomness of a call comes from its ``seed`` only. The pipeline sees the
     original pixels; crops and scales are in pixels of the original image.
@@ -247,7 +247,7 @@ def _apply(compose: A.Compose, seed: int, **data: np.ndarray) -> dict[str, Any]:
 
 
 def _build_all(entries: Iterable[Entry], beside: frozenset[str]) -> list[Any]:
-    """Build transforms for calls that give, beside the image, what ``beside`` names (see ``_BESIDE``)."""
+    """Build transforms for calls that give the image and what ``beside`` names (see ``_BESIDE``)."""
     if isinstance(entries, str | Mapping) or not isinstance(entries, Iterable):
         raise AugmentationError(
             f"transforms are a list of single-key mappings like HorizontalFlip: {{p: 0.5}}, got {entries!r}"
@@ -282,7 +282,7 @@ def _mask_defaults(cls: type) -> dict[str, int]:
     """Return what we choose otherwise than albumentations: the label of uncovered pixels, and the rounding.
 
     OpenCV's ``INTER_NEAREST`` resizes from the corners of pixels where its linear interpolation goes by their
-    centres, so that labels would lie half a pixel beside the image. ``INTER_NEAREST_EXACT`` goes by centres;
+    centres, so that labels would be half a pixel off. ``INTER_NEAREST_EXACT`` goes by centres;
     transforms that turn or bend images do so anyway, and do not take it.
     """
     parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]  # of just this class

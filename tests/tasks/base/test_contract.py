@@ -54,7 +54,7 @@ def test_a_plain_data_module_is_refused_by_every_task(tmp_path, name, stage):
         run(stage, task, Plain(), tmp_path)
     said = str(caught.value)
     assert said.startswith(f"Plain is no TrunklineData, so {type(task).__name__} cannot ask it")
-    for word in ("trunkline.data.shared.module.TrunklineData", "label_classes", "evaluation_truth"):
+    for word in ("trunkline.data.shared.TrunklineData", "label_classes", "evaluation_truth"):
         assert word in said
     assert "prediction_paths" in said
 
