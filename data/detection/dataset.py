@@ -1,4 +1,4 @@
-"""The dataset behind the loaders of COCO-format data.
+"""The dataset that the loaders of COCO-format data use.
 
 Letters in shapes: h0 w0 an image on disk, h w resized, m its boxes, P keypoints of a box. Sizes are (height,
 width) in pixels.
@@ -64,7 +64,7 @@ class CocoDetectionDataset(Dataset):
     ):
         if reduced and augmentation is not None and augmentation.flips is None:
             raise AugmentationError(
-                "reduced_decoding goes with flips alone, or no augmentation: other transforms work in the "
+                "reduced_decoding allows only flips, or no augmentation: other transforms work in the "
                 "pixels of the file; remove them, or switch it off"
             )
         self.index = index

@@ -118,7 +118,7 @@ class CocoIndex:
         return bitmaps
 
     def with_boxes(self) -> CocoIndex:
-        """Return the index of those images alone that have at least one box that is no crowd region."""
+        """Return the index of only those images that have at least one box that is no crowd region."""
         image_of_box = torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
         single = torch.bincount(image_of_box[~self.crowd], minlength=len(self))
         kept = torch.nonzero(single).flatten()
@@ -199,7 +199,7 @@ def read_coco(
         on_bad_box: ``error`` lists the first 20; ``clip`` clips them to the image and drops those of which
             nothing is left; ``drop`` drops them all. Annotations with a wrong mask or wrong keypoints are
             dropped with ``drop`` and an error otherwise.
-        boxes: if false, read images and categories alone; the file then needs no annotations.
+        boxes: if false, read only images and categories; the file then needs no annotations.
         instances: ``masks``, ``keypoints`` or both, to keep them too.
 
     Raises:

@@ -57,8 +57,8 @@ class CocoDetection(SplitData[CocoIndex]):
             long_side for aspect ratios 1:1, 4:3, 3:2 and the longest, both ways up (800 and 1333 give
             800x832, 800x1088, 800x1216, 800x1344 and their transposes). An empty list pads each batch to
             its own largest image, rounded up to 32.
-        instances: what batches carry beside boxes: masks of the objects, keypoints, or both; the annotations
-            must have them. Nothing of them is read or kept otherwise.
+        instances: what batches hold in addition to boxes: masks of the objects, keypoints, or both; the
+            annotations must have them. Nothing of them is read or kept otherwise.
         augment: albumentations transforms for training, each a name with its arguments, applied before
             resizing; none if null.
         min_visibility: a box of which a transform leaves a smaller share of its area than this is dropped.
@@ -69,7 +69,7 @@ class CocoDetection(SplitData[CocoIndex]):
         reduced_decoding: decode JPEGs that will shrink to half their size or less at a half, a quarter or an
             eighth, which takes a half to two thirds of the time for large photographs. Pixels then differ
             from those of other programs by about half a grey level in the mean, so it is off by default.
-            Needs an ``augment`` of flips alone (or none).
+            Needs an ``augment`` of only flips (or none).
         skip_images_without_boxes: leave such images out of training instead of training on them as
             background.
         seed: fixes order, scales and augmentation; if null, the seed given to seed_everything, else 0.
@@ -119,7 +119,7 @@ class CocoDetection(SplitData[CocoIndex]):
         self._categories: tuple[LabelClass, ...] = ()
 
     def prepare_data(self) -> None:
-        """Check the images of the coming stage, on one process of the machine.
+        """Check the images for the coming command, on one process of the machine.
 
         Raises:
             ImageError: listing missing, unreadable or differently sized images.

@@ -1,4 +1,4 @@
-"""The dataset behind the loaders of images with boxes and a class per pixel.
+"""The dataset that the loaders use for images with boxes and a class per pixel.
 
 Letters in shapes: I images of a split, h0 w0 an image on disk.
 """

@@ -1,4 +1,4 @@
-"""Boxes and masks of the same images: COCO-format data with a class per pixel beside the objects.
+"""Boxes and masks of the same images: COCO-format data with objects and a class per pixel.
 
 Letters in shapes: I images of a split, K classes of the masks.
 """
@@ -43,7 +43,7 @@ class CocoDetectionAndMasks(CocoDetection):
     """COCO-format boxes, and a class for every pixel of the same images, for ``MultiTask``.
 
     Boxes, images, canvases and the rest are those of ``CocoDetection``. Masks are read as in
-    ``ImageSegmentation``: a panoptic JSON with its PNGs beside it, an instances JSON (the objects drawn as
+    ``ImageSegmentation``: a panoptic JSON with its PNGs next to it, an instances JSON (the objects drawn as
     their classes), or a folder of masks with the images' names. Where not given they are looked for at
     ``annotations/panoptic_{split}.json`` (or ``_{split}2017.json``), ``masks/{split}``, ``masks``,
     ``semantic/{split}`` and ``semantic`` under ``root``.
@@ -60,7 +60,7 @@ class CocoDetectionAndMasks(CocoDetection):
         background: whether what no category covers is a class or ignored.
         overlaps: of instances drawn as masks: the smaller object wins, or the pixel is ignored.
         missing: what to do with images without a mask: error, or skip, which ignores all of their pixels, so
-            that they train the boxes alone. No mask at all is an error either way.
+            that they train only the boxes. No mask at all is an error either way.
         check_masks: before starting, decode all masks once and count what they hold.
         **detection: what ``CocoDetection`` takes.
     """
@@ -88,7 +88,7 @@ class CocoDetectionAndMasks(CocoDetection):
         self._counts: Tensor | None = None
 
     def prepare_data(self) -> None:
-        """Check images, boxes and masks of the coming stage, on one process of the machine.
+        """Check images, boxes and masks for the coming command, on one process of the machine.
 
         Raises:
             ImageError: listing missing, unreadable or differently sized images.
@@ -143,7 +143,7 @@ class CocoDetectionAndMasks(CocoDetection):
     collate = staticmethod(collate_multi)
 
     def _read_masks(self, split: str) -> SegmentationIndex:
-        """Read the masks of a split once, those of its images alone."""
+        """Read the masks of a split once, only those of its images."""
         split = self.source_of(split) or split
         if split not in self._masks:
             place = self._place(split)
@@ -194,7 +194,7 @@ class CocoDetectionAndMasks(CocoDetection):
         none = len(without) == len(index)
         if none or self.hparams.missing == "error":
             names = [f"image id {int(index.image_ids[i])}: {index.file_name(i)}" for i in without]
-            hint = "add them, or train on the boxes alone of such images with data.missing skip"
+            hint = "add them, or train only on the boxes of such images with data.missing skip"
             if none:
                 hint = "masks are found by the names of the images in the annotations; make them agree"
             raise MaskError(f"{text}:\n{listing(names)}\n{hint}")

@@ -20,9 +20,9 @@ from ..shared.augment.checks import AugmentationError
 
 Entry = Mapping[str, Mapping[str, Any] | None]
 
-_ANISOTROPIC = 3.0  # nnU-Net: a patch is turned in its plane alone if one side is so many times another
+_ANISOTROPIC = 3.0  # nnU-Net: a patch is turned only in its plane if one side is more than 3 times another
 _SET_HERE = ("self", "kwargs", "keys", "allow_missing_keys", "device", "lazy", "keep_size", "dtype")
-_AXES = {"Rand2DElastic": 2, "Rand3DElastic": 3}  # transforms for so many axes alone
+_AXES = {"Rand2DElastic": 2, "Rand3DElastic": 3}  # number of axes that these transforms need
 
 # What moves voxels, with its arguments for image and mask. A mask takes the label of the nearest voxel, and
 # zeros outside the patch, which stand for the ignored label while transforms run.
@@ -55,13 +55,13 @@ def default_transforms(patch: Sequence[int]) -> list[dict[str, dict[str, Any]]]:
 
     Turning by up to 30 degrees and scaling by 0.7 to 1.4 with probability 0.2 each; then noise, smoothing,
     brightness, contrast, lower resolution and gamma (inverted and not); then mirroring along each axis. Where
-    one side of a patch of three axes is more than 3 times another, it is turned and scaled in the plane of
-    the two longer sides alone, and scaled by a factor for each of them.
+    one side of a patch of three axes is more than 3 times another, it is turned and scaled only in the
+    plane of the two longer sides, each of them by its own factor.
 
     Args:
         patch: 2 or 3 sizes in voxels.
     """
-    turn, zoom = math.radians(30), (1 / 1.4, 1 / 0.7)  # nnU-Net scales coordinates, MONAI the picture
+    turn, zoom = math.radians(30), (1 / 1.4, 1 / 0.7)  # nnU-Net scales coordinates, MONAI the image
     low: list[float] | float = zoom[0]
     high: list[float] | float = zoom[1]
     angles = [turn] * 3 if len(patch) == 3 else [turn]
@@ -90,8 +90,8 @@ def default_transforms(patch: Sequence[int]) -> list[dict[str, dict[str, Any]]]:
 class ScanAugmentation:
     """Applies random MONAI transforms to a patch and its mask.
 
-    Transforms that move voxels act on image (interpolated) and mask (nearest voxel) alike, all others on the
-    image alone. Voxels that come from outside the patch are 0 in the image, unless ``padding_mode`` says
+    Transforms that move voxels act on image (interpolated) and mask (nearest voxel) alike, all others only
+    on the image. Voxels that come from outside the patch are 0 in the image, unless ``padding_mode`` says
     otherwise, and 255, ignored, in the mask. All randomness comes from the seed of each call.
 
     Args:

@@ -29,10 +29,10 @@ from .prepare.prepare import Preparation, prepare_case
 class PatchDataset(Dataset):
     """Random patches of prepared scans.
 
-    A patch anywhere lies wholly inside the scan, with equal chance for each place. A foreground patch is
-    centred on a voxel of a class drawn from those that the case has beside the background, as far as it then
-    lies inside the scan; without such voxels it may lie anywhere. Where a scan is smaller than the patch it
-    is padded on both sides with image 0 and mask 255.
+    A patch anywhere lies wholly inside the scan, with equal chance for each place. For a
+    foreground patch a class is drawn from those of the case other than the background. The patch is centred
+    on a voxel of it, moved as far as needed to lie inside the scan; without such voxels it may lie anywhere.
+    Where a scan is smaller than the patch it is padded on both sides with image 0 and mask 255.
 
     Args:
         cases: prepared scans with masks.

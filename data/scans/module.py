@@ -86,7 +86,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
             its arguments; null for none. ``trunkline plan`` writes the recipe of nnU-Net for a patch
             (:func:`.augment.default_transforms`).
         cache: where prepared cases are kept: on disk, memory-mapped; in memory; or none, to prepare a case
-            for each patch anew.
+            again for each patch.
         cache_folder: folder for ``disk``; null for one in the user's folder for caches.
         workers: loader processes per device for training, and cases prepared at a time; fewer if there are
             fewer processor cores. 0 loads in the main process. Whole cases are loaded by one, as each may
@@ -334,7 +334,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         return self._known
 
     def _channels(self) -> int | None:
-        """Return how many channels scans have; None if the network alone knows."""
+        """Return how many channels scans have; None if only the network knows."""
         return None if self._known is None else len(self._known.channels) or None
 
 

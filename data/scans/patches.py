@@ -40,7 +40,7 @@ class PatchSampler(DistributedSampler):
     """Yields batches of requests: a fixed number of batches an epoch, of cases drawn uniformly.
 
     An epoch is a number of steps, as in nnU-Net (Isensee et al., Nature Methods 2021), and not a pass through
-    the cases. All depends on ``seed`` and the epoch alone. Every rank gets other patches. The share
+    the cases. All depends only on ``seed`` and the epoch. Every rank gets other patches. The share
     ``foreground`` of all patches is kept exactly, spread evenly over the epoch.
 
     It is a ``DistributedSampler`` so that Lightning sets the epoch and does not shard its batches once more.
@@ -164,7 +164,7 @@ def foreground_voxel(locations: Mapping[int, np.ndarray], rng: np.random.Generat
         rng: for the draw.
 
     Returns:
-        ``[n]`` indices, or None if there is background alone.
+        ``[n]`` indices, or None if there is only background.
     """
     labels = sorted(k for k, found in locations.items() if k not in (0, IGNORE_INDEX) and len(found))
     if not labels:

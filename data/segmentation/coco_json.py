@@ -107,7 +107,7 @@ def _shapes(
     if problems:
         raise AnnotationError(
             f"{source}: {len(problems)} of {number_of(len(records), 'annotation')} cannot be drawn; correct "
-            f"or remove them (boxes alone give no mask)\n{listing(problems)}"
+            f"or remove them (boxes without an outline give no mask)\n{listing(problems)}"
         )
     if dropped := sum(record["segmentation"].dropped for _, _, record in kept):
         logger.warning("%s: left out %s of fewer than three corners", source, number_of(dropped, "polygon"))

@@ -1,4 +1,4 @@
-"""The dataset and the sampler behind the loaders of images with masks.
+"""The dataset and the sampler that the loaders of images with masks use.
 
 Letters in shapes: I images, B images of a batch, W ranks; h w an image as it enters the network.
 """

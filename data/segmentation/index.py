@@ -64,14 +64,14 @@ class SegmentationIndex:
         return np.array([outcome.upright for outcome in outcomes], dtype=np.int64).reshape(-1, 2)
 
     def subset(self, positions: Sequence[int]) -> SegmentationIndex:
-        """Return the index of some images alone."""
+        """Return the index of only some images."""
         names = PackedNames.pack(self.names[position] for position in positions)
         return SegmentationIndex(
             self.folder, names, None if self.masks is None else self.masks.subset(positions)
         )
 
     def with_pixels(self, wanted: int) -> SegmentationIndex:
-        """Return the index of those images alone that have enough pixels beside the background.
+        """Return the index of only those images that have enough pixels outside the background.
 
         Raises:
             ImageError: if a mask has to be decoded for it and cannot.

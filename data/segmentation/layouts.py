@@ -184,7 +184,7 @@ class SegmentationSources:
             images, masks, listed = (self._base / folder / part.format(split=split) for part in VOC_PARTS)
             if split != "test":  # its masks are not public
                 yield SplitPaths(images, masks, listed)
-        if split != "test":  # likewise: there are files, but empty ones
+        if split != "test":  # not public either: there are files, but empty ones
             yield SplitPaths(self._base / "leftImg8bit" / split, self._base / "gtFine" / split)
         for name in SPLIT_NAMES[split]:
             for pictures, labels in itertools.product(IMAGE_FOLDERS, MASK_FOLDERS):

@@ -36,7 +36,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
     - Cityscapes: ``leftImg8bit/{split}/*/*_leftImg8bit.png`` with ``gtFine/{split}/*/*_gtFine_labelIds.png``,
       else ``*_labelTrainIds.png``; its 19 classes are known;
     - folders: ``images/{split}`` with ``masks/{split}``, or ``{split}/images`` with ``{split}/masks`` (also
-      ``labels`` or ``annotations``); a mask has the name of its image but for the suffix, also in folders
+      ``labels`` or ``annotations``); a mask has the name of its image except the suffix, also in folders
       inside;
     - COCO: ``annotations/instances_{split}.json`` and the image folders of ``CocoDetection``.
 
@@ -44,7 +44,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
     table of classes). Values become labels 0..K-1 in the order of the classes; 255 is ignored, unless it is
     a class of the table, and so is what ``ignore`` names. Anything else is an error before training.
 
-    COCO: ``*_masks`` may also be a panoptic JSON; its PNGs are in the folder beside it of the same name.
+    COCO: ``*_masks`` may also be a panoptic JSON; its PNGs are in the folder of the same name next to it.
     Classes are the categories in ascending order of their ids, for instances with a background before them.
     Smaller objects lie over larger ones, and all over crowd regions, which are pixels of their class like any
     other. Pixels of no panoptic segment are ignored.
@@ -66,10 +66,10 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         test_masks: the same for testing.
         predict: what to predict on: an image, a folder of images (not the folders inside it), a list of
             both, or a text file that lists names. Relative to the working directory.
-        classes: names of the classes, of the values 0, 1, 2 and so on; or a file: one name a line, or a CSV
-            or TSV with the columns name, and optionally id (the value) and r, g, b or colour. If null,
-            ``classes.csv``, ``classes.txt`` or ``labelmap.txt`` and the like under root; else those of the
-            layout; else ``class 0``, ``class 1`` and so on by the values in training masks.
+        classes: names of the classes, of the values 0, 1, 2 and so on; or a file. It has one name a line, or
+            is a CSV or TSV with the columns name, and optionally id (the value) and r, g, b or colour. If
+            null, ``classes.csv``, ``classes.txt`` or ``labelmap.txt`` and the like under root; else those of
+            the layout; else ``class 0``, ``class 1`` and so on by the values in training masks.
         mask_values: the value in the masks of each of the names in ``classes``, such as [0, 255].
         ignore: classes, by name or value, that become 255: not learned and not evaluated.
         categories: classes to learn, by name or value, in this order; the others become background.
@@ -153,7 +153,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         self._checked: list[SegmentationIndex] = []
 
     def prepare_data(self) -> None:
-        """Check images and masks of the coming stage, on one process of the machine.
+        """Check images and masks for the coming command, on one process of the machine.
 
         Raises:
             ImageError: listing files that are missing or damaged.

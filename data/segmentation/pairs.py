@@ -35,7 +35,7 @@ def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pair
 
     If no name of a mask is that of an image, a common ending is taken off the masks: ``_mask``, ``_label``,
     ``_L``, ``_gt`` and the like. Cityscapes' ``X_leftImg8bit`` goes with ``X_gtFine_labelIds``, else with
-    ``X_gtFine_labelTrainIds``; other files beside those do not matter.
+    ``X_gtFine_labelTrainIds``; other files next to those do not matter.
 
     Args:
         images: folder of the images.
@@ -46,7 +46,7 @@ def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pair
     Raises:
         DataNotFoundError: if either folder holds no image.
         MaskError: listing the images without a mask and the masks without an image, or files with
-            the same name but for the suffix.
+            the same name except the suffix.
     """
     pictures = _files(images, "images")
     if all(key.endswith(CITYSCAPES_IMAGE) for key in pictures):
@@ -60,8 +60,7 @@ def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pair
     keys = [key for key in pictures if key in found]
     if not keys:
         raise MaskError(
-            f"no image in {images} has a mask in {masks}; a mask has the name of its image, but for the "
-            "suffix"
+            f"no image in {images} has a mask in {masks}; a mask has the name of its image, except the suffix"
         )
     return Pairs(str(images), [pictures[key] for key in keys], str(masks), [found[key] for key in keys])
 
@@ -69,13 +68,13 @@ def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pair
 def pair_list(source: Path, images: Path, masks: Path, missing: Unpaired = "error") -> Pairs:
     """Pair the images that a text file lists, one a line, with their masks.
 
-    A line names an image below ``images``, with or without its suffix; as in Pascal VOC. What stands behind
+    A line names an image below ``images``, with or without its suffix; as in Pascal VOC. What stands after
     a blank in the line (some lists name the mask there) does not matter.
 
     Args:
         source: the list.
         images: folder of the images.
-        masks: folder of the masks, by the same names but for the suffix.
+        masks: folder of the masks, by the same names except the suffix.
         missing: as in ``pair_folders``, for listed images.
 
     Raises:
@@ -128,7 +127,7 @@ def pictures_below(folder: Path) -> dict[str, str]:
 
     Raises:
         DataNotFoundError: if there is none.
-        MaskError: if two differ in the suffix alone.
+        MaskError: if two differ only in the suffix.
     """
     return _files(folder, "images")
 
@@ -146,7 +145,7 @@ def _files(folder: Path, what: str) -> dict[str, str]:
     for name in sorted(names):
         if (before := found.setdefault(os.path.splitext(name)[0], name)) != name:
             raise MaskError(
-                f"{folder}: {before} and {name} differ in the suffix alone, so it is unclear which is "
+                f"{folder}: {before} and {name} differ only in the suffix, so it is unclear which is "
                 "meant; rename or remove one"
             )
     return found
@@ -189,6 +188,6 @@ def _report(alone: Sequence[str], stray: Sequence[str], count: int, where: str, 
     raise MaskError(
         f"{where}: {len(alone)} of {number_of(count, 'image')} without a mask, "
         f"{number_of(len(stray), 'mask')} without an image:\n{listing([*alone, *stray])}\n"
-        "a mask has the name of its image, but for the suffix; add or remove files, or set "
+        "a mask has the name of its image, except the suffix; add or remove files, or set "
         "data.missing to skip"
     )

@@ -24,7 +24,7 @@ from .drawing import CATEGORIES, draw_picture, draw_shape
 
 _MASK_NAMES = ("background", "circle", "rectangle", "triangle")
 _MARKER = ".trunkline-synthetic"
-_EMPTY_EVERY = 16  # one image in so many shows no object
+_EMPTY_EVERY = 16  # one image in 16 shows no object
 _PNG_EVERY = 4
 _OBJECTS = (1, 4)  # fewest and most objects of an image
 
@@ -42,7 +42,7 @@ def write_detection(
 
     The shape decides the class; colour, size, turn and place are random. Boxes are tight around the drawn
     pixels. Images are landscape, portrait and square, JPEG and PNG; some show no object. The result is
-    complete or absent: it is written to a temporary folder beside ``folder``, which then takes its name.
+    complete or absent: it is written to a temporary folder next to ``folder``, which is then renamed.
 
     Args:
         folder: becomes the root with ``images/{train,val}`` and ``annotations/instances_{train,val}.json``.

@@ -1,7 +1,7 @@
 """Writes small CT-like volumes with label volumes, with known answers.
 
-Everything is laid out in millimetres of the patient (x to the right, y to the front, z to the head; 0 in the
-middle of the body) and then sampled on each scan's own grid.
+Everything is placed in millimetres of the patient: x to the right, y to the front, z to the head, 0 in the
+middle of the body. Then it is sampled on each scan's own grid.
 
 Letters in shapes: i j k the axes of a volume.
 """
@@ -37,8 +37,8 @@ def write_scans(
     Volumes are NIfTI, int16 Hounsfield units, about 64 x 64 x 40 voxels of about 1.5 x 1.5 x 3 mm; size,
     spacing, origin and the directions of the axes (LPS, RAS, LAS) vary. The organs' intensities overlap,
     with those of vessels and nodules too, so that size, shape and place decide. Labels are 0 background, 1
-    liver, 2 spleen and 3 kidney. The result is complete or absent: it is written to a temporary folder beside
-    ``folder``, which then takes its name.
+    liver, 2 spleen and 3 kidney. The result is complete or absent: it is written to a temporary folder next
+    to ``folder``, which is then renamed.
 
     Args:
         folder: becomes the root with ``images/{train,val}/NAME.nii.gz``, ``labels/{train,val}/NAME.nii.gz``

@@ -43,7 +43,7 @@ def find_dataset(
     """Find cases, classes and splits of a dataset, in the first of these layouts that is there.
 
     - a CSV, if ``table`` names one: see ``read_case_table``
-    - ``dataset.json`` of the Medical Segmentation Decathlon, or of nnU-Net beside imagesTr and labelsTr
+    - ``dataset.json`` of the Medical Segmentation Decathlon, or of nnU-Net next to imagesTr and labelsTr
     - ``images/train``, ``images/val``, ``images/test`` and ``labels/...`` (or ``masks``); or ``images`` and
       ``labels`` without folders inside. A label has the name of its case. A case is a scan, a DICOM folder, a
       folder of scans that are its channels, or several files ``CASE_0000``, ``CASE_0001`` and so on.
@@ -55,7 +55,7 @@ def find_dataset(
     Args:
         root: folder that other paths are relative to.
         images: folder of the scans, may contain ``{split}``.
-        labels: folder of the labels, likewise.
+        labels: the same for the labels.
         table: a CSV of the cases; its paths are relative to its own folder.
         classes: names by id, or in the order of ids from 0 on; None for ``dataset.json`` or ``classes.csv``.
         ignore_id: id of voxels to leave out. None takes that of ``dataset.json``, else 255.
@@ -99,7 +99,7 @@ def find_cases(given: Sequence[str | Path], channels: int | None = None) -> tupl
 
     Returns:
         The cases, each scan once, without labels. Names are those of the files without suffix; if a name
-        repeats, that of the folder is put in front, or a number behind.
+        repeats, that of the folder is put before it, or a number after it.
 
     Raises:
         DataNotFoundError: listing what does not exist, or if there is no scan.
@@ -204,7 +204,7 @@ def _split(
         )
     if "val" in cases:
         logger.warning(
-            "%s: its own train and val are set aside: data.fold or data.splits splits all %d cases anew",
+            "%s: its own train and val are set aside: data.fold or data.splits splits all %d cases again",
             layout.source,
             len(pool),
         )

@@ -41,12 +41,12 @@ def find_layout(
     """Find the cases of a dataset.
 
     A table goes before ``dataset.json``, and that before folders. With ``images`` or ``labels`` folders are
-    read, and ``dataset.json`` tells the classes alone.
+    read, and ``dataset.json`` tells only the classes.
 
     Args:
         root: folder that other paths are relative to.
         images: folder of the scans, may contain ``{split}``; None to look for it.
-        labels: folder of the labels, likewise.
+        labels: the same for the labels.
         table: a CSV, see ``read_case_table``.
         missing: whether cases of ``train`` and ``val`` without labels are an error, or have None in place of
             them (``skip``).
@@ -77,11 +77,11 @@ def find_layout(
 
 
 def _beside(root: Path, described: Layout, missing: Unlabelled) -> Layout:
-    """Find the cases of a ``dataset.json`` that lists none, in the folders beside it."""
+    """Find the cases of a ``dataset.json`` that lists none, in the folders next to it."""
     source, declared = described.source, described.declared
     if not (root / "imagesTr").is_dir():
         raise CasesError(
-            f"{source}: lists no cases (training), and there is no folder imagesTr beside it; list them, or "
+            f"{source}: lists no cases (training), and there is no folder imagesTr next to it; list them, or "
             "give data.images and data.labels"
         )
     cases, _ = _folder_cases(root, _nnunet_places(root), None, missing)
@@ -184,8 +184,8 @@ def _described(source: Path, missing: Unlabelled) -> Layout | None:
 
     Classes are ``{"0": "background", "1": "liver"}`` or ``{"background": 0, "liver": 1}``. If the value of
     any is a list of ids, or there is a ``regions_class_order``, all but the background are regions; a class
-    is named after the region that it is alone, else ``label_1`` and so on. The value of ``ignore`` becomes
-    the id that is ignored.
+    is named after the region that consists only of it, else ``label_1`` and so on. The value of ``ignore``
+    becomes the id that is ignored.
 
     Raises:
         CasesError: if the file is damaged, an entry has the wrong form, or files that it lists are missing.

@@ -55,7 +55,7 @@ def group_folder(folder: Path, labels: Collection[str] | None = None, channels: 
         channels: whether numbers are those of channels; None to tell it by the names of the labels.
 
     Raises:
-        CasesError: if cases differ in their channels, or files in the suffix alone.
+        CasesError: if cases differ in their channels, or files only in the suffix.
     """
     files, inner = scans_in(folder), folders_in(folder) if folder.is_dir() else []
     if files and inner:
@@ -77,7 +77,7 @@ def by_stem(files: Iterable[Path]) -> dict[str, Path]:
     """Return scans by their names without suffix.
 
     Raises:
-        CasesError: if two differ in the suffix alone.
+        CasesError: if two differ only in the suffix.
     """
     found: dict[str, Path] = {}
     for path in files:

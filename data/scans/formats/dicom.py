@@ -49,7 +49,7 @@ def read_dicom(path: PathLike, header_only: bool = False) -> Stored:
 
     Args:
         path: the folder.
-        header_only: leave out the voxels; the series is checked all the same.
+        header_only: leave out the voxels; the series is still checked.
 
     Raises:
         ScanError: if there is no slice or more than one series; slices differ in size, spacing or

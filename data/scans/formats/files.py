@@ -133,7 +133,7 @@ def read_labels(path: PathLike) -> tuple[np.ndarray, Grid]:
 
 
 def read_grid(path: PathLike) -> tuple[Grid, int]:
-    """Read where a scan lies and how many channels it has, from headers alone where the format allows.
+    """Read where a scan lies and how many channels it has, only from headers where the format allows.
 
     Raises:
         ScanError: as ``read_scan``; damage to the voxels is not noticed.
@@ -254,7 +254,7 @@ def _as_ids(path: PathLike, values: np.ndarray) -> np.ndarray:
     for kind in _ID_TYPES:
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return np.ascontiguousarray(values, dtype=kind)
-    raise ScanError(f"{path}: ids from {low} to {high} do not fit 32 bits; number the classes anew")
+    raise ScanError(f"{path}: ids from {low} to {high} do not fit 32 bits; give the classes other numbers")
 
 
 def _label_type(path: PathLike, ids: np.ndarray, stored: np.dtype, asked: Any) -> np.dtype:

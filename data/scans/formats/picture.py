@@ -25,7 +25,7 @@ def read_picture(path: PathLike, header_only: bool = False) -> Stored:
 
     Args:
         path: the file.
-        header_only: leave out the pixels (which must be decoded all the same if the file is in colours).
+        header_only: leave out the pixels (which must still be decoded if the file is in colours).
     """
     with Image.open(path) as image:
         mode = image.mode

@@ -263,7 +263,7 @@ def _reason(path: PathLike, error: Exception) -> str:
 def replacing(path: PathLike) -> Iterator[Path]:
     """Yield a path in a temporary folder; what was written there takes its place when all went well.
 
-    The folder lies beside ``path``, which gets its file in one step; of a format of several files (``.mhd``
+    The folder lies next to ``path``, which gets its file in one step; of a format of several files (``.mhd``
     and ``.raw``) the one that names the others comes last.
 
     Raises:

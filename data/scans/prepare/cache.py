@@ -63,9 +63,9 @@ class PreparedCases:
 
     On disk each case is a folder, named after the case and what decides on its content: paths, sizes and
     times of its files, the preparation, the ids of the classes and the ignored id. If any of them changes,
-    the case is prepared anew. Entries are written beside and then renamed, so they are complete or not there
-    at all, and processes that prepare the same case at once do not harm each other. Old entries are not
-    deleted; the whole folder may be, at any time when no training runs.
+    the case is prepared again. Entries are written next to their place and then renamed, so they are complete
+    or not there at all, and processes that prepare the same case at once do not harm each other. Old entries
+    are not deleted; the whole folder may be, at any time when no training runs.
 
     Args:
         cases: the cases; those without labels have no mask.
@@ -115,7 +115,7 @@ class PreparedCases:
         return self._entry(index).prepared
 
     def locations(self, index: int) -> dict[int, np.ndarray]:
-        """Return voxels of each label that occurs, but for the background and ignored ones.
+        """Return voxels of each label that occurs, except the background and ignored ones.
 
         Returns:
             Label to ``[N, n]`` int32 indices of voxels of the prepared scan: all, or 10,000 drawn with a
@@ -230,7 +230,7 @@ class PreparedCases:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError) as error:
-            logger.warning("%s: is damaged (%s); the case is prepared anew", path, error)
+            logger.warning("%s: is damaged (%s); the case is prepared again", path, error)
             return None
         locations = {int(label): flat[start:stop] for label, (start, stop) in meta["locations"].items()}
         return _Entry(Prepared(image, mask, placement), np.array(meta["counts"], dtype=np.int64), locations)
@@ -300,7 +300,7 @@ def _stamp(path: str) -> list[Any]:
     files = [path]
     if os.path.isdir(path):
         files = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
-    elif path.lower().endswith(".mhd"):  # the voxels lie in a file beside it
+    elif path.lower().endswith(".mhd"):  # the voxels lie in a file next to it
         files = sorted(str(part) for part in Path(path).parent.glob(f"{glob.escape(Path(path).stem)}.*"))
     try:
         stats = [(file, os.stat(file)) for file in files]

@@ -31,7 +31,7 @@ class Intensity:
             range to 0..1; ``none`` keeps the units.
         mean: for ``zscore``, such as that of a whole dataset; None takes that of each scan.
         std: the same; above 0.
-        nonzero: percentiles, mean and standard deviation are those of the voxels other than 0 alone, and
+        nonzero: percentiles, mean and standard deviation are those of only the voxels other than 0, and
             voxels that are 0 in the file stay 0.
 
     Raises:

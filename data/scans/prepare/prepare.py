@@ -39,15 +39,15 @@ class Preparation:
     Args:
         orientation: the directions in which the three axes of prepared scans run, such as ``RAS`` (to the
             right, anterior, superior); nibabel's axis codes. Oblique scans are turned by right angles only.
-            None leaves axes as they are in the files. Pictures are left alone.
-        spacing: of the prepared voxels along each axis in mm (of pictures in pixels), after reorientation;
+            None leaves axes as they are in the files. Images of two axes stay as they are.
+        spacing: of the prepared voxels along each axis in mm (of 2D images in pixels), after reorientation;
             None keeps the spacing of each scan. The true spacing of a prepared scan differs by a little, so
             that whole voxels fill its extent.
         crop: whether scans are cut to the box of voxels that are not 0 in some channel.
         intensity: one entry for all channels, or one per channel.
-        anisotropy: along an axis whose spacing (of the file, or else the wanted one) is more than so many
-            times that of the next coarsest, the nearest voxel is taken, since planes so far apart say
-            little about each other; at least 1.
+        anisotropy: ratio of spacings, at least 1. Along an axis whose spacing (of the file, or else the
+            wanted one) is more than this ratio times that of the next coarsest, the nearest voxel is taken.
+            Planes so far apart say little about each other.
 
     Raises:
         ValueError: if an option is out of range.
@@ -136,7 +136,7 @@ class Placement:
         return _turned(voxels, self.orientation)[(..., *inside)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return numbers and lists alone, for ``from_json``."""
+        """Return only numbers and lists, for ``from_json``."""
         return {
             "grid": {"shape": list(self.grid.shape), "affine": np.asarray(self.grid.affine).tolist()},
             "orientation": [list(pair) for pair in self.orientation],
@@ -236,7 +236,7 @@ def place(scan: Scan, how: Preparation, name: str = "the scan") -> Placement:
     """Work out where the prepared scan will lie.
 
     Raises:
-        ValueError: as ``prepare``, but for the labels.
+        ValueError: as ``prepare``, except those about labels.
     """
     axes = len(scan.grid.shape)
     if how.spacing is not None and len(how.spacing) != axes:

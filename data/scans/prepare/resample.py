@@ -3,9 +3,10 @@
 Letters in shapes: C channels, S spatial axes of a scan, n their number, m voxels along one axis before and M
 after.
 
-The edges of the first and the last voxel stay where they are (``scipy.ndimage.zoom`` with ``grid_mode=True``
-and ``mode="nearest"``, scikit-image's ``resize``), so that a scan covers the same field of view before and
-after, and going back is a resize to the old shape. Nothing is smoothed before shrinking, as in nnU-Net.
+The edges of the first and the last voxel stay where they are, as in ``scipy.ndimage.zoom`` with
+``grid_mode=True`` and ``mode="nearest"``, and in scikit-image's ``resize``. So a scan covers the same field
+of view before and after, and going back is a resize to the old shape. Nothing is smoothed before shrinking,
+as in nnU-Net.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From the scores of a prepared scan to labels on the file's own grid, in bounded memory.
 
 Letters in shapes: K classes, S0 spatial axes of the file's grid, T of the box in the turned grid (see
-``prepare``), S of the prepared grid; s the same but for one axis, of which only some planes are there.
+``prepare``), S of the prepared grid; s the same except one axis, of which only some planes are there.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Restorer:
     Args:
         placement: of the prepared scan.
         axis: the axis of the prepared scan along which planes arrive.
-        most_values: score values held at a time beside the planes that were added, roughly; a block has at
-            most a quarter of them, but always one row of voxels.
+        most_values: score values held at a time in addition to the planes that were added, roughly; a block
+            has at most a quarter of them, but always one row of voxels.
 
     Raises:
         ValueError: if there is no such axis, or ``most_values`` is below 1.
@@ -64,7 +64,7 @@ class Restorer:
 
         Args:
             scores: ``[K, *s]``, finite, on any device and of any floating-point type; full size along all
-                axes but ``axis``. They are not kept, but for copies of two planes at the most.
+                axes but ``axis``. They are not kept, except copies of two planes at the most.
 
         Returns:
             Blocks with their scores, ``[K, *t]`` float32. These may be views of ``scores``: do not

@@ -155,7 +155,7 @@ def test_reduced_decoding_still_finds_another_size_than_annotated(photo):
 
 def test_reduced_decoding_goes_with_flips_alone(photo, root):
     crop = [{"RandomCrop": {"height": 20, "width": 20}}]
-    with pytest.raises(AugmentationError, match="reduced_decoding goes with flips alone"):
+    with pytest.raises(AugmentationError, match="reduced_decoding allows only flips"):
         CocoDetectionDataset(photo, Augmentation(crop), reduced=True)
     module = coco.CocoDetection(str(root), augment=crop, reduced_decoding=True)
     module.setup("fit")

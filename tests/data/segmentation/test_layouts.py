@@ -91,7 +91,7 @@ def test_unpaired_files_are_listed_or_skipped(tmp_path, caplog):
 def test_two_files_of_one_name_are_ambiguous(tmp_path):
     picture(tmp_path / "images/train/a.jpg"), picture(tmp_path / "images/train/a.png")
     mask(tmp_path / "masks/train/a.png")
-    with pytest.raises(MaskError, match="a.jpg and a.png differ in the suffix alone"):
+    with pytest.raises(MaskError, match="a.jpg and a.png differ only in the suffix"):
         read(tmp_path)
 
 

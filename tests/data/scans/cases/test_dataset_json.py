@@ -73,7 +73,7 @@ def test_decathlon_in_the_first_version_of_nnunet(tmp_path):
         ([{"label": "a.nii"}], {}, r"training\[0\]: image is \[None\], not a path"),
         ([{"image": "a.nii", "label": "a.nii"}] * 2, {}, r"a is listed twice"),
         ({"a": 1}, {}, r"dataset.json, training: is no list"),
-        ([], {}, r"lists no cases \(training\), and there is no folder imagesTr beside it"),
+        ([], {}, r"lists no cases \(training\), and there is no folder imagesTr next to it"),
         ([{"image": "a.nii", "label": "a.nii"}], {"labels": ["x"]}, r"labels: is \['x'\], not \{"),
         (
             [{"image": "a.nii", "label": "a.nii"}],
