@@ -1,4 +1,4 @@
-"""Residual blocks: basic and bottleneck, with the norms behind (v1) or before (v2) the convolutions.
+"""Residual blocks: basic and bottleneck, with the norms after (v1) or before (v2) the convolutions.
 
 Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 """
@@ -36,13 +36,13 @@ class BlockOptions(LayerOptions):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a block stands.
+    """The place of a block in the network.
 
     Attributes:
         inputs: channels that come in.
         width: base width of the stage: 64, 128, 256, 512 in the published networks.
         stride: of the block, per axis.
-        dilations: per axis, of the block's strided 3x3 convolution and of those behind it.
+        dilations: per axis, of the block's strided 3x3 convolution and of those after it.
         drop_rate: probability, for each image, that stochastic depth leaves the block's branch out.
         kernel: of the convolutions that are 3x3 in the published networks, per axis.
     """
@@ -96,9 +96,9 @@ class ResidualBlock(nn.Module):
     """What basic and bottleneck blocks share: the shortcut, and what happens at the end of the branch.
 
     Args:
-        place: where the block stands.
+        place: of the block in the network.
         options: what it shares with all other blocks.
-        pre_activation: norms and activations before the convolutions (He et al. 2016b) rather than behind.
+        pre_activation: norms and activations before the convolutions (He et al. 2016b) rather than after.
     """
 
     expansion: int
@@ -130,7 +130,7 @@ class ResidualBlock(nn.Module):
         self.add_module(f"bn{index}", options.make_norm(inputs if self.pre_activation else outputs))
 
     def _strided(self, stride: Axes, channels: int, options: BlockOptions) -> Axes:
-        """Return the stride for the strided convolution: 1 where a blur behind it subsamples instead."""
+        """Return the stride for the strided convolution: 1 where a blur after it subsamples instead."""
         if not options.anti_alias or max(stride) == 1:
             return stride
         self.blur = BlurPool(channels, stride)
@@ -159,7 +159,7 @@ class ResidualBlock(nn.Module):
         return x
 
     def _blur_before(self, index: int, x: Tensor) -> Tensor:
-        """Subsample before the last convolution, right behind the one that has lost its stride."""
+        """Subsample before the last convolution, directly after the one that has lost its stride."""
         return self.blur(x) if self.blur is not None and index == self.depth else x
 
     def forward(self, x: Tensor, activated: Tensor | None = None) -> Tensor:

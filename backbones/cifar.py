@@ -30,7 +30,7 @@ class CifarResNet(ResidualTrunk):
         in_channels: channels of the image.
         zero_init_residual: start every block as the identity.
         ndim: 2 for images, 3 for volumes.
-        width: channels of the stem and of ``layer1``; the stages behind have two and four times as many.
+        width: channels of the stem and of ``layer1``; the next stages have two and four times as many.
         activation: every activation.
         pre_activation: norm and activation before each convolution.
         shortcut: ``pad`` (the paper's: no parameters), ``projection``, ``average`` or ``none``.

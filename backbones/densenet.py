@@ -125,7 +125,7 @@ class DenseNet(Backbone):
     Huang et al., "Densely connected convolutional networks", 2017 (DenseNet-BC, ImageNet); layers, names
     and numbers follow ``torchvision.models.densenet`` without the classifier, so that its weights load as
     they are. The levels are what the next stage reads: the first three blocks' outputs after the norm and
-    activation of the transition behind them, at the block's own resolution, and the last block's after
+    activation of the transition after them, at the block's own resolution, and the last block's after
     ``norm5`` and the activation.
 
     Args:
@@ -137,7 +137,7 @@ class DenseNet(Backbone):
             affine map, for pretrained weights), ``sync_batch`` (over all processes), ``group`` (up to 32
             groups) or ``instance``.
         frozen_stages: how many stages stay as they are, parameters and running statistics: 0 none, 1 the
-            stem, 2 the stem and the first block with the norm behind it, ... 5 everything. A transition's
+            stem, 2 the stem and the first block with the norm after it, ... 5 everything. A transition's
             convolution belongs to the block that reads it.
         in_channels: channels of the image. Pretrained weights for three are summed (one channel) or
             repeated and rescaled (any other number).

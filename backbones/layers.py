@@ -272,8 +272,8 @@ def make_avg_pool(stride: Axes, round_up: bool = True) -> nn.AvgPool2d | nn.AvgP
 def run_checkpointed(module: nn.Module, *inputs: Tensor | None) -> Tensor:
     """Run a module keeping only its inputs for the backward pass, which runs it again (Chen et al. 2016).
 
-    The second run draws the same random numbers and leaves running statistics alone: batch norms would
-    otherwise count every batch twice.
+    The second run draws the same random numbers and does not change running statistics: batch
+    norms would otherwise count every batch twice.
     """
     if torch.compiler.is_compiling():  # a compiled graph holds each update of the statistics once
         return checkpoint(module, *inputs, use_reentrant=False)

@@ -1,4 +1,4 @@
-"""Copies of networks for inference alone: the same outputs for less work.
+"""Copies of networks for inference only: the same outputs with less work.
 
 Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 """
@@ -38,11 +38,11 @@ _TOLERANCE = 1e-3
 def optimised(network: Network, run: Callable[[Network], Any], memo: dict[int, Any] | None = None) -> Network:
     """Return a copy of a network for inference: norms folded, nothing trainable, channels last.
 
-    A batch norm with fixed statistics right behind a convolution is a factor and a shift per channel, and
+    A batch norm with fixed statistics directly after a convolution is a factor and a shift per channel, and
     becomes part of the convolution's weight and bias (Jacob et al. 2018, section 3.2). Weights of 2-D
-    convolutions lie in memory channels last, which CPUs and tensor cores prefer; give images likewise.
-    Parts with a method ``prepare_for_inference`` have it called. Outputs differ from the network's own by
-    rounding; that is checked.
+    convolutions lie in memory channels last, in which CPUs and tensor cores are faster; give images
+    in the same order. Parts with a method ``prepare_for_inference`` have it called. Outputs differ from the
+    network's own by rounding; that is checked.
 
     Args:
         network: stays as it is. Its copy is in evaluation mode and cannot be trained.

@@ -16,7 +16,7 @@ from .layers import Axes, Norm, check_choice, check_layers, run_checkpointed, ti
 
 
 class ResidualTrunk(Backbone):
-    """Stages of residual blocks behind a stem; :class:`.resnet.ResNet`, :class:`.cifar.CifarResNet` and
+    """Stages of residual blocks after a stem; :class:`.resnet.ResNet`, :class:`.cifar.CifarResNet` and
     :class:`.residual_encoder.ResidualEncoder` build the stem.
 
     The levels are the stages' outputs. With pre-activation they are what the next stage reads: the sum

@@ -32,7 +32,7 @@ class ResidualEncoder(ResidualTrunk):
     Isensee et al., "nnU-Net revisited", 2024 ("ResEnc"), and ``ResidualEncoder`` of their ``dynamic-network-
     architectures``: a convolution, norm and activation at full resolution, and stages of basic blocks, of
     which the first one has the stride. Where a block has a stride, its shortcut is an average pool, with a
-    1x1 convolution and norm behind it only if the channels change. The defaults are the widths, blocks and
+    1x1 convolution and norm after it only if the channels change. The defaults are the widths, blocks and
     layers of their 3-D networks with six stages. What differs: convolutions before norms have no bias, which
     the norm would cancel; maps of odd size are rounded up, where that one fails; the gate of
     ``squeeze_excitation`` comes before stochastic depth; and initial values count the fan out.

@@ -93,7 +93,7 @@ class ResNet(ResidualTrunk):
         squeeze_excitation: a gate on the channels at the end of every block (Hu et al. 2018).
         stochastic_depth: rate at which the last block's branch is left out in training, for each image by
             itself; it grows linearly from block to block (Huang et al. 2016).
-        anti_alias: subsample by a blur behind the blocks' strided 3x3 convolutions and the max pool (Zhang
+        anti_alias: subsample by a blur after the blocks' strided 3x3 convolutions and the max pool (Zhang
             2019); stem and shortcuts keep their strides, as in timm's ``resnetblur50``.
         checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again: less
             memory, about a third more time, the same result.
@@ -218,7 +218,7 @@ def _check_block(block: type[ResidualBlock], options: BlockOptions, width: int) 
             "must be at least 1, and width * width_per_group at least 64"
         )
     if options.anti_alias and options.stride_in_1x1:
-        raise ValueError("anti_alias blurs behind the 3x3 convolution; it needs stride_in_1x1: false")
+        raise ValueError("anti_alias blurs after the 3x3 convolution; it needs stride_in_1x1: false")
 
 
 def _published(

@@ -1,4 +1,4 @@
-"""Trunks of timm (PyTorch Image Models) behind the contract of this package.
+"""Trunks of timm (PyTorch Image Models) with the contract of this package.
 
 Letters in shapes: B images, C channels, H W height and width.
 """
@@ -50,7 +50,7 @@ class TimmBackbone(Backbone):
             levels plus one, everything. For networks that timm runs one stage after the other.
         freeze_batch_norm: keep statistics and affine maps of all batch norms, for small batches.
         out_indices: which of timm's levels to return, ascending; negative numbers count from the end. None
-            for the last four of different strides: 4, 8, 16 and 32 where there are so many.
+            for the last four of different strides: 4, 8, 16 and 32 where there are four or more.
         checkpointing: keep only the stages' inputs for the backward pass and compute the rest again. timm's
             own, which would count every batch twice in batch norms: those have to be frozen.
         options: further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.1}``.

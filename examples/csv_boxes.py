@@ -1,4 +1,4 @@
-"""A dataset layout of your own for detection: one CSV file of boxes beside a folder of images.
+"""A dataset layout of your own for detection: one CSV file of boxes and a folder of images.
 
 ``boxes.csv`` has the columns split, image, class, x1, y1, x2, y2 (in pixels) and a row per box. A row whose
 class is empty stands for an image without objects.

@@ -1,4 +1,4 @@
-"""A logger of your own: a folder with a line of JSON for every record, and pictures as PNG files."""
+"""A logger of your own: a folder with a line of JSON for every record, and drawings as PNG files."""
 
 import json
 from argparse import Namespace
@@ -40,12 +40,12 @@ class FolderLogger(Logger):
 
     @property
     def experiment(self) -> "FolderLogger":
-        """What takes pictures: an object with the method ``add_image``; here the logger itself."""
+        """What takes drawings: an object with the method ``add_image``; here the logger itself."""
         return self
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the command writes the whole config beside the metrics."""
+        """Do nothing: the command writes the whole config next to the metrics."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

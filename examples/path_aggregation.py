@@ -1,4 +1,4 @@
-"""A neck of your own: path aggregation (PANet, Liu et al. 2018), a way back up behind a feature pyramid.
+"""A neck of your own: path aggregation (PANet, Liu et al. 2018), from fine to coarse after a pyramid.
 
 Letters in shapes: B images, C channels, H W height and width.
 """
@@ -10,7 +10,7 @@ from trunkline.backbones import FPN, Backbone
 
 
 class PathAggregation(Backbone):
-    """Hands the detail of the finest level of a pyramid on to the coarser ones.
+    """Adds the detail of the finest level of a pyramid to the coarser ones.
 
     Each level is halved by a convolution, added to the next one of the pyramid, and goes through another
     convolution. Every level has the same number of channels.

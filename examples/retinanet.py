@@ -39,7 +39,7 @@ class RawRetinaNet:
 
 
 class RetinaNet(DetectionHead):
-    """Classifies and refines every anchor; the focal loss keeps the many easy ones from drowning the others.
+    """Classifies and refines every anchor; the focal loss gives the many easy ones little weight.
 
     Args:
         levels: of the neck, all with the same number of channels.

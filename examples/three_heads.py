@@ -1,6 +1,6 @@
-"""Data for three heads at once: boxes, a mask and two classes of every picture, from one folder of masks.
+"""Data for three heads at once: boxes, a mask and two classes of every image, from one folder of masks.
 
-Letters in shapes: B pictures, H W the padded canvas, h w one picture, m its boxes.
+Letters in shapes: B images, H W the padded canvas, h w one image, m its boxes.
 """
 
 from collections.abc import Sequence
@@ -32,13 +32,13 @@ SHAPES = ("circle", "rectangle", "triangle")
 CLASSES = {
     "detection": SHAPES,
     "segmentation": ("background", *SHAPES),
-    "number": ("none", "one", "several"),  # by the names of the heads for whole pictures
+    "number": ("none", "one", "several"),  # by the names of the heads for whole images
     "format": ("landscape", "portrait", "square"),
 }
 
 
 class Picture(NamedTuple):
-    """A file and its mask; None where there is nothing but a picture to predict on."""
+    """A file and its mask; None where there is only an image to predict on."""
 
     image: Path
     mask: Path | None
@@ -46,13 +46,13 @@ class Picture(NamedTuple):
 
 @dataclass(kw_only=True)
 class ThreeHeadsBatch(DetectionBatch):
-    """Boxes, masks and classes of the same pictures.
+    """Boxes, masks and classes of the same images.
 
     Attributes:
         mask: ``[B, H, W]`` uint8, 255 where ignored.
-        truth: the mask of each picture, ``[h, w]`` uint8.
+        truth: the mask of each image, ``[h, w]`` uint8.
         number: ``[B]`` int64, how many objects there are, see ``CLASSES``.
-        format: ``[B]`` int64, how the picture lies.
+        format: ``[B]`` int64, the shape of the image, see ``CLASSES``.
         label: ``[B]`` int64, one of the two, for the head that learns it.
     """
 
@@ -69,14 +69,14 @@ class ThreeHeadsBatch(DetectionBatch):
 
 
 class ThreeHeads(SplitData[list[Picture]]):
-    """Pictures with masks, as ``trunkline sample segmentation`` writes them: ``images`` and ``masks``.
+    """Images with masks, as ``trunkline sample segmentation`` writes them: ``images`` and ``masks``.
 
-    An object is a connected area of a class. Pictures keep their size; evaluation takes one at a time.
+    An object is a connected area of a class. Images keep their size; evaluation takes one at a time.
 
     Args:
         root: folder of ``images/{split}`` and ``masks/{split}``.
-        predict: pictures and folders of pictures to predict on.
-        batch_size: pictures per batch and device in training.
+        predict: images and folders of images to predict on.
+        batch_size: images per batch and device in training.
         workers: loader processes.
         seed: of the order; if null, that of seed_everything.
     """
@@ -168,7 +168,7 @@ def objects(mask: np.ndarray) -> list[tuple[int, tuple[int, int, int, int]]]:
 
 
 def collate(samples: list[tuple[DetectionSample, np.ndarray]]) -> ThreeHeadsBatch:
-    """Pad the pictures of a batch to the largest of them, rounded up to multiples of 32."""
+    """Pad the images of a batch to the largest of them, rounded up to multiples of 32."""
     sizes = np.array([sample.original_size for sample, _ in samples])
     canvas = tuple((-(-sizes.max(axis=0) // 32) * 32).tolist())
     boxes = collate_detection([replace(sample, canvas=canvas) for sample, _ in samples])

@@ -20,10 +20,10 @@ class Head(nn.Module):
     ``losses`` and ``predict`` on one ``raw``, and the network runs once.
 
     Attributes:
-        branch: which branch serves the head in a task, that is what happens to its outputs besides training:
+        branch: which branch serves the head in a task, that is how its outputs are evaluated and written:
             ``detection``, ``segmentation``, ``classification``, or the class path of a
             ``tasks.base.branch.Branch`` of your own.
-        num_classes: K, the classes that it tells apart, without a background that no label names.
+        num_classes: K, the classes that it distinguishes, without a background that no label names.
         balanced: whether class weights have to come from the training data, by :meth:`balance`.
         class_weights: the weights in use, one per class; None without, and before they are known.
     """
@@ -127,7 +127,7 @@ class ClassificationHead(Head):
     multi_label: bool = False
 
     def forward(self, features: list[Tensor], image_size: tuple[int, ...]) -> RawClassification:
-        """Compute the raw outputs, see :meth:`Head.forward`; a subclass of that dataclass will do."""
+        """Compute the raw outputs, see :meth:`Head.forward`; a subclass of that dataclass is allowed."""
         return super().forward(features, image_size)
 
     def losses(self, raw: RawClassification, targets: ClassTargets) -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ def balanced_weights(counts: Sequence[int]) -> list[float]:
 
 
 class BoxTargets(Protocol):
-    """What a detection head reads from a batch; any object with these tensors will do.
+    """What a detection head reads from a batch; any object with these tensors is allowed.
 
     Attributes:
         image_sizes: ``[B, 2]`` int64, height and width of each image inside the padded canvas.
@@ -169,7 +169,7 @@ class BoxTargets(Protocol):
 
 
 class ClassTargets(Protocol):
-    """What a classification head reads from a batch; any object with this tensor will do.
+    """What a classification head reads from a batch; any object with this tensor is allowed.
 
     Attributes:
         label: ``[B]`` int64 in 0..K-1, -1 for an image without label; or ``[B, K]`` float32 in 0..1 (several
@@ -187,7 +187,7 @@ class SharedTargets(Protocol):
 
 
 class MaskTargets(Protocol):
-    """What a segmentation head reads from a batch; any object with this tensor will do.
+    """What a segmentation head reads from a batch; any object with this tensor is allowed.
 
     Attributes:
         mask: ``[B, *S]`` integers at the size of the padded input, labels 0..K-1; 255 for pixels to ignore.

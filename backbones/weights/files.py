@@ -153,7 +153,7 @@ def _opener(path: Path) -> tuple[Callable[[Path], object], str]:
 def _open_torch(path: Path) -> object:
     builders = _array_globals()
     allowed = [argparse.Namespace, *{id(value): value for value in builders.values()}.values()]
-    # Checkpoints often hold their options (a Namespace) and metrics (numpy scalars) beside the tensors.
+    # Checkpoints often hold their options (a Namespace) and metrics (numpy scalars) next to the tensors.
     with torch.serialization.safe_globals([*allowed, *_dtype_classes()]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -241,7 +241,7 @@ def _unwrap(content: Any, label: str, without_eps: bool = False) -> Weights:
 
 
 def _from_arrays(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Turn arrays of numbers into tensors; what lies beside them (momenta, options) is left out."""
+    """Turn arrays of numbers into tensors; everything else (momenta, options) is left out."""
     import numpy
 
     state = {}

@@ -45,7 +45,7 @@ _LAYERS: tuple[tuple[str, str], ...] = (
     (r"stages[._](\d)\.blocks\.(\d+)\.downsample\.conv\.(.+)", r"layer{}.\2.downsample.0.\3"),
     (r"stages[._](\d)\.blocks\.(\d+)\.(.+)", r"layer{}.\2.\3"),
 )
-# A trunk begins where a first convolution and a first stage stand side by side.
+# A trunk begins where a first convolution and a first stage have one prefix.
 _STEMS: tuple[tuple[str, str], ...] = (
     (r"conv1\.(?:0\.)?weight", "layer1."),
     (r"conv0\.weight", "denseblock1."),
@@ -150,10 +150,10 @@ def encoder_prefix(keys: Iterable[str]) -> str:
     """Return what stands in front of the network to take, ``""`` for nothing.
 
     Self-supervised methods store their encoder under a name of their own (``encoder_q.``,
-    ``base_encoder.``, ``online_encoder.net.``), often beside a second copy. So the rule is by structure: a
-    trunk begins where a first convolution and a first stage stand side by side, and what stands in front of
+    ``base_encoder.``, ``online_encoder.net.``), often next to a second copy. So the rule is by structure: a
+    trunk begins where a first convolution and a first stage have one prefix, and what comes in front of
     it, up to the words that our detectors and segmenters use themselves (``backbone.``, ``body.``, ...), is
-    the prefix. Copies named student, key, momentum or target give way to the others.
+    that prefix. Copies named student, key, momentum or target are used only if there is no other.
 
     Raises:
         ValueError: if several networks are left.

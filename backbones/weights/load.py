@@ -1,11 +1,11 @@
-"""Loads weights of other networks, files and libraries into ours, and reports what became of every tensor.
+"""Loads weights of other networks, files and libraries into ours, and reports on every tensor.
 
 The layout is recognised by the names: ResNets, DenseNets, detectors and segmenters of torchvision; ResNets
 of timm (``resnetv2`` for pre-activation) and, for a ``TimmBackbone``, any network of timm; detectron2's
 model zoo (:mod:`.detectron2`); 3-D ResNets of MONAI and MedicalNet; encoders inside self-supervised
-networks (:func:`.keymaps.encoder_prefix`); and whatever this package wrote, averaged weights before
-those that they average. A classifier on global features (``fc``, ``classifier``) goes into a head that
-has one, and so do the classifiers of torchvision's FCN and DeepLabV3.
+networks (:func:`.keymaps.encoder_prefix`); and all that this package wrote (averaged weights, if there
+are any, rather than those that they average). A classifier on global features (``fc``, ``classifier``) goes
+into a head that has one, and so do the classifiers of torchvision's FCN and DeepLabV3.
 
 What differs is made to fit where that is well defined, see :mod:`.adapt`: another number of input
 channels; BGR; 2-D kernels in a 3-D network; torchvision's box predictor, whose first row is the
@@ -97,8 +97,8 @@ def load_weights(
             torchvision weights such as ``ResNet50_Weights.IMAGENET1K_V2``, or a state dict. No code in a file
             is run.
         minimum: smallest acceptable ``fraction`` of the report, 0 to 1. Above 0 residual networks must also
-            be of the same kind: the stem, norms before or behind the convolutions, shortcuts with weights or
-            without. So few tensors tell them apart that the fraction would not.
+            be of the same kind: the stem, norms before or after the convolutions, shortcuts with weights or
+            without. They differ in few tensors, so the fraction would hardly show it.
         inflation: ``centre`` or ``mean``, how 2-D kernels fill 3-D ones, see :func:`.adapt.inflate`.
         check_settings: whether to refuse detectron2's weights for a module with other settings than theirs.
 

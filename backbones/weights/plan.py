@@ -243,7 +243,7 @@ class Plan:
         return "" if trunk.pre_activation else re.sub(r"(^|\.)bn(\d)$", r"\1conv\2", norm)
 
     def _leave(self, entry: Entry) -> bool:
-        """Note why a tensor of the source has no place; return whether that speaks against the source."""
+        """Note why a tensor of the source is not used; return whether the source then fits less well."""
         if entry.name.endswith("num_batches_tracked"):
             return False
         if entry.part == OTHER:
@@ -256,7 +256,7 @@ class Plan:
         elif entry.key in self.absorbed:
             reason = _INTO_NORM
         elif entry.part == TRUNK and self.wrapped:
-            reason = "is behind the features that the model extracts"
+            reason = "comes after the features that the model extracts"
         else:
             self.report.skipped[entry.key] = _UNKNOWN
             return True

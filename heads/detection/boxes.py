@@ -1,7 +1,7 @@
 """Arithmetic on whole batches of boxes: IoU, coding, clipping, picking rows.
 
 Letters in shapes: B images, M boxes of the ground truth, N any boxes, ``...`` any leading axes.
-Boxes are x1 y1 x2 y2 in pixels, float32, whatever the precision of the network.
+Boxes are x1 y1 x2 y2 in pixels, float32, for any precision of the network.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class FasterRCNN(DetectionHead):
 
         Args:
             features: one ``[B, C, H_i, W_i]`` map per level, finest first.
-            image_size: part of the contract; anchors follow from the maps and the strides alone.
+            image_size: part of the contract; anchors depend only on the maps and the strides.
         """
         raw = self.rpn(features)
         return RawDetections(**vars(raw), features=tuple(features))

@@ -80,7 +80,7 @@ class Matcher:
     Args:
         fg_iou, bg_iou: thresholds in 0..1, ``bg_iou <= fg_iou``.
         crowd_overlap: share of the box's own area, in 0..1.
-        low_quality: whether every object gets a box whatever the IoU.
+        low_quality: whether every object gets a box at any IoU above 0.
     """
 
     def __init__(self, fg_iou: float, bg_iou: float, crowd_overlap: float, low_quality: bool = False) -> None:

@@ -65,7 +65,7 @@ def pool_boxes(
         ``[B*N, C, Q, Q]``, computed in float32, in the type of the features.
     """
     regions = _regions_of(boxes, map_sizes(features), strides, canonical_size, canonical_level)
-    # Where the number of samples depends on the box, only the kernel will do.
+    # Where the number of samples depends on the box, only the kernel can be used.
     pool = _pool_by_rows if sampling_ratio > 0 and runs_on_cpu(boxes) else _pool_by_kernel
     pooled = pool([feature.float() for feature in features], regions, pool_size, sampling_ratio, aligned)
     return pooled.to(features[0].dtype)
@@ -301,10 +301,10 @@ def _pool_by_kernel(
 
     torchvision's ``MultiScaleRoIAlign`` selects the boxes of each level, a shape that depends on the data.
     Here the levels lie in one atlas and boxes are moved to their level's place, so one ``roi_align`` serves
-    all. The repeated border makes samples at the edge read what they read in the level alone. Samples off
-    the map occur only for boxes narrower than a cell, whose other samples all read the border cell; so the
-    zeros that torchvision averages in amount to a factor per pooled row and column. With ``aligned`` there
-    are none: boxes keep their width.
+    all. The repeated border makes samples at the edge read the same values as in the level by itself.
+    Samples off the map occur only for boxes narrower than a cell, whose other samples all read the border
+    cell. So the zeros in torchvision's average are equal to a factor per pooled row and column. With
+    ``aligned`` there are none: boxes keep their width.
 
     How many samples ``sampling_ratio=0`` takes jumps with the size of a box. Boxes are therefore rounded to
     2^-13 of a cell first, which makes moving them exact.

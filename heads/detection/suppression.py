@@ -29,7 +29,7 @@ def top_candidates(
     """Choose the highest scores of each image, or of each level of each image.
 
     Args:
-        scores: ``[B, N]``, the levels one behind the other. NaN and infinite ones come last.
+        scores: ``[B, N]``, the levels one after the other. NaN and infinite ones come last.
         number: largest number of candidates of each level.
         per_level: how many of the N scores belong to each level; None for one level.
 
@@ -106,13 +106,13 @@ def nms_keep(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, thres
     """Non-maximum suppression of all images and groups (levels, classes) together.
 
     On the CPU by torchvision's kernel. Elsewhere that would run once per image and group, and synchronise the
-    device each time; there :func:`suppress` does all at once.
+    device each time; there :func:`suppress` does all in one call.
 
     Args:
         boxes: ``[B, N, 4]``, x1 y1 at least 0.
         scores: ``[B, N]``.
-        groups: ``[B, N]`` int64, at least 0; boxes of different groups leave each other alone.
-        valid: ``[B, N]`` bool; other rows take no part. Neither do rows that hold a NaN or infinity.
+        groups: ``[B, N]`` int64, at least 0; boxes of different groups do not suppress each other.
+        valid: ``[B, N]`` bool; other rows are ignored, and so are rows with a NaN or infinity.
         threshold: of two boxes with a larger IoU, the one with the lower score goes.
 
     Returns:
@@ -148,7 +148,7 @@ def suppress(boxes: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> 
     A box stays if no better box that stays overlaps it. Starting from all boxes, applying this rule to all of
     them at once settles the first box after one round, and every box one round after the last of the better
     boxes that overlap it; the rule has a single fixed point, the result of the greedy algorithm. Chains of
-    overlaps are short, so a few rounds do, and the end is checked for only after every 16th.
+    overlaps are short, so a few rounds are enough, and the end is checked for only after every 16th.
 
     Args:
         boxes: ``[B, N, 4]``, the best first; finite where valid.

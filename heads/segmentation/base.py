@@ -119,7 +119,7 @@ class SegmentationHead(Head):
         return self.loss.balanced
 
     @property
-    def class_weights(self) -> Sequence[float] | None:  # type: ignore[override]  # likewise
+    def class_weights(self) -> Sequence[float] | None:  # type: ignore[override]  # the same
         """The class weights of the loss, K of them; None without, and before ``balanced`` ones are known."""
         return self.loss.class_weights
 
@@ -202,8 +202,8 @@ class SegmentationHead(Head):
         """Map probabilities, or their means over several predictions, to labels.
 
         Args:
-            scores: ``[B, K, *S]``, of which the largest wins (so that logits will do too); with regions
-                probabilities ``[B, R, *S]``, see the class.
+            scores: ``[B, K, *S]``, of which the largest is chosen (so logits can be given too); with
+                regions probabilities ``[B, R, *S]``, see the class.
 
         Returns:
             ``[B, *S]`` uint8, labels 0..K-1.
@@ -320,10 +320,10 @@ def halvings(fine: Sequence[int], coarse: Sequence[int]) -> int:
 
 
 def stepped_size(size: Sequence[int], goal: Sequence[int], remaining: int) -> tuple[int, ...]:
-    """Return the size to upsample to, with so many more steps of factor 2 to come before ``goal``.
+    """Return the size to upsample to, when ``remaining`` more steps of factor 2 follow up to ``goal``.
 
-    An axis is ``goal`` halved so many times, rounded up as convolutions of stride 2 do; one that is as large
-    already stays. The last step leads to ``goal`` itself.
+    An axis is ``goal`` halved ``remaining`` times, rounded up as convolutions of stride 2 do; one that is as
+    large already stays. The last step leads to ``goal`` itself.
     """
     if remaining == 0:
         return tuple(goal)

@@ -162,7 +162,7 @@ class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: a 1x1 convolution, dilated 3x3 convolutions and a pooled branch.
 
     Their outputs, side by side, pass a 1x1 convolution, norm, ReLU and dropout. Names follow torchvision's.
-    The pooled branch takes the mean over the whole of each picture or volume.
+    The pooled branch takes the mean over the whole of each image or volume.
 
     Args:
         level: what it reads.
@@ -233,7 +233,7 @@ def _check_pooled_norm(name: Norm, norm: nn.Module) -> None:
 
 
 def _needs_several_values(norm: nn.Module) -> bool:
-    """Whether a norm takes its statistics from the batch of this process alone, as it is now."""
+    """Whether a norm takes its statistics only from the batch of this process, as it is now."""
     if isinstance(norm, nn.SyncBatchNorm):
         shared = distributed.is_available() and distributed.is_initialized()
         return norm.training and not (shared and distributed.get_world_size() > 1)

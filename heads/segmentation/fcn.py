@@ -30,7 +30,7 @@ class FCN(SegmentationHead):
     convolution on that level are added; those layers begin at zero, as in the paper. What differs from it:
     upsampling is linear interpolation to the finer map's size everywhere, where the paper learns the inner
     upsampling (from such a start) and crops; the classifier is torchvision's rather than two
-    convolutions of 4096 channels; and all of it is trained at once rather than level by level.
+    convolutions of 4096 channels; and all layers are trained together rather than level by level.
 
     Args:
         levels: what the trunk or neck declares; the last one is classified.

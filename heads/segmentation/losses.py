@@ -1,8 +1,8 @@
-"""Losses of semantic segmentation, for pictures and volumes.
+"""Losses of semantic segmentation, for images and volumes.
 
-All are computed in float32 (float64 stays what it is) over the labelled pixels alone: a pixel with the mask
-255 takes no part, whatever its logits are, and a batch without any labelled pixel costs exactly 0 with a
-gradient of 0. Nothing synchronises the device, and no shape depends on the data.
+All are computed in float32 (float64 stays what it is) over the labelled pixels only. A pixel with the mask
+255 does not count, even if its logits are not finite. A batch without any labelled pixel costs exactly 0 with
+a gradient of 0. Nothing synchronises the device, and no shape depends on the data.
 
 Letters in shapes: B images, K classes, R regions, S spatial axes (H, W or D, H, W).
 """
@@ -36,7 +36,7 @@ class CrossEntropy(WeightedLoss):
     """Cross-entropy, the mean over the labelled pixels; with regions binary, the mean over regions too.
 
     Equals ``torch.nn.functional.cross_entropy(..., ignore_index=255)``, also with class weights and
-    smoothing, but for a batch without a labelled pixel, where torch's is NaN.
+    smoothing, except for a batch without a labelled pixel, where torch's is NaN.
 
     Args:
         class_weights: see :class:`WeightedLoss`; the sum is divided by the weights of the pixels.
@@ -72,7 +72,7 @@ class CrossEntropy(WeightedLoss):
 
 
 class OnlineHardExampleMining(WeightedLoss):
-    """Cross-entropy over the hard pixels alone (Shrivastava et al. 2016; for pixels as in HRNet and mmseg).
+    """Cross-entropy over the hard pixels only (Shrivastava et al. 2016; for pixels as in HRNet and mmseg).
 
     Hard are the pixels whose true class has a probability below ``threshold``, and always the hardest ones of
     the batch, as many as ``min_kept`` asks for (and those as hard as the last of them). A share means the
@@ -81,7 +81,7 @@ class OnlineHardExampleMining(WeightedLoss):
     Args:
         threshold: probability, 0 to 1.
         min_kept: share of the batch's labelled pixels, above 0 to 1.
-        class_weights: see :class:`WeightedLoss`; they weigh the hard pixels, but do not choose them.
+        class_weights: see :class:`WeightedLoss`; they weight the hard pixels, but do not choose them.
 
     Raises:
         ValueError: if an argument is out of its range.

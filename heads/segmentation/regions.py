@@ -19,8 +19,7 @@ class Regions:
     Args:
         regions: for each region the labels, 0..K-1, that it is made of.
         num_classes: K.
-        labels: what to write for each region; None for the label of each region that is in no region
-            behind it.
+        labels: what to write for each region; None for the label of each region that is in no later region.
 
     Attributes:
         members: the labels of each region.
@@ -60,7 +59,7 @@ class Regions:
             row[list(region)] = True
 
     def _own_labels(self) -> tuple[int, ...]:
-        """Return the label of each region that is in no region behind it."""
+        """Return the label of each region that is in no later region."""
         chosen = []
         for index, region in enumerate(self.members):
             later = {label for other in self.members[index + 1 :] for label in other}

@@ -102,7 +102,7 @@ class UNet(SegmentationHead):
             raise ValueError(f"head.convs is {convs}; a block has at least one convolution")
         if len(levels) < 2:
             raise ValueError("UNet merges the levels of a trunk, but this one has a single level; take FCN")
-        # What each block appends, then zeros for those behind the finest level.
+        # What each block appends, then zeros for those after the finest level.
         self.further = halvings((1,) * self.ndim, levels[0].stride)
         appended = [level.channels for level in reversed(levels[:-1])] + [0] * self.further
         widths = _widths(channels, len(appended), levels[-1].channels)
