@@ -159,7 +159,7 @@ class BoxTargets(Protocol):
         image_sizes: ``[B, 2]`` int64, height and width of each image inside the padded canvas.
         boxes: ``[B, M, 4]`` float32, x1 y1 x2 y2 in canvas pixels.
         labels: ``[B, M]`` int64 in 0..K-1; -1 marks a padding row.
-        crowd: ``[B, M]`` bool, regions in which objects were not told apart.
+        crowd: ``[B, M]`` bool, regions in which objects were not separated.
     """
 
     image_sizes: Tensor
