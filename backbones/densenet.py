@@ -122,11 +122,11 @@ class Transition(nn.Module):
 class DenseNet(Backbone):
     """Densely connected network with four levels (strides 4, 8, 16, 32).
 
-    Huang et al., "Densely connected convolutional networks", 2017 (DenseNet-BC, ImageNet); layers, names
-    and numbers follow ``torchvision.models.densenet`` without the classifier, so that its weights load as
-    they are. The levels are what the next stage reads: the first three blocks' outputs after the norm and
-    activation of the transition after them, at the block's own resolution, and the last block's after
-    ``norm5`` and the activation.
+    Huang et al., "Densely connected convolutional networks", 2017 (DenseNet-BC, ImageNet); layers, names and
+    numbers follow ``torchvision.models.densenet`` without the classifier, so that its weights load as they
+    are. The levels are what the next stage reads. For the first three blocks these are the outputs after the
+    norm and activation of the next transition, at the block's own resolution. For the last block it is the
+    output after ``norm5`` and the activation.
 
     Args:
         depth: 121, 161, 169 or 201.

@@ -34,8 +34,8 @@ class ResidualEncoder(ResidualTrunk):
     which the first one has the stride. Where a block has a stride, its shortcut is an average pool, with a
     1x1 convolution and norm after it only if the channels change. The defaults are the widths, blocks and
     layers of their 3-D networks with six stages. What differs: convolutions before norms have no bias, which
-    the norm would cancel; maps of odd size are rounded up, where that one fails; the gate of
-    ``squeeze_excitation`` comes before stochastic depth; and initial values count the fan out.
+    the norm would cancel. Maps of odd size are rounded up, where that one fails. The gate of
+    ``squeeze_excitation`` comes before stochastic depth. Initial values count the fan out.
 
     Args:
         channels: of each stage, one entry per stage; the first is also the first convolution's.

@@ -33,8 +33,8 @@ class TimmBackbone(Backbone):
     channels-last order (Swin and others) come out as ``[B, C, H, W]`` like all others. Where the model
     allows it, images may have any size. timm is an extra: ``pip install 'trunkline[timm]'``.
 
-    Some of timm's models were trained with another normalisation than ImageNet's mean and deviation; after
-    loading published weights ``expected_pixels`` holds theirs (mean, deviation), and a task with other values
+    Some of timm's models were trained with another normalisation than ImageNet's mean and deviation. After
+    loading published weights ``expected_pixels`` holds theirs (mean, deviation). A task with other values
     raises an error that names them (:func:`.weights.check_pixels`).
 
     Args:

@@ -27,9 +27,9 @@ class Classifier(ClassificationHead):
     Losses are weighted means over the labelled images of a batch, and zero if there is none.
 
     - ``cross_entropy``: He et al. 2016. Labels may be soft. Without class weights it equals
-      ``torch.nn.functional.cross_entropy``; with them the sum is divided by the weights of the labels, for
-      soft labels too (torch divides those by the number of rows), so labels that happen to be mixed with
-      their like cost what they would unmixed.
+      ``torch.nn.functional.cross_entropy``. With them the sum is divided by the weights of the labels, for
+      soft labels too (torch divides those by the number of rows). So two mixed images of one class have the
+      same loss as without mixing.
     - ``binary_cross_entropy``: each class on its own (Wightman et al. 2021, "ResNet strikes back", for
       single labels), the mean over all classes. ``class_weights`` multiply the terms of the images that
       have the class.

@@ -95,10 +95,10 @@ def flip_channels(weight: Tensor) -> tuple[Tensor, str]:
 def inflate(weight: Tensor, depth: int, inflation: Inflation) -> tuple[Tensor, str]:
     """Make a 2-D kernel a 3-D one.
 
-    ``centre`` puts it in the middle slice along depth and zeros around it: on a volume that is constant
-    along depth the 3-D network then gives exactly what the 2-D one gives on a slice, also at the border.
-    ``mean`` divides it evenly over all slices (Carreira and Zisserman 2017, "I3D"): equal away from the
-    border, and every slice is used from the start.
+    ``centre`` puts it in the middle slice along depth and zeros around it. On a volume that is constant along
+    depth the 3-D network then gives exactly what the 2-D one gives on a slice, also at the border. ``mean``
+    divides it evenly over all slices (Carreira and Zisserman 2017, "I3D"): equal away from the border, and
+    every slice is used from the start.
 
     Args:
         weight: ``[F, C, kh, kw]``.

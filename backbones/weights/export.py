@@ -13,8 +13,8 @@ from .parts import HEAD, NECK, TRUNK
 def detectron2_state(module: nn.Module) -> dict[str, Tensor]:
     """Return the weights of a trunk, an FPN or a whole detector under detectron2's names.
 
-    The first convolution is turned to B, G, R, as detectron2 reads images. Its network gives the same only
-    if its settings are those that :func:`.detectron2.unmet_settings` demands of ours the other way round:
+    The first convolution is turned to B, G, R, as detectron2 reads images. Its network gives the same only if
+    its settings are those that :func:`.detectron2.unmet_settings` requires of ours:
     ``MODEL.RESNETS.STRIDE_IN_1X1``, ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` (on its scale 0..255, in the order
     B, G, R), unrounded anchors and aligned RoIAlign. To write a file for its ``DetectionCheckpointer``,
     pickle ``{"model": {name: tensor.numpy()}, "__author__": "..."}``.

@@ -74,9 +74,9 @@ def entries(state: Mapping[str, Tensor], wanted: Collection[Slot] = ()) -> dict[
     """Sort a state dict by part and own name.
 
     Recognised are ResNets and DenseNets of torchvision, its detectors (also those saved before 0.13) and
-    segmenters (the classifiers of FCN and DeepLabV3 go into heads of the same kind), timm's ResNets,
-    detectron2's networks, 3-D ResNets with these names, and the trunks, necks and tasks of this package;
-    each also when wrapped for distribution or compilation, or as the encoder inside a larger
+    segmenters (the classifiers of FCN and DeepLabV3 go into heads of the same kind). So are timm's ResNets,
+    detectron2's networks, 3-D ResNets with these names, and the trunks, necks and tasks of this package. Each
+    is also recognised when wrapped for distribution or compilation, or as the encoder inside a larger
     (self-supervised) network, see :func:`encoder_prefix`.
 
     Args:
@@ -149,11 +149,11 @@ def _of_deeplab(name: str) -> Slot:
 def encoder_prefix(keys: Iterable[str]) -> str:
     """Return what stands in front of the network to take, ``""`` for nothing.
 
-    Self-supervised methods store their encoder under a name of their own (``encoder_q.``,
-    ``base_encoder.``, ``online_encoder.net.``), often next to a second copy. So the rule is by structure: a
-    trunk begins where a first convolution and a first stage have one prefix, and what comes in front of
-    it, up to the words that our detectors and segmenters use themselves (``backbone.``, ``body.``, ...), is
-    that prefix. Copies named student, key, momentum or target are used only if there is no other.
+    Self-supervised methods store their encoder under a name of their own (``encoder_q.``, ``base_encoder.``,
+    ``online_encoder.net.``), often next to a second copy. So the rule is by structure: a trunk begins where a
+    first convolution and a first stage have one prefix. The prefix is what comes in front of it, up to the
+    words that our detectors and segmenters use themselves (``backbone.``, ``body.``, ...). Copies named
+    student, key, momentum or target are used only if there is no other.
 
     Raises:
         ValueError: if several networks are left.

@@ -1,17 +1,25 @@
 """Loads weights of other networks, files and libraries into ours, and reports on every tensor.
 
-The layout is recognised by the names: ResNets, DenseNets, detectors and segmenters of torchvision; ResNets
-of timm (``resnetv2`` for pre-activation) and, for a ``TimmBackbone``, any network of timm; detectron2's
-model zoo (:mod:`.detectron2`); 3-D ResNets of MONAI and MedicalNet; encoders inside self-supervised
-networks (:func:`.keymaps.encoder_prefix`); and all that this package wrote (averaged weights, if there
-are any, rather than those that they average). A classifier on global features (``fc``, ``classifier``) goes
-into a head that has one, and so do the classifiers of torchvision's FCN and DeepLabV3.
+The layout is recognised by the names:
 
-What differs is made to fit where that is well defined, see :mod:`.adapt`: another number of input
-channels; BGR; 2-D kernels in a 3-D network; torchvision's box predictor, whose first row is the
-background and which may have a row for each COCO id up to 90; a convolution's bias before a batch norm,
-and norms that are an affine map; the four detectors that torchvision runs with eps = 0 in the trunk's
-norms, given by name or by a file that keeps the published name.
+- ResNets, DenseNets, detectors and segmenters of torchvision;
+- ResNets of timm (``resnetv2`` for pre-activation) and, for a ``TimmBackbone``, any network of timm;
+- detectron2's model zoo (:mod:`.detectron2`);
+- 3-D ResNets of MONAI and MedicalNet;
+- encoders inside self-supervised networks (:func:`.keymaps.encoder_prefix`);
+- files of this package; if they hold averaged weights, those are read.
+
+A classifier on global features (``fc``, ``classifier``) goes into a head that has one, and so do the
+classifiers of torchvision's FCN and DeepLabV3.
+
+What differs is made to fit where that is well defined, see :mod:`.adapt`:
+
+- another number of input channels; BGR; 2-D kernels in a 3-D network;
+- torchvision's box predictor: its first row is the background, and it may have a row for each COCO id up
+  to 90;
+- a convolution's bias before a batch norm, and norms that are an affine map;
+- the four detectors that torchvision runs with eps = 0 in the trunk's norms, given by name or by a file
+  that keeps the published name.
 
 Batch-norm weights for a network with group or instance norm give it their convolutions only: its norms
 keep their initial values, because an affine map learned after other statistics does not carry over.

@@ -34,9 +34,9 @@ class RawDetections(RawProposals):
 class FasterRCNN(DetectionHead):
     """Two-stage detector; formulas and defaults are those of torchvision's ``FasterRCNN``.
 
-    Differences from it: every step works on the whole padded batch; crowd regions are ignored, not
-    background; anchors are spaced by the declared strides; an object makes its best anchors positive only
-    if they touch it; predictors start smaller (see :class:`RoI`).
+    Differences from it: every step works on the whole padded batch. Crowd regions are ignored, not
+    background. Anchors are spaced by the declared strides. An object makes its best anchors positive only if
+    they touch it. Predictors start smaller (see :class:`RoI`).
 
     Args:
         levels: the trunk's or neck's levels, finest first, all with the same channels.

@@ -73,7 +73,7 @@ class Matcher:
     """Assigns boxes to the ground truth by IoU (Faster R-CNN, section 3.1.2).
 
     A box is positive from ``fg_iou`` on and negative below ``bg_iou``. With ``low_quality`` the boxes that
-    have the highest IoU with some object (all of them in a tie) are positive too, if they touch it; each
+    have the highest IoU with some object (all of them in a tie) are positive too, if they touch it. Each
     learns the object with which it itself has the highest IoU, as in torchvision. A negative of which at
     least the share ``crowd_overlap`` lies in one crowd region is ignored instead.
 

@@ -31,9 +31,9 @@ _NO_CLASS = -100
 class RoI(RoIStage):
     """RoIAlign, two fully connected layers, then class scores and box deltas.
 
-    As in the paper's code and its successors, the classifier starts from a normal distribution of width
-    0.01 and the regressor from one of 0.001, so that training starts from undecided classes and from the
-    proposals themselves; the hidden layers start from a uniform distribution that keeps the variance
+    As in the paper's code and its successors, the classifier starts from a normal distribution of width 0.01
+    and the regressor from one of 0.001. So training starts from nearly equal class probabilities and from the
+    proposals themselves. The hidden layers start from a uniform distribution that keeps the variance
     (``kaiming_uniform_`` with ``a=1``). Biases start from 0.
 
     Args:

@@ -147,7 +147,7 @@ def suppress(boxes: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> 
 
     A box stays if no better box that stays overlaps it. Starting from all boxes, applying this rule to all of
     them at once settles the first box after one round, and every box one round after the last of the better
-    boxes that overlap it; the rule has a single fixed point, the result of the greedy algorithm. Chains of
+    boxes that overlap it. The rule has a single fixed point, the result of the greedy algorithm. Chains of
     overlaps are short, so a few rounds are enough, and the end is checked for only after every 16th.
 
     Args:

@@ -94,10 +94,10 @@ class DeepLabV3Plus(SegmentationHead):
     """DeepLabV3 with a decoder that sharpens borders by means of a fine level.
 
     Chen et al., "Encoder-decoder with atrous separable convolution for semantic image segmentation", 2018:
-    the output of :class:`ASPP` is upsampled to the fine level, whose channels a 1x1 convolution reduces; both
-    together pass two 3x3 convolutions and a 1x1 convolution, and the scores are interpolated to the size of
-    the image. Convolutions are plain ones, as the paper has them on ResNets, not depthwise separable. They
-    begin at torch's own initial values, as those of :class:`DeepLabV3`, whose ASPP loads from its files.
+    the output of :class:`ASPP` is upsampled to the fine level, whose channels a 1x1 convolution reduces. Both
+    together pass two 3x3 convolutions and a 1x1 convolution. The scores are interpolated to the size of the
+    image. Convolutions are plain ones, as the paper has them on ResNets, not depthwise separable. They begin
+    at torch's own initial values, as those of :class:`DeepLabV3`, whose ASPP loads from its files.
 
     Args:
         levels: what the trunk or neck declares; ASPP reads the last one.

@@ -19,9 +19,9 @@ from .losses import SegmentationLoss
 class FCN(SegmentationHead):
     """Classifies each cell of the coarsest level and upsamples the scores.
 
-    Layers, names, numbers and initial values (torch's own for convolutions, so that training from scratch
-    compares) are those of ``torchvision.models.segmentation``'s ``FCNHead``: a 3x3 convolution, norm, ReLU,
-    dropout and a 1x1 convolution, then linear interpolation to the size of the image. With
+    Layers, names, numbers and initial values (torch's own for convolutions, so that training from scratch can
+    be compared) are those of ``torchvision.models.segmentation``'s ``FCNHead``. They are a 3x3 convolution,
+    norm, ReLU, dropout and a 1x1 convolution, then linear interpolation to the size of the image. With
     ``ResNet(50, output_stride=8)`` and ``aux=-2`` this is its ``fcn_resnet50``, whose weights load. Around a
     trunk for volumes the convolutions are three-dimensional.
 
@@ -29,8 +29,8 @@ class FCN(SegmentationHead):
     FCN-16s and 2 its FCN-8s. The scores are upsampled to the next finer map, to which the scores of a 1x1
     convolution on that level are added; those layers begin at zero, as in the paper. What differs from it:
     upsampling is linear interpolation to the finer map's size everywhere, where the paper learns the inner
-    upsampling (from such a start) and crops; the classifier is torchvision's rather than two
-    convolutions of 4096 channels; and all layers are trained together rather than level by level.
+    upsampling (from such a start) and crops. The classifier is torchvision's rather than two convolutions of
+    4096 channels. All layers are trained together rather than level by level.
 
     Args:
         levels: what the trunk or neck declares; the last one is classified.

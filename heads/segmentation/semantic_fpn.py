@@ -28,12 +28,12 @@ from .losses import SegmentationLoss
 class SemanticFPN(SegmentationHead):
     """Brings every level of a pyramid to the size of the finest, adds them and classifies the sum.
 
-    Kirillov et al., "Panoptic feature pyramid networks", 2019, as ``SemSegFPNHead`` of detectron2 has it: per
-    level 3x3 convolution, norm and ReLU, then twofold linear upsampling, again and again until the finest
-    level's stride is reached (the finest level: once, without upsampling); the sum; a 1x1 convolution; linear
-    interpolation to the size of the image. Convolutions begin as there (normal, He et al. 2015, fan out).
-    Where twice the size does not fit (odd sizes, strides that differ between axes), a step leads to the size
-    that halving the finest map's, rounded up, would give.
+    Kirillov et al., "Panoptic feature pyramid networks", 2019, as in ``SemSegFPNHead`` of detectron2. Each
+    level passes 3x3 convolution, norm, ReLU and twofold linear upsampling, repeated until the finest level's
+    stride is reached (the finest level: once, without upsampling). The levels are added, pass a 1x1
+    convolution and are interpolated to the size of the image. Convolutions begin as there (normal, He et al. 2015, fan
+    out). Where twice the size does not fit (odd sizes, strides that differ between axes), a step leads to the
+    size that halving the finest map's, rounded up, would give.
 
     Args:
         levels: what the neck (or trunk) declares, finest first.

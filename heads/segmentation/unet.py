@@ -44,19 +44,19 @@ class UNet(SegmentationHead):
     Sizes come from the maps: levels of equal size (trunks with dilation) are appended without upsampling,
     odd sizes and strides that differ between axes fit.
 
-    Upsampling is linear interpolation, or a transposed convolution that makes of each cell as many as the
-    strides' ratio says, and brings the channels to the block's width before the level is appended, as in
-    Çiçek et al. and nnU-Net. What it makes too much of (sizes that a stride has rounded up) is cut off at the
-    end; where it makes too little (rounded down), interpolation follows.
+    Upsampling is linear interpolation, or a transposed convolution. The latter turns each cell into as many
+    as the strides' ratio says, and brings the channels to the block's width before the level is appended, as
+    in Çiçek et al. and nnU-Net. What it makes too much of (sizes that a stride has rounded up) is cut off at
+    the end; where it makes too little (rounded down), interpolation follows.
 
     On a :class:`.residual_encoder.ResidualEncoder`, ``channels`` as the trunk's (without the coarsest, from
     coarse to fine), ``upsampling: transposed``, ``convs: 1``, ``kernels`` as the trunk's, ``norm: instance``
     and ``activation: leaky_relu`` give the decoder of nnU-Net's ResEnc networks.
 
-    With ``deep_supervision`` the outputs of the blocks between the first and the last get scores of their
-    own, at their own size, finest first; the i-th of them counts ``aux_weight`` to the power i, so 1/2, 1/4,
-    and so on. The first block's scale, the coarsest, has none. Both as in nnU-Net (Isensee et al. 2021), but
-    for its division of all weights by their sum.
+    With ``deep_supervision`` the outputs of the blocks between the first and the last get separate scores, at
+    their own size, finest first. The i-th of them counts ``aux_weight`` to the power i, so 1/2, 1/4, and so
+    on. The first block's scale, the coarsest, has none. Both as in nnU-Net (Isensee et al. 2021), except that
+    it divides all weights by their sum.
 
     Args:
         levels: what the trunk or neck declares, finest first; at least two.
