@@ -83,8 +83,8 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def resolve_config(name: str) -> str:
-    """Return the file that a ``--config`` value means: an existing file, or a shipped config by name."""
-    if Path(name).is_file():
+    """Return what a ``--config`` value means: inline JSON, an existing file, or a shipped config by name."""
+    if name.lstrip().startswith("{") or Path(name).is_file():
         return name
     shipped = shipped_configs()
     if name in shipped:
@@ -96,7 +96,7 @@ def resolve_config(name: str) -> str:
 
 
 def with_resolved_configs(words: list[str]) -> list[str]:
-    """Replace the names of shipped configs behind ``--config`` / ``-c`` by their files."""
+    """Replace the names of shipped configs after ``--config`` / ``-c`` by their files."""
     resolved = []
     for position, word in enumerate(words):
         if position and words[position - 1] in ("--config", "-c"):
@@ -128,7 +128,7 @@ def _sample(words: list[str]) -> None:
     parser.add_argument(
         "task",
         choices=["detection", "classification", "segmentation", "scans"],
-        help="the kind of data: COCO-format boxes, class folders, pictures with masks, volumes with labels",
+        help="the kind of data: COCO-format boxes, class folders, images with masks, volumes with labels",
     )
     parser.add_argument("folder", type=Path, help="where to write; must be empty or not exist")
     parser.add_argument("--train", type=int, help="training images (default: 320, of scans 24)")
@@ -164,7 +164,7 @@ def _plan_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "trunkline plan",
         description="Read a dataset of scans and write a config for it by the heuristics of nnU-Net, with a "
-        "reason beside each number.",
+        "reason next to each number.",
     )
     parser.add_argument(
         "dataset", type=Path, help="its folder; the options below for finding its cases are data.*"
@@ -184,7 +184,7 @@ def _plan_parser() -> argparse.ArgumentParser:
         "finding cases", "go into the config as data.NAME; paths are in DATASET"
     )
     finding.add_argument("--images", help="folder of the scans, may contain {split}")
-    finding.add_argument("--labels", help="folder of the labels, likewise")
+    finding.add_argument("--labels", help="folder of the labels, may contain {split}")
     finding.add_argument("--table", help="a CSV of the cases")
     finding.add_argument("--classes", nargs="+", help="names of the ids 0, 1, 2 and so on; or ID=NAME")
     finding.add_argument("--ignore_id", type=int, help="of voxels to leave out")
@@ -251,7 +251,7 @@ def _run(words: list[str]) -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     from .tasks.command import TrunklineCLI
 
-    # Lightning records the command line, warns where the two differ, and starts the program anew for each
+    # Lightning records the command line, warns where the two differ, and starts the program again for each
     # further device: by the path that it was started with.
     sys.argv = [sys.argv[0], *words]
     try:

@@ -115,9 +115,15 @@ def upgrade_settings(checkpoint: dict[str, Any]) -> None:
     name = data.get("_class_path", "").rpartition(".")[2]
     if data.get("augment") is not None:
         return
-    if name == "ImageClassification" and isinstance(data.get("size", 224), int) and not data.get("flip_axes"):
+    if name == "ImageClassification" and isinstance(data.get("size", 224), int) and _axes(checkpoint) == 2:
         data["augment"] = [{"HorizontalFlip": {"p": 0.5}}]
     elif name == "ScanSegmentation":
         from .data.scans.augment import default_transforms
 
         data["augment"] = default_transforms(data.get("patch"))
+
+
+def _axes(checkpoint: dict[str, Any]) -> int:
+    """Return the number of spatial axes of the trunk that a checkpoint is of: 3 for scans."""
+    backbone = checkpoint.get("hyper_parameters", {}).get("backbone") or {}
+    return (backbone.get("init_args") or {}).get("ndim", 2)

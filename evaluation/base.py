@@ -5,6 +5,7 @@ Letters in shapes: K classes.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -166,17 +167,27 @@ def merge_metrics(results: Sequence[Result]) -> dict[str, float]:
     """Return the metrics of all results by name.
 
     Raises:
-        ValueError: if two results have a metric of the same name; names it.
+        ValueError: if two results have a metric of the same name, one is no number, or one is no result.
     """
     merged: dict[str, float] = {}
     for result in results:
+        if not isinstance(result, Result):
+            raise ValueError(
+                f"compute() of an evaluator returned a {type(result).__name__}; return a Result, as in "
+                'Result({"name": 0.5})'
+            )
         for name, value in result.metrics.items():
             if name in merged:
                 raise ValueError(
                     f"two evaluators have a metric named {name!r}; remove one of them from model.evaluators, "
                     "or rename the metric"
                 )
-            merged[name] = value
+            try:
+                merged[name] = float(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"the metric {name!r} is {value!r}; it has to be a number, NaN where it is not defined"
+                ) from error
     return merged
 
 
@@ -184,7 +195,8 @@ def write_result(results: Sequence[Result], folder: Path) -> dict[str, Path]:
     """Write the results of the evaluators of one head.
 
     ``metrics.json`` has all ``metrics``, the rows of all ``classes``, joined by the names of the classes, and
-    whatever else a result has; where several have an entry of the same name, the first one is kept.
+    whatever else a result has. Where several have an entry of the same name, the first one is kept. NaN is
+    written as null there, and an infinite number as the text ``inf``.
     ``metrics_per_class.csv`` is the joined ``class_rows`` with ``class`` first; a cell is empty where a
     metric is not defined, or an evaluator does not know the class. It is left out if no result has rows.
 
@@ -206,12 +218,21 @@ def write_result(results: Sequence[Result], folder: Path) -> dict[str, Path]:
     whole |= {"metrics": merge_metrics(results), "classes": _joined([c.get("classes", []) for c in contents])}
     rows = _joined([result.class_rows() for result in results])
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "name"))
-    written = {"metrics": write_json(folder / "metrics.json", whole)}
+    written = {"metrics": write_json(folder / "metrics.json", _without_infinities(whole))}
     if rows:
         cells = [[row["name"], *(_cell(row.get(column)) for column in columns)] for row in rows]
         path = write_csv(folder / "metrics_per_class.csv", ["class", *columns], cells)
         written["metrics per class"] = path
     return written
+
+
+def _without_infinities(value: Any) -> Any:
+    """Spell infinite numbers as text, which JSON has no numbers for."""
+    if isinstance(value, Mapping):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def _joined(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

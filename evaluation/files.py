@@ -42,7 +42,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path
 
 def _write(path: Path, data: bytes | memoryview) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are readable by the owner alone, and os.replace would keep that.
+    # Not tempfile: its files are readable only by the owner, and os.replace would keep that.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -62,7 +62,7 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[Any], rows: Iterabl
     Args:
         path: the file to write; missing parent folders are created.
         header: names of the columns.
-        rows: the cells, as many per row.
+        rows: the cells, in each row as many as there are columns.
 
     Returns:
         ``path`` as a ``Path``.

@@ -314,6 +314,14 @@ def test_settings_of_version_0_1_are_translated(stored, expected):
     assert "missing_masks" not in checkpoint["datamodule_hyper_parameters"]
 
 
+def test_scans_of_version_0_1_get_no_flip_whatever_their_size():
+    trunk = {"class_path": "trunkline.backbones.ResNet", "init_args": {"ndim": 3}}
+    data = {"_class_path": "a.ImageClassification", "augment": None, "size": 16}
+    checkpoint = {"hyper_parameters": {"backbone": trunk}, "datamodule_hyper_parameters": data}
+    upgrade_settings(checkpoint)
+    assert data["augment"] is None
+
+
 def test_settings_of_this_version_stay_as_they_are():
     data = {"_class_path": "a.ImageClassification", "augment": None}
     checkpoint = {"trunkline_version": "0.2.0", "datamodule_hyper_parameters": dict(data)}

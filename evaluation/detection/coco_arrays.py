@@ -4,7 +4,8 @@ pycocotools visits every image, class, range of area and threshold in Python. Th
 
 - of the pairs of a detection and an object of one image and class, only those whose IoU reaches the lowest
   threshold are kept;
-- the detections of all images and classes take turns by rank: first the best of each, then the second ones;
+- detections are matched rank by rank, for all images and classes at once: first the best of each, then the
+  second ones;
 - precision is looked at only where an object is found, for in between it cannot rise.
 
 So time and memory grow with the detections and objects that there are, not with images times classes.
@@ -61,7 +62,7 @@ class _Pairs(NamedTuple):
 def precision_and_recall(
     truth: Objects, predicted: DetectionRows, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute what ``COCOeval.accumulate`` of pycocotools does, precision at the highest limit alone.
+    """Compute what ``COCOeval.accumulate`` of pycocotools does, precision only at the highest limit.
 
     Args:
         truth: objects of the images to evaluate.

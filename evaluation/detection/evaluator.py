@@ -27,11 +27,11 @@ class CocoEvaluator(Evaluator):
     """Collects the detections of an evaluation and computes the COCO metrics of the images it has seen.
 
     Only images that were added are evaluated: a run over part of a dataset gives the metrics of that part.
-    Images without detections must be added too. An image counts once: in a single process, adding it again is
-    an error; where several processes share the work, samplers repeat images to give every process the same
-    number, so there a repetition is passed over, and the first result of the lowest rank counts.
+    Images without detections must be added too. An image counts once. In a single process, adding it again is
+    an error. Where several processes share the work, samplers repeat images to give every process the same
+    number. There a repetition is ignored, and the first result of the lowest rank counts.
 
-    Detections are kept on the host in one float64 array per image (48 bytes a row).
+    Detections are kept in main memory, in one float64 array per image (48 bytes a row).
 
     Args:
         ground_truth: a COCO instances dict: ``images`` (``id``), ``categories`` (``id``, ``name``) and
@@ -116,7 +116,7 @@ class CocoEvaluator(Evaluator):
             scores: ``[n]`` floating point.
             category_ids: ``[n]`` integers, ids of the ground truth (not contiguous labels).
 
-        All three are tensors on any device (copied to the host at once), arrays or lists.
+        All three are tensors on any device (copied to main memory at once), arrays or lists.
 
         Raises:
             ValueError: for an unknown image or category id, shapes that do not belong together, numbers that
@@ -307,7 +307,7 @@ class _Packed(NamedTuple):
 
 
 def _host_rows(where: str, boxes: ArrayLike, scores: ArrayLike, category_ids: ArrayLike) -> np.ndarray:
-    """Bring boxes ``[*, 4]``, scores ``[*]`` and category ids ``[*]`` to the host as ``[*, 6]`` float64."""
+    """Copy boxes ``[*, 4]``, scores ``[*]`` and category ids ``[*]`` to the CPU as ``[*, 6]`` float64."""
     # Lists go through NumPy, which keeps Python's floats as they are; torch would round them to float32.
     parts = [
         part.detach() if isinstance(part, Tensor) else torch.from_numpy(np.array(part))

@@ -1,4 +1,4 @@
-"""Predictions drawn onto pictures."""
+"""Predictions drawn onto images."""
 
 from .boxes import class_colour, contact_sheet, draw_boxes, save_picture
 

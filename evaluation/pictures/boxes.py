@@ -58,14 +58,14 @@ def draw_boxes(
 
     Frames lie inside their boxes; their thickness and the size of the text grow with the image. Boxes are cut
     at the image's edge, and those without a pixel inside it are left out. Earlier boxes lie on top, for
-    predictions come best first; labels lie on top of all frames, beside each other where there is room, and
+    predictions come best first; labels lie on top of all frames, next to each other where there is room, and
     never leave the image.
 
     Args:
         image: ``[h, w, 3]`` uint8 RGB, an array or CPU tensor.
         boxes: ``[n, 4]`` x1 y1 x2 y2 in pixels.
-        labels: n texts; an empty text draws the frame alone.
-        scores: ``[n]``, written behind the text as a percentage.
+        labels: n texts; an empty text draws only the frame.
+        scores: ``[n]``, written after the text as a percentage.
         classes: n contiguous class indices that choose the colours; by default the labels do.
         truth_boxes: ``[m, 4]``, drawn as thin frames of white and black dashes.
         truth_labels: m texts, written in white on black.
@@ -194,7 +194,7 @@ def _draw_dashes(pixels: np.ndarray, frame: Rectangle, width: int) -> None:
 
 
 def _draw_labels(pixels: np.ndarray, notes: list[tuple[Rectangle, str, Colour]]) -> np.ndarray:
-    """Write each text on a filled ground beside its frame; the first ones choose their place first."""
+    """Write each text on a filled ground next to its frame; the first ones choose their place first."""
     height, width = pixels.shape[:2]
     size = max(10, round(math.sqrt(height * width) / 36))
     font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))

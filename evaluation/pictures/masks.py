@@ -32,7 +32,7 @@ def draw_mask(image: ArrayLike, labels: ArrayLike, colours: ArrayLike, opacity: 
         image: ``[h, w, 3]`` uint8 RGB, an array or CPU tensor.
         labels: ``[h, w]`` uint8, 0..K-1 or 255.
         colours: ``[K, 3]`` uint8.
-        opacity: share of the colour in a pixel, 0 to 1; at 0 the outlines alone are drawn.
+        opacity: share of the colour in a pixel, 0 to 1; at 0 only the outlines are drawn.
 
     Returns:
         ``[h, w, 3]`` uint8.
@@ -112,7 +112,7 @@ def with_legend(
         colours: ``[K, 3]`` uint8.
 
     Returns:
-        ``[h + h', w, 3]`` uint8; the picture alone if no class is present.
+        ``[h + h', w, 3]`` uint8; only the picture if no class is present.
 
     Raises:
         ValueError: if there is not one colour per name, or a label has none.

@@ -29,7 +29,7 @@ class Turn(NamedTuple):
     """How slices along an axis lie in the picture.
 
     Attributes:
-        axis: of the scan that is cut; none of a picture of two axes.
+        axis: of the scan that is cut; none of a 2D image.
         rows, columns: axes of the scan that run down and across.
         flips: whether to turn rows and columns around.
         letters: what is at the top and on the left: R, A, S or L, P, I; none where nobody knows.
@@ -63,11 +63,11 @@ def slice_picture(
     """Draw the middle and the worst slice of a scan, each plain, as predicted and as it should be.
 
     Each slice is a row of panels: the image, the image with the contours of the prediction, and, with a
-    truth, the image with those of the truth. Contours lie on the pixels of a class that have another beside
+    truth, the image with those of the truth. Contours lie on the pixels of a class that have another next to
     them; the class 0 (background) and ignored voxels have none. Which slices: see :func:`mid_and_worst`;
     where both are the same there is one row. Slices are numbered from 1, and turned as radiologists look at
-    them, see :func:`turn_of`; letters in the first panel say what is at the top and on the left. A picture of
-    two axes is one row, and stays as it is.
+    them, see :func:`turn_of`; letters in the first panel say what is at the top and on the left. A 2D image
+    is one row, and stays as it is.
 
     Args:
         image: ``[*S]`` numbers, one channel, on the scan's own grid.
@@ -80,7 +80,7 @@ def slice_picture(
         affine: ``[4, 4]`` voxel index to world coordinates in mm, RAS+; by default the axes point to the
             right, to anterior and to superior.
         window: values drawn black and white; by default the 1st and 99th percentile of the scan.
-        size: the longest side of a panel has at least so many pixels, and at most four times as many.
+        size: the longest side of a panel has at least this number of pixels, and at most four times it.
 
     Returns:
         ``[h, w, 3]`` uint8.
@@ -125,10 +125,10 @@ def mid_and_worst(predicted: np.ndarray, truth: np.ndarray | None, axis: int) ->
         axis: along which slices are cut.
 
     Returns:
-        The slice in the middle of those with a label other than 0 in the truth (in the prediction where the
-        truth has or there is none, of all slices where neither has any), and the one with most wrong voxels,
-        or without a truth with most labelled ones; the first if several are equal, the middle one if there is
-        no such voxel at all.
+        Two slices. The first is the middle one of the slices with a label other than 0 in the truth; in the
+        prediction if there is no truth or it has no such label; of all slices if neither has any. The second
+        is the slice with most wrong voxels, or, without a truth, with most labelled ones: the first of
+        several equal ones. If there is no such voxel, it is the middle one again.
     """
     rest = tuple(other for other in range(predicted.ndim) if other != axis)
     middle = (predicted.shape[axis] - 1) // 2
@@ -230,7 +230,7 @@ def _window(voxels: np.ndarray) -> tuple[float, float]:
 
 
 def _panel_size(sides: Sequence[tuple[int, float]], size: int) -> tuple[int, int]:
-    """Return height and width in pixels of a panel with so many voxels of so many mm down and across."""
+    """Return height and width of a panel in pixels, from number and size in mm of voxels down and across."""
     lengths = [count * width for count, width in sides]
     fine = max(lengths) / min(width for _, width in sides)  # a pixel per voxel along the finer axis
     scale = min(max(fine, size), LARGEST * size) / max(lengths)

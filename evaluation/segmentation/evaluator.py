@@ -1,4 +1,4 @@
-"""The metrics of segmented pictures or volumes.
+"""The metrics of segmented images or volumes.
 
 Letters in shapes: S spatial axes of one image (h, w or d, h, w), N pixels, K classes.
 """
@@ -26,9 +26,10 @@ class ClassMetrics(NamedTuple):
     Attributes:
         name: of the class.
         pixels: number of evaluated pixels that belong to it.
-        metrics: in 0..1: ``IoU`` and ``Dice`` (NaN for a class that is neither in the truth nor predicted, 0
-            for one that is predicted alone), ``accuracy`` (share of its pixels that were recognised, NaN
-            without any) and ``precision`` (share of the pixels taken for it that are, NaN without any).
+        metrics: in 0..1. ``IoU`` and ``Dice``: NaN for a class that is neither in the truth nor predicted, 0
+            for one that is only predicted. ``accuracy``: share of its pixels that were recognised, NaN
+            without any. ``precision``: share of the pixels predicted as it that belong to it, NaN without
+            any.
     """
 
     name: str

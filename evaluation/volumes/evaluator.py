@@ -37,8 +37,8 @@ def case_metrics(
     (voxels of the surfaces, without sub-voxels), see :func:`.surfaces.surface_distances`.
 
     A class that is absent from truth and prediction has no metric: NaN, left out of every mean. One that is
-    absent from only one of the two has Dice 0, surface Dice 0 and, as HD95, the diagonal of the scan, which
-    is the worst that the scan allows: a missed organ costs, and a mean stays finite.
+    absent from only one of the two has Dice 0 and surface Dice 0. Its HD95 is the diagonal of the scan, the
+    largest that the scan allows. So a missed organ makes the mean worse, and the mean stays finite.
 
     Args:
         predicted: ``[*S]`` uint8 labels.
@@ -250,7 +250,7 @@ def _surface_metrics(
     tolerance: float,
     diagonal: float,
 ) -> dict[str, float]:
-    """HD95 and surface Dice of two masks with so many voxels, by the rule for absent classes."""
+    """HD95 and surface Dice of two masks, given their numbers of voxels, by the rule for absent classes."""
     if not any(counts):
         return {"HD95_mm": math.nan, "surface_Dice": math.nan}
     if not all(counts):

@@ -30,8 +30,8 @@ class ClassCases(NamedTuple):
         name: of the class.
         cases: number of cases counted: those in which truth or prediction has the class.
         absent: number of cases without it in either, which no mean counts.
-        missed: number of cases counted in which the truth alone has it.
-        invented: number of cases counted in which the prediction alone has it.
+        missed: number of cases counted in which only the truth has it.
+        invented: number of cases counted in which only the prediction has it.
         means: over the cases counted: ``Dice`` and, if surfaces were measured, ``HD95_mm`` and
             ``surface_Dice``; NaN without a case.
         medians: the same.
@@ -130,7 +130,7 @@ class VolumeResult(Result):
         """Write a table with a row per case and class, atomically.
 
         Columns: ``case``, ``class``, ``Dice``, ``HD95_mm``, ``surface_Dice`` (the last two if surfaces were
-        measured), ``volume_ml`` and ``true_volume_ml`` (or ``area_mm2`` and ``true_area_mm2`` of pictures).
+        measured), ``volume_ml`` and ``true_volume_ml`` (or ``area_mm2`` and ``true_area_mm2`` of 2D images).
         A metric that is not defined is left empty.
 
         Args:

@@ -39,10 +39,10 @@ class SurfaceDistances(NamedTuple):
 def surface_distances(predicted: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> SurfaceDistances:
     """Find the distances between the surfaces of two masks.
 
-    The surface of a mask is its voxels of which a neighbour across a face is outside, and what lies beyond
-    the edge of the scan is outside; this and the distances are MONAI's (``get_mask_edges`` and
-    ``get_surface_distance``), and so are the metrics from them (``compute_hausdorff_distance`` and
-    ``compute_surface_dice`` without sub-voxels). All that is done here besides:
+    The surface of a mask is its voxels of which a neighbour across a face is outside. What lies beyond the
+    edge of the scan is outside. This and the distances are MONAI's (``get_mask_edges`` and
+    ``get_surface_distance``). So are the metrics from them (``compute_hausdorff_distance`` and
+    ``compute_surface_dice`` without sub-voxels). Two things differ here:
 
     - Both masks are cut to the box around the two first, which changes nothing but time and memory.
     - An axis along which the scan has one voxel is left out. Otherwise every voxel of a scan of one slice

@@ -1,6 +1,6 @@
 """What a task does with the outputs of one head beyond training it.
 
-Letters in shapes: B images, h w height and width of a picture in pixels, K classes.
+Letters in shapes: B images, h w height and width of an image in pixels, K classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...data.shared.io import read_image
-from ...data.shared.module import TrunklineData
+from ...data.shared.labels import LabelClass
+from ...data.shared.module import DataContractError, TrunklineData
 from ...evaluation.base import (
     EvaluationContext,
     Evaluator,
@@ -57,7 +58,7 @@ class Branch(ABC):
 
     Attributes:
         kind: of the labels that the head learns, as data modules name it.
-        covers_areas: whether its drawing covers whole areas of a picture.
+        covers_areas: whether its drawing covers whole areas of an image.
         small_pictures: whether the logger gets its pictures together, on one sheet, evenly spaced over the
             data; else one by one, the first of the data.
         classes: what is known of class k: ``id``, ``name`` and perhaps ``colour``; plain dictionaries, for
@@ -109,6 +110,11 @@ class Branch(ABC):
             self.truth = data.evaluation_truth(self.kind, stage, self.name)
 
     def _require_labels(self, data: TrunklineData) -> None:
+        if isinstance(data.label_kinds, str):
+            raise DataContractError(
+                f"label_kinds of {type(data).__name__} is the text {data.label_kinds!r}; it has to be a "
+                f"tuple, as in ({data.label_kinds!r},)"
+            )
         if self.kind not in data.label_kinds:
             kinds = [LABELS.get(kind, (kind, "", "another task")) for kind in data.label_kinds]
             has = " and ".join(kind[0] for kind in kinds) or "no labels"
@@ -121,9 +127,15 @@ class Branch(ABC):
 
     def classes_of(self, data: TrunklineData) -> list[dict[str, Any]]:
         """Return the classes of a data module as plain dictionaries; empty if it names none."""
+        classes = list(data.label_classes(self.kind, self.name))
+        if not all(isinstance(c, LabelClass) for c in classes):
+            raise DataContractError(
+                f"label_classes() of {type(data).__name__} returned {classes[:3]}; it has to be a list "
+                "of LabelClass"
+            )
         return [
             {"id": int(c.id), "name": c.name, **({} if c.colour is None else {"colour": list(c.colour)})}
-            for c in data.label_classes(self.kind, self.name)
+            for c in classes
         ]
 
     def label_of(self, known: dict[str, Any]) -> str:
@@ -262,7 +274,7 @@ class Branch(ABC):
     # -- pictures and files
 
     def input_picture(self, batch: Any, index: int) -> np.ndarray | None:
-        """Return one image of a batch at input size, ``[h, w, 3]`` uint8; None if it is no picture."""
+        """Return one image of a batch at input size, ``[h, w, 3]`` uint8; None if it is no 2D image."""
         height, width = batch.image_sizes[index].tolist()
         return batch.image[index, :, :height, :width].permute(1, 2, 0).cpu().numpy()
 

@@ -72,8 +72,8 @@ class LossMeans:
     """Sums losses batch by batch on their device, and divides once at the end.
 
     A batch counts by its labelled images, whatever its own mean is over. The losses of segmentation are means
-    over the labelled pixels of a batch; so theirs depends somewhat on which images share a batch, as in
-    training, and a batch without a labelled pixel counts as 0.
+    over the labelled pixels of a batch. So their mean depends a little on which images share a batch, as in
+    training. A batch without a labelled pixel counts as 0.
 
     The sums are exchanged as one object instead of by Lightning's ``sync_dist``, which a process without an
     image would block for ever.

@@ -16,6 +16,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 
 from ...data.shared.io import read_image
+from ...data.shared.module import DataContractError
 from ...evaluation.base import Prediction
 from ...evaluation.files import write_json
 from ...evaluation.pictures import contact_sheet, save_picture
@@ -88,7 +89,14 @@ class PredictionWriter(BasePredictionWriter):
         require_writable(self.folder)
 
     def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        self._paths = {int(i): Path(path) for i, path in trainer.datamodule.prediction_paths().items()}
+        data = trainer.datamodule
+        paths = data.prediction_paths()
+        if not isinstance(paths, Mapping):
+            raise DataContractError(
+                f"prediction_paths() of {type(data).__name__} returned a {type(paths).__name__}; it has to "
+                "be a dictionary from the ids of the images to their files"
+            )
+        self._paths = {int(i): Path(path) for i, path in paths.items()}
         self._files = {
             name: branch.file_writer(self.folder / name, self.min_score, self.pictures)
             for name, branch in self.branches.items()
@@ -108,7 +116,13 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         for index, found in enumerate(prediction):
             each = found if len(self.branches) > 1 else dict.fromkeys(self.branches, found)
-            path = self._paths[next(iter(each.values()))["image_id"]]
+            image_id = next(iter(each.values()))["image_id"]
+            if image_id not in self._paths:
+                raise DataContractError(
+                    f"prediction_paths() of the data module has no file for the image id "
+                    f"{image_id} of a batch"
+                )
+            path = self._paths[image_id]
             for name, files in self._files.items():
                 files.add(each[name], path, batch.for_head(name), index)
             drawn = self._picture(each, path, batch) if self.pictures else None
@@ -135,7 +149,7 @@ class PredictionWriter(BasePredictionWriter):
             for files in self._files.values():
                 try:
                     texts.append(files.finish(first))
-                except UnreadImages as error:  # the others are written all the same
+                except UnreadImages as error:  # the others are still written
                     problem = error
                     texts.append(error.written)
             if first:

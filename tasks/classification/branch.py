@@ -1,6 +1,6 @@
 """Classes of one classification head: metrics, table of predictions, labelled pictures.
 
-Letters in shapes: B images, C channels, K classes, h w height and width of a picture, S spatial axes.
+Letters in shapes: B images, C channels, K classes, h w height and width of a 2D image, S spatial axes.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _cut(text: str, most: int = LONGEST_TEXT) -> str:
 
 
 def as_picture(image: Tensor) -> np.ndarray | None:
-    """Turn ``[C, *S]`` into ``[h, w, 3]`` uint8; None for scans and anything but grey and RGB pictures."""
+    """Turn ``[C, *S]`` into ``[h, w, 3]`` uint8; None for scans and anything but grey and RGB images."""
     if image.is_floating_point() or image.ndim != 3 or image.shape[0] not in (1, 3):
         return None
     return image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()

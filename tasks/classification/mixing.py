@@ -22,7 +22,7 @@ class Mixing:
     et al. 2019) pastes a box of the other image, whose share of the volume is drawn in the same way. Labels
     are mixed by the same shares. With both, one of them is drawn for each batch, with equal probability.
     Pairs, shares and boxes are those of ``torchvision.transforms.v2``, here for any number of spatial axes.
-    The random numbers come from torch's generator on the host, so the device is not waited for.
+    The random numbers come from torch's generator on the CPU, so nothing synchronises the device.
 
     Args:
         mixup: alpha, 0 for none.

@@ -17,14 +17,14 @@ from .mixing import Mixing
 
 
 class Classification(Task):
-    """Trains, validates and applies a classifier of pictures or scans.
+    """Trains, validates and applies a classifier of 2D images or scans.
 
     Without an ``optimizer`` it trains by SGD with rate 0.1, momentum 0.9 and weight decay 1e-4.
 
     Args:
         mixup: alpha of mixup on training batches, 0 for none, see :class:`.mixing.Mixing`.
         cutmix: alpha of cutmix, 0 for none; with both, one of the two is drawn for each batch.
-        pictures: how many validation pictures with their predictions go to the logger in each epoch, evenly
+        pictures: how many validation images with their predictions go to the logger in each epoch, evenly
             spaced over the data of the first process.
         **task: what every ``Task`` takes; the head is a classification head (``Classifier``).
 

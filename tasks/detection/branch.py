@@ -1,6 +1,6 @@
 """Boxes of one detection head: category ids, COCO metrics, results file and drawing.
 
-Letters in shapes: B images, D detections per image, h w height and width of a picture in pixels.
+Letters in shapes: B images, D detections per image, h w height and width of an image in pixels.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class MultiTask(Task):
         heads: by a name of your choice: heads of any kind, several of a kind too.
         loss_weights: factor of each head's losses; heads that are not named have 1.
         evaluator: COCO metrics by ``faster`` (arrays) or ``pycocotools``; they agree.
-        **task: what every ``Task`` takes, but for the head.
+        **task: what every ``Task`` takes, except the head.
 
     Raises:
         ValueError: if names or weights are wrong.

@@ -40,7 +40,7 @@ class SegmentationBranch(Branch):
     image counts as it was annotated.
 
     Attributes:
-        takes_regions: whether classes may overlap, as regions of the head; pictures have no use for them.
+        takes_regions: whether classes may overlap, as regions of the head; only scans use them.
     """
 
     kind = "segmentation"

@@ -20,7 +20,7 @@ from ...backbones.layers import check_choice, per_axis
 
 Weights = Literal["gaussian", "constant"]
 SPREAD = 0.125  # standard deviation of the Gaussian weights in windows
-LEAST_WEIGHT = 1e-3  # the corners of a window would otherwise weigh next to nothing, also where it is alone
+LEAST_WEIGHT = 1e-3  # else corners of a window weigh almost nothing, also where no other covers them
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,14 @@ from ..segmentation.branch import SegmentationBranch
 class VolumeBranch(SegmentationBranch):
     """Serves a segmentation head on scans; batches are whole cases.
 
-    Metrics compare label volumes on the grid of the file, voxel by voxel as they were annotated, per region:
-    every class but the first (the background), or what ``regions`` of the head or of the data names.
+    Metrics compare label volumes on the grid of the file, voxel by voxel as they were annotated. They are per
+    region: every class except the first (the background), or what ``regions`` of the head or of the data
+        names.
 
     Attributes:
         regions: labels of each region, by name.
         patch: voxels that the network was trained with.
-        slice_axis: along which a network for pictures goes through volumes.
+        slice_axis: along which a 2D network goes through volumes.
     """
 
     kind = "volumes"
@@ -155,7 +156,7 @@ class VolumeFiles(FileWriter):
         self.folder = folder
         self.branch = branch
         self._rows: list[tuple[str, str, int, float]] = []
-        self._flat = False  # whether scans were pictures
+        self._flat = False  # whether scans were 2D images
         self._failed: list[tuple[str, str, str]] = []
         self._cases: dict[str, list[str]] = {}
 

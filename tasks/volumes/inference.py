@@ -1,7 +1,7 @@
 """Sliding windows over volumes of any size, in memory that does not grow with their depth.
 
-Windows are visited plane by plane along one axis, so what lies behind the current row of windows is final:
-it is handed on at once, and only as many planes are held as a window is deep.
+Windows are visited plane by plane along one axis. So planes before the current row of windows are final, and
+are handed on at once. Never more planes are held than a window is deep.
 
 Letters in shapes: C channels, K scores per voxel, S spatial axes (2 or 3), W axes of a window, b windows
 that run at once, P planes.
@@ -47,7 +47,7 @@ class VolumeInference:
             averaged, so three axes take eight times as long.
         buffer: where probabilities are summed up: on the network's ``device``, in the main memory of the
             ``host``, or in a temporary file on ``disk``; ``auto`` for the device if they fill less than half
-            of what is free there, else the host. They take 4 bytes * K * the depth of a window * the two
+            of what is free there, else ``host``. They take 4 bytes * K * the depth of a window * the two
             other sizes of the scan.
         keep_largest: names of classes of which only the largest connected piece is kept (neighbours touch by
             face, edge or corner); the rest becomes background.
@@ -245,7 +245,7 @@ def mirrored(run: Run, axes: Sequence[int]) -> Run:
 
 
 def sliced(run: Run, axis: int) -> Run:
-    """Let a network for pictures run on windows ``[b, C, *W]`` that are one voxel thick along ``axis``."""
+    """Let a 2D network run on windows ``[b, C, *W]`` that are one voxel thick along ``axis``."""
     return lambda windows: run(windows.squeeze(2 + axis)).unsqueeze(2 + axis)
 
 

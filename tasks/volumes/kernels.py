@@ -27,9 +27,9 @@ LAYOUT = torch.channels_last_3d
 def faster_kernels(windows: Tensor) -> Iterator[Tensor]:
     """Let 3-D layers take faster kernels on windows ``[B, C, D, H, W]`` in a CPU's memory, inside the block.
 
-    Without gradients alone. The results differ by rounding: in channels last torch's instance norms add up
+    Only without gradients. The results differ by rounding: in channels last torch's instance norms add up
     less carefully, which leaves relative errors of 1e-4 (64^3 voxels) to 1e-3 (128^3), as TF32 does on a GPU.
-    All else (other devices and types, pictures, autocast) runs as it did.
+    All else (other devices and types, 2D images, autocast) runs as before.
 
     Args:
         windows: for a network.

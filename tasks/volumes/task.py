@@ -31,7 +31,7 @@ class VolumeSegmentation(Task):
     """Trains a segmenter on patches of scans, and applies it to whole scans by a sliding window.
 
     Scans are read, prepared and put back onto their own grids by ``ScanSegmentation``. The network may be
-    for volumes, or for pictures: then it goes through volumes slice by slice. Without an ``optimizer`` it
+    3D, or 2D: then it goes through volumes slice by slice. Without an ``optimizer`` it
     trains by SGD with rate 0.01, Nesterov momentum 0.99 and weight decay 3e-5 (nnU-Net, Isensee et al.
     2021).
 
@@ -43,7 +43,7 @@ class VolumeSegmentation(Task):
         surface_tolerance: of the surface Dice, in mm.
         ensemble: further checkpoints, such as those of the other folds, whose probabilities are averaged
             with this model's in validate, test and predict.
-        **task: what every ``Task`` takes; the head is a segmentation head, ``UNet`` above all.
+        **task: what every ``Task`` takes; the head is a segmentation head, such as ``UNet``.
     """
 
     kind = "volumes"
@@ -108,12 +108,12 @@ class VolumeSegmentation(Task):
         for planes in sweep(run, image, window, self.inference, self.device, axis):
             for block, scores in restorer.blocks(planes):
                 restorer.write(block, self.head.decide(scores[None])[0])
-                del scores  # not to be held beside those of the next block
+                del scores  # not to be held together with those of the next block
         del planes  # they hold the buffer of all scores
         return keep_largest(restorer.labels(), self._kept())
 
     def _window(self, axes: int) -> tuple[list[int], int | None]:
-        """Return the window, and the axis to slice along if a network for pictures meets a volume."""
+        """Return the window, and the axis to slice along if a 2D network gets a volume."""
         window = list(self.inference.window or self.branch.patch)
         ndim = len(self.backbone.levels[0].stride)
         if len(window) != ndim:
@@ -123,7 +123,9 @@ class VolumeSegmentation(Task):
         if axes == ndim:
             return window, None
         if axes < ndim:
-            raise ValueError("the scan is a picture, the network is for volumes; set --model.backbone.ndim 2")
+            raise ValueError(
+                "the scan is a 2D image, the network is for volumes; set --model.backbone.ndim 2"
+            )
         axis = 2 if self.branch.slice_axis is None else self.branch.slice_axis
         window.insert(axis, 1)
         return window, axis
@@ -147,7 +149,7 @@ class VolumeSegmentation(Task):
         files, ndim = ", ".join(batch.case.images), len(self.backbone.levels[0].stride)
         assert batch.image is not None  # else there is an error
         if batch.image.ndim - 1 < ndim:
-            return f"{files}: is a picture, but the network is for volumes"
+            return f"{files}: is a 2D image, but the network is for volumes"
         channels, wanted = len(batch.image), self.trunk.image_channels
         if wanted not in (channels, None):
             return (

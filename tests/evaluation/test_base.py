@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from trunkline.evaluation.base import Result, class_table, merge_metrics, write_result
 from trunkline.evaluation.segmentation import SegmentationEvaluator
@@ -104,6 +105,23 @@ def test_a_metric_of_two_evaluators_is_an_error_that_names_it(tmp_path):
     assert not list(tmp_path.iterdir())
     assert merge_metrics([PLAIN, OTHER]) == {"plain": 7.0, "two": 2.0}
     assert merge_metrics([]) == {}
+
+
+def test_infinite_metrics_are_written_as_text_and_numbers_of_any_kind_are_taken(tmp_path):
+    rows = Rows(
+        {"far": float("inf"), "near": torch.tensor(0.5), "none": NAN}, [{"name": "ant", "HD": -math.inf}]
+    )
+    write_result([rows], tmp_path)
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["metrics"] == {"far": "inf", "near": 0.5, "none": None}
+    assert content["classes"] == [{"name": "ant", "HD": "-inf"}]
+
+
+def test_what_is_no_result_and_no_number_is_named():
+    with pytest.raises(ValueError, match="returned a dict; return a Result"):
+        merge_metrics([{"one": 1.0}])
+    with pytest.raises(ValueError, match="the metric 'one' is None; it has to be a number"):
+        merge_metrics([Result({"one": None})])
 
 
 @pytest.mark.parametrize("kind", ["boxes", "masks", "classes", "several classes", "scans"])

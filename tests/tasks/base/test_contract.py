@@ -104,6 +104,27 @@ def test_writing_predictions_needs_their_files(tmp_path, name):
         runner.predict(task, without("prediction_paths")("" if name == "all" else name))
 
 
+def test_values_of_the_wrong_kind_are_named(tmp_path):
+    data = Everything("scene")
+    data.label_kinds = "classification"
+    with pytest.raises(DataContractError, match="label_kinds of Everything is the text 'classif.* tuple"):
+        run("fit", TASKS["scene"](), data, tmp_path)
+    names = type("Odd", (Everything,), {"label_classes": lambda self, kind, head="": ["day", "night"]})
+    with pytest.raises(DataContractError, match=r"label_classes\(\) of Odd .*LabelClass"):
+        run("fit", TASKS["scene"](), names("scene"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"), [([], "returned a list"), ({}, "has no file for the image id 0")]
+)
+def test_paths_that_do_not_fit_the_images_are_named(tmp_path, paths, words):
+    odd = type("Odd", (Everything,), {"prediction_paths": lambda self: paths})
+    task, runner = TASKS["scene"](), trainer(tmp_path)
+    runner.callbacks.append(task.prediction_writer(tmp_path / "out", False, 0.5))
+    with pytest.raises(DataContractError, match=rf"prediction_paths\(\) of .*{words}"):
+        runner.predict(task, odd("scene"))
+
+
 def test_segmentation_of_scans_needs_their_settings(tmp_path):
     attributes = {
         "label_kinds": ("volumes",),

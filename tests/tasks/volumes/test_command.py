@@ -127,7 +127,7 @@ def test_a_scan_that_is_no_input_of_the_network_is_reported_without_the_training
         np.zeros((1, 4, 5), np.float32), None, Case("p", ("p.png",), None, "p"), None, np.array([0])
     )
     (prediction,) = oracle().predict_step(picture, 0)
-    assert prediction["image_id"] == 0 and "p.png: is a picture" in prediction["error"]
+    assert prediction["image_id"] == 0 and "p.png: is a 2D image" in prediction["error"]
 
 
 @pytest.mark.parametrize("option", ["data.patch", "model.inference.window"])
