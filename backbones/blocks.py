@@ -215,7 +215,7 @@ class Bottleneck(ResidualBlock):
         first, second = (place.stride, one) if options.stride_in_1x1 else (one, place.stride)
         self._add_layer(1, (place.inputs, inner), options, 1, first)
         second = self._strided(second, inner, options)
-        # Behind a 1x1 that has lost its stride the 3x3 must skip what that would have dropped.
+        # After a 1x1 that has lost its stride the 3x3 must skip the cells that the stride would have skipped.
         dilation = place.dilations[1] if options.stride_in_1x1 else place.dilations[0]
         self._add_layer(2, (inner, inner), options, place.kernel, second, dilation, options.groups)
         self._add_layer(3, (inner, place.width * self.expansion), options, 1)

@@ -57,7 +57,7 @@ class TimmBackbone(Backbone):
 
     Raises:
         ValueError: if timm is missing or does not know the name or an option, if an argument is none of the
-            values above or cannot be had for this network, or if the weights do not fit.
+            values above or is not possible for this network, or if the weights do not fit.
         OSError: if the weights could not be fetched.
     """
 
@@ -253,7 +253,7 @@ def _blueprint(timm: ModuleType, name: str, options: dict[str, Any]) -> tuple[An
         try:
             with torch.device("meta"):
                 return timm.create_model(name, features_only=True, **settings), settings
-        except Exception as error:  # constructors of a thousand models raise nearly anything
+        except Exception as error:  # constructors of a thousand models raise almost any exception
             ours = relaxed.keys() - options.keys()
             if isinstance(error, TypeError) and any(key in str(error) for key in ours):
                 continue
@@ -285,7 +285,7 @@ def _create_pretrained(timm: ModuleType, name: str, settings: dict[str, Any]) ->
         raise ValueError(f"timm has no published weights for {name}; give a file, or weights: null")
     try:
         return timm.create_model(name, pretrained=True, **settings)
-    except Exception as error:  # the blueprint was built, so this is the hub, the network or the cache
+    except Exception as error:  # the model was built, so this is the hub, the network or the cache
         raise OSError(
             f"timm could not fetch the weights of {name} ({_first_line(error)}); check the network, or "
             "download the file by other means and give its path"

@@ -72,7 +72,7 @@ class Classifier(ClassificationHead):
         self.multi_label = multi_label
         self.label_smoothing = label_smoothing
         self.balanced = class_weights == "balanced"
-        # A plain tensor, not a buffer: weight averaging would run rounding errors into constants.
+        # A plain tensor, not a buffer: weight averaging would add rounding errors to constants.
         self._class_weights: Tensor | None = None
         if class_weights is not None and class_weights != "balanced":
             self.set_class_weights(class_weights)

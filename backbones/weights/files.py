@@ -109,7 +109,7 @@ def open_file(path: Path) -> object:
         return opener(path)
     except ImportError as error:
         raise ValueError(f"{path} is a safetensors file; to read it, pip install safetensors") from error
-    except Exception as error:  # these readers raise nearly anything on a file that is not theirs
+    except Exception as error:  # these readers raise almost any exception on other files
         raise ValueError(f"{path} cannot be read as weights ({_cause(path, error)}); {needed}") from error
 
 

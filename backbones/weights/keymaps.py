@@ -10,7 +10,7 @@ from torch import Tensor
 from .detectron2 import caffe2_name, has_detectron2_names, own_slot
 from .parts import ASPP, AUXILIARY, HEAD, NECK, OTHER, TRUNK, Entry, Slot
 
-# First match wins. The names on the right are ours, relative to the part.
+# The first match is used. The names on the right are ours, relative to the part.
 _RULES: tuple[tuple[str, str, str], ...] = (
     (r"(?:backbone\.)?(?:body|bottom_up)\.(.+)", TRUNK, r"\1"),
     (r"(?:backbone\.)?(?:fpn\.)?inner_blocks\.(\d+)\.(?:0\.)?(weight|bias)", NECK, r"lateral.\1.\2"),

@@ -22,7 +22,7 @@ What differs is made to fit where that is well defined, see :mod:`.adapt`:
   that keeps the published name.
 
 Batch-norm weights for a network with group or instance norm give it their convolutions only: its norms
-keep their initial values, because an affine map learned after other statistics does not carry over.
+keep their initial values, because an affine map learned after other statistics does not fit here.
 Those tensors are reported as skipped and not counted.
 
 Some properties show in no shape. detectron2's files take settings for granted that are checked here. The

@@ -156,7 +156,7 @@ def box_losses(
     Returns:
         ``[...]`` float32.
     """
-    # Rows that learn nothing turn a unit square into itself: no formula has trouble with that.
+    # Rows that learn nothing turn a unit square into itself, so that all formulas stay finite.
     unit = (torch.arange(4, device=deltas.device) // 2).float()  # 0 0 1 1
     references = torch.where(positive[..., None], references, unit)
     targets = torch.where(positive[..., None], targets, unit)

@@ -38,7 +38,7 @@ def top_candidates(
         falling score. T is ``number``, or less if no level has as many. Levels with fewer are filled up with
         scores of minus infinity.
     """
-    # top-k puts NaN first; as the lowest score it cannot push out a sound candidate.
+    # top-k puts NaN first; as the lowest score it cannot take the place of a finite one.
     scores = torch.where(torch.isfinite(scores), scores, -torch.inf)
     per_level = [scores.shape[1]] if per_level is None else per_level
     rows = min(number, max(per_level))

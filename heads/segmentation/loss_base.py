@@ -122,7 +122,7 @@ class WeightedLoss(SegmentationLoss):
         if isinstance(class_weights, str):
             check_choice("head.loss.class_weights", class_weights, ("balanced",))
         self.balanced = class_weights == "balanced"
-        # A plain tensor, not a buffer: weight averaging would run rounding errors into constants.
+        # A plain tensor, not a buffer: weight averaging would add rounding errors to constants.
         self._class_weights: Tensor | None = None
         if class_weights is not None and class_weights != "balanced":
             self.set_class_weights(class_weights)
@@ -215,7 +215,7 @@ def all_labelled(valid: Tensor) -> bool:
 class _WithoutGradient(torch.autograd.Function):
     """Passes values on as they are, without a copy, and zeros back as the gradient of ignored pixels.
 
-    Such a pixel may hold NaN, and then its gradient is NaN however little the pixel counts.
+    Such a pixel may hold NaN, and then its gradient is NaN even with a weight of 0.
     """
 
     @staticmethod

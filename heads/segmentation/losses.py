@@ -119,7 +119,7 @@ class OnlineHardExampleMining(WeightedLoss):
         hardest = hardness.flatten().topk(most).values
         number = (valid.sum() * self.min_kept).ceil().long().clamp(1, most)
         last = hardest.gather(0, number[None] - 1)
-        # Not <: a NaN is hard, or it would drop out of the loss unseen.
+        # Not <: a NaN is hard, otherwise the loss would leave it out without a message.
         return valid & (~(torch.exp(-rows) >= self.threshold) | (hardness >= last))
 
 

@@ -234,6 +234,6 @@ def _jaccard_steps(truth: Tensor, dtype: torch.dtype) -> Tensor:
     position = torch.arange(1, truth.shape[2] + 1, device=truth.device, dtype=torch.int32)
     common = (pixels - missed).to(dtype)
     union = (pixels + position - missed).to(dtype)
-    # A union of 1 by a pixel that is not of the class: the class has no pixel, so its error is complete.
+    # A union of 1 by a pixel that is not of the class: the class has no pixel, so the error jumps to 1.
     added = torch.where(union > 1, common / (union * (union - 1).clamp(min=1)), 1.0)
     return torch.where(truth, 1 / union, added)

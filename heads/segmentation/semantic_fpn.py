@@ -31,9 +31,9 @@ class SemanticFPN(SegmentationHead):
     Kirillov et al., "Panoptic feature pyramid networks", 2019, as in ``SemSegFPNHead`` of detectron2. Each
     level passes 3x3 convolution, norm, ReLU and twofold linear upsampling, repeated until the finest level's
     stride is reached (the finest level: once, without upsampling). The levels are added, pass a 1x1
-    convolution and are interpolated to the size of the image. Convolutions begin as there (normal, He et al. 2015, fan
-    out). Where twice the size does not fit (odd sizes, strides that differ between axes), a step leads to the
-    size that halving the finest map's, rounded up, would give.
+    convolution and are interpolated to the size of the image. Convolutions begin as there (normal, He et al.
+    2015, fan out). Where twice the size does not fit (odd sizes, strides that differ between axes), a step
+    leads to the size that halving the finest map's, rounded up, would give.
 
     Args:
         levels: what the neck (or trunk) declares, finest first.
