@@ -1,4 +1,4 @@
-"""The config that ``trunkline plan`` writes, with the reason beside each number."""
+"""The config that ``trunkline plan`` writes, with the reason next to each number."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _backbone_reasons(plan: Plan) -> dict[str, str]:
     steps, maps = plan.stages.steps, [s // d for s, d in zip(plan.patch, plan.stages.divisor, strict=True)]
     slices = "" if plan.slice_axis is None else f": slices perpendicular to axis {plan.slice_axis}"
     reasons = {
-        "ndim": "scans have 3 axes" if plan.ndim == 3 else f"a network for pictures{slices}",
+        "ndim": "scans have 3 axes" if plan.ndim == 3 else f"a 2D network{slices}",
         "in_channels": ", ".join(one_line(channel.name) for channel in plan.fingerprint.channels),
         "channels": f"doubled from stage to stage up to {MOST_WIDTH[plan.ndim]}",
         "blocks": "those of nnU-Net's residual encoders",

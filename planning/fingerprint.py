@@ -67,9 +67,9 @@ class Fingerprint:
     """What is known of the scans of a dataset.
 
     Attributes:
-        shapes: ``[N, n]`` voxels per axis, after reorientation to RAS (pictures as they are).
+        shapes: ``[N, n]`` voxels per axis, after reorientation to RAS (2D images as they are).
         cropped: ``[N, n]``, of the box of voxels that are not 0 in some channel.
-        spacings: ``[N, n]`` mm; 1 for pictures.
+        spacings: ``[N, n]`` mm; 1 for 2D images.
         channels: C of them.
         counts: ``[N, K + 1]`` voxels of each label, and last of ignored ones.
         foreground: whether the intensities are those of the foreground (labels from 1 on); false if no case
@@ -85,7 +85,7 @@ class Fingerprint:
 
     @property
     def axes(self) -> int:
-        """n: 2 for pictures."""
+        """n: 2 for 2D images."""
         return self.shapes.shape[1]
 
     @property
@@ -203,7 +203,7 @@ def _is_whole(channel: np.ndarray) -> bool:
 
 
 def _check_alike(found: Sequence[_CaseFingerprint], cases: Sequence[Case], channels: Sequence[str]) -> None:
-    """Raise CasesError unless all cases have as many axes and channels."""
+    """Raise CasesError unless all cases have the same number of axes and channels."""
     axes = len(found[0].shape)
     problems = [
         f"{case.name}: {len(one.shape)} axes, {cases[0].name} has {axes}"

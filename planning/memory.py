@@ -21,7 +21,7 @@ from .shape import Axes, Stages
 
 GIB = 2**30
 PER_PARAMETER = 4 + 4 + 4 + 2  # bytes: weight, gradient, momentum of SGD, and its copy in bfloat16
-PASSING = 3  # maps as large as the largest that backward holds beside what forward has saved
+PASSING = 3  # maps as large as the largest that backward holds in addition to what forward saved
 DEVICE = 0.75 * GIB  # what a device's libraries take themselves
 SAFETY = 1.2  # on all that grows with the batch: workspaces of convolutions, fragments
 
@@ -41,7 +41,7 @@ class Memory:
     largest: int
 
     def of(self, batch: int) -> float:
-        """Return the estimate for batches of so many patches, in bytes."""
+        """Return the estimate for batches of this number of patches, in bytes."""
         return self.fixed + batch * self.each
 
     @property
@@ -55,7 +55,7 @@ class Memory:
         return SAFETY * (self.saved + PASSING * self.largest)
 
     def largest_batch(self, limit: float) -> int:
-        """Return how many patches fit into so many bytes; 0 if none does."""
+        """Return how many patches fit into this number of bytes; 0 if none does."""
         return max(0, math.floor((limit - self.fixed) / self.each))
 
 
@@ -87,7 +87,7 @@ class Network:
         }
 
     def head(self, stages: Stages) -> dict[str, Any]:
-        """Return the arguments of the decoder but for its loss."""
+        """Return the arguments of the decoder except its loss."""
         given = {} if self.regions is None else {"regions": [list(labels) for labels in self.regions]}
         return {
             "num_classes": self.num_classes,
@@ -116,7 +116,7 @@ def short(rows: Sequence[Axes]) -> list[int | list[int]]:
 def training_memory(network: Network, stages: Stages, patch: Axes) -> Memory:
     """Count what a training step takes.
 
-    The very network and its losses run on torch's ``meta`` device, which computes shapes alone, and every
+    The network itself and its losses run on torch's ``meta`` device, which computes only shapes. Every
     tensor that is kept for backward is counted once. Maps are taken to be bfloat16, as under ``bf16-mixed``
     those of convolutions, instance norms and activations are; the losses are in float32, as everywhere.
     Workspaces of convolutions, which depend on the device, are left to the margins in ``Memory``.

@@ -69,10 +69,10 @@ class Plan:
         fingerprint: of its scans.
         network: what the network reads and gives.
         ndim: axes of the network.
-        slice_axis: what slices are perpendicular to, if it is a network for pictures on scans; else None.
+        slice_axis: what slices are perpendicular to, if it is a 2D network on scans; else None.
         crop: whether scans are cropped to what is not 0.
         normalisations: one per channel.
-        spacing: mm to resample to; None for pictures.
+        spacing: mm to resample to; None for 2D images.
         spacing_reason: why.
         median: voxels per axis of the median scan at this spacing, cropped if ``crop``.
         patch: voxels, ``ndim`` of them.
@@ -195,11 +195,11 @@ def plan_for(
 def _spacing(
     fingerprint: Fingerprint, shapes: np.ndarray, asked: Sequence[float] | None
 ) -> tuple[tuple[float, ...] | None, str]:
-    """Return the spacing to resample to, None for pictures, and why."""
+    """Return the spacing to resample to, None for 2D images, and why."""
     if asked is not None:
         if fingerprint.axes == 2:
             raise ValueError(
-                "--spacing is given, but the dataset holds pictures, which are not resampled; leave it out"
+                "--spacing is given, but the dataset holds 2D images, which are not resampled; leave it out"
             )
         if len(asked) != fingerprint.axes or not all(0 < mm < math.inf for mm in asked):
             raise ValueError(
@@ -207,7 +207,7 @@ def _spacing(
             )
         return tuple(float(mm) for mm in asked), "given by --spacing"
     if fingerprint.axes == 2:
-        return None, "pictures have pixels, not mm"
+        return None, "2D images have pixels, not mm"
     spacing, coarse = target_spacing(fingerprint.spacings, shapes)
     if coarse is None:
         return spacing, "mm, the median of each axis"
@@ -225,7 +225,7 @@ def _axes(ndim: int | None, median: Sequence[int], spacing: Sequence[float]) -> 
     axes = list(range(len(median)))
     if len(median) == 2:
         if ndim == 3:
-            raise ValueError("--ndim is 3, but the dataset holds pictures, which have 2 axes; leave it out")
+            raise ValueError("--ndim is 3, but the dataset holds 2D images; they have 2 axes; leave it out")
         return axes, None
     if ndim == 3 or (ndim is None and min(median) > 1):
         return axes, None
@@ -299,7 +299,7 @@ def _is_ct(channel: ChannelFingerprint, asked: str | None, pictures: bool) -> tu
     if channel.name.lower() == "ct":
         return True, "CT by the dataset's name of the channel"
     if pictures or _NOT_CT.fullmatch(channel.name):
-        return False, "a picture" if pictures else f"{channel.name}, by the dataset's name of the channel"
+        return False, "a 2D image" if pictures else f"{channel.name}, by the dataset's name of the channel"
     if channel.whole and channel.lowest <= _AIR:
         why = f"guessed to be CT: whole numbers down to {channel.lowest:g}"
         logger.info("channel %s is %s; if it is not, give --modality mr or other", channel.name, why)

@@ -16,7 +16,7 @@ import numpy as np
 
 Axes = tuple[int, ...]
 
-COARSE = 3.0  # an axis is coarse if its spacing is so many times the others', and its size that much less
+COARSE = 3.0  # an axis is coarse if its spacing is 3 times the others', and its size 3 times less
 FIELD_OF_VIEW = {2: 2048, 3: 256}  # voxels per axis of the first patch, were the spacing isotropic
 LEAST_MAP = 4  # voxels of the coarsest maps along an axis
 BLOCKS = (1, 3, 4, 6)  # residual blocks of the first stages; further ones have 6
@@ -88,7 +88,7 @@ def target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[tuple[floa
 
 
 def rounded(value: float, digits: int = 6) -> float:
-    """Return a number with so many significant digits: headers hold 0.699999988 for 0.7."""
+    """Return a number with this number of significant digits: headers hold 0.699999988 for 0.7."""
     return float(f"{value:.{digits}g}")
 
 
@@ -141,7 +141,7 @@ def _to_halve(size: Sequence[int], mm: Sequence[float], first: bool) -> list[int
     large = [axis for axis in range(len(size)) if size[axis] >= 2 * LEAST_MAP]
     found = [axis for axis in large if mm[axis] < 2 * min(mm[other] for other in large)]
     if len(found) == 1 and size[found[0]] < 3 * LEAST_MAP and not first:
-        return []  # as nnU-Net: a step along one axis alone has to be worth it
+        return []  # as nnU-Net: a step along only one axis has to be worth it
     return found
 
 
@@ -200,5 +200,5 @@ def _divisible(spacing: Sequence[float], wanted: Sequence[int], before: Axes) ->
 
 
 def most_patches(voxels: float, patch: Sequence[int]) -> int:
-    """Return how many patches make up 5 % of a dataset of so many voxels; at least 2."""
+    """Return how many patches make up 5 % of the voxels of a dataset; at least 2."""
     return max(LEAST_BATCH, round(MOST_SHARE * voxels / math.prod(patch)))

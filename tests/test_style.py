@@ -58,6 +58,7 @@ WORDS = {
     r"(?<![A-Za-z])figures(?![A-Za-z])|Figures": "metrics",
     r"\bdata sets?\b": "dataset",
     r"\bhosts? waits?\b|\bhost wait\b|\bwaits? for the (host|device)\b": "synchronises the device",
+    r"\bis not waited for\b": "is not synchronised",
     r"\bbatch\.ids\b": "batch.image_ids",
 }
 IDENTIFIERS = {"Found": "Prediction", "on_host": "runs_on_cpu", "_some": "a name of its own"}
@@ -223,5 +224,12 @@ def test_the_rules_see_what_they_forbid():
     assert set(asked_classes(tree)) == {"FasterRCNN", "int", "heads", "UNet"}
     values = [name for name, value in named_values(tree) if getattr(value, "value", None) == 255]
     assert sorted(values) == ["IGNORE", "ignore", "ignore_index"]
-    for said in ("the figures of a run", "CocoFigures", "a data set", "the host waits", "batch.ids"):
+    for said in (
+        "the figures of a run",
+        "CocoFigures",
+        "a data set",
+        "the host waits",
+        "is not waited for",
+        "batch.ids",
+    ):
         assert any(re.search(word, said) for word in WORDS)

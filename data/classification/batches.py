@@ -15,7 +15,7 @@ from ..shared.batches import Batch
 
 @dataclass
 class ClassificationSample:
-    """One picture or scan with its class or classes.
+    """One 2D image or scan with its class or classes.
 
     Attributes:
         image: ``[3, h, w]`` uint8 RGB, or ``[C, D, H, W]`` float32 standardised.
@@ -34,7 +34,7 @@ class ClassificationBatch(Batch):
     """A batch of images of one size.
 
     Attributes:
-        image: ``[B, C, *S]``, uint8 RGB pictures or float32 scans, as in ``ClassificationSample``.
+        image: ``[B, C, *S]``, uint8 RGB images or float32 scans, as in ``ClassificationSample``.
         image_sizes: ``[B, 2]`` or ``[B, 3]`` int64, the sizes S of each image; nothing is padded.
         image_ids: ``[B]`` int64, positions in the index of the data module.
         label: ``[B]`` int64 in 0..K-1, or ``[B, K]`` float32 zeros and ones; -1 where unknown.

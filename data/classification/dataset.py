@@ -18,7 +18,7 @@ class ClassificationDataset(Dataset):
 
     Args:
         index: what there is.
-        transform: for pictures or scans, as the index holds.
+        transform: for 2D images or scans, whichever the index holds.
     """
 
     def __init__(self, index: ClassIndex, transform: PictureTransform | ScanTransform):

@@ -56,7 +56,7 @@ class ClassIndex:
         if any(scans) and not all(scans):
             scan, picture = self.path(scans.index(True)), self.path(scans.index(False))
             raise ImageError(
-                f"{scan} is a scan and {picture} a picture; train on either: put them into separate datasets"
+                f"{scan} is a scan and {picture} a 2D image; train on one kind: make separate datasets"
             )
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class ClassIndex:
 
     @property
     def scans(self) -> bool:
-        """Whether the images are scans rather than pictures (never both)."""
+        """Whether the images are scans rather than 2D images (never both)."""
         return len(self) > 0 and is_scan(self.names[0])
 
     def path(self, index: int) -> str:
@@ -126,7 +126,7 @@ def index_of_archive(
 
 
 def check_class_images(indices: Sequence[ClassIndex], mode: CheckImages = "header") -> None:
-    """Check that every file is there and can be read, and that all scans have as many channels.
+    """Check that every file is there and can be read, and that all scans have the same number of channels.
 
     Args:
         indices: what to check; splits that are used together.
@@ -176,7 +176,7 @@ def check_training_classes(index: ClassIndex) -> None:
 
 
 def _channels_or_problem(index: ClassIndex, position: int, mode: CheckImages) -> int | str:
-    """Return the number of channels of a scan, 0 for a picture, or what is wrong."""
+    """Return the number of channels of a scan, 0 for a 2D image, or what is wrong."""
     path = index.path(position)
     try:
         content = index.content(position)
@@ -190,4 +190,4 @@ def _channels_or_problem(index: ClassIndex, position: int, mode: CheckImages) ->
 
 
 def _kind(channels: int) -> str:
-    return f"a scan of {channels} channel{'s' if channels > 1 else ''}" if channels else "a picture"
+    return f"a scan of {channels} channel{'s' if channels > 1 else ''}" if channels else "a 2D image"

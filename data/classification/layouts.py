@@ -126,7 +126,7 @@ class ClassSources:
         Raises:
             DataNotFoundError: if there is no image.
             LabelError: if an image lies in no class folder, or shows a class not among ``class_names``.
-            ImageError: if pictures and scans are mixed.
+            ImageError: if 2D images and scans are mixed.
         """
         if source.is_table:
             return self._table(source.path).index(source.split, class_names, self.root)

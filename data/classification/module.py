@@ -23,7 +23,7 @@ logger = logging.getLogger("trunkline")
 
 
 class ImageClassification(SplitData[ClassIndex]):
-    """Pictures or scans with classes, for training, validation, testing and prediction.
+    """2D images or scans with classes, for training, validation, testing and prediction.
 
     Each split is one of
 
@@ -33,18 +33,18 @@ class ImageClassification(SplitData[ClassIndex]):
       ``labels`` (any number of names, ``;`` between them) or else one column of 0 and 1 per class. With the
       last two an image may show several classes. Paths are relative to the CSV's folder, or to ``root``.
 
-    A split that is not given is looked for in ``root``: if that is a folder, as ``train.csv``, ``train`` or
-    ``train.zip`` (for validation also ``valid`` and ``validation``); if it is a zip, as a folder inside; if
-    it is a CSV, as the rows of that split. Where there is no validation data but a test split, validation
+    A split that is not given is looked for in ``root``. In a folder it is ``train.csv``, ``train`` or
+    ``train.zip`` (for validation also ``valid`` and ``validation``). In a zip it is a folder inside. In a CSV
+    it is the rows of that split. Where there is no validation data but a test split, validation
     uses the test split and says so, and the other way round. Training goes without validation where there
     is neither.
 
     Classes are those of the training data: sorted folder names or labels (as numbers if all are), or columns
     in their order. Another split may lack some but not have others.
 
-    Pictures stay uint8 ``[B, 3, size, size]``; the task normalises them. Files named ``.nii``, ``.nii.gz`` or
-    ``.npy`` are scans: standardised per channel over the volume, resized without regard to voxel spacing,
-    float32 ``[B, C, D, H, W]`` with the axes of NIfTI pointing right, anterior and superior.
+    2D images stay uint8 ``[B, 3, size, size]``; the task normalises them. Files named ``.nii``, ``.nii.gz``
+    or ``.npy`` are scans. They are standardised per channel over the volume, and resized without regard to
+    voxel spacing. They are float32 ``[B, C, D, H, W]``; the axes of NIfTI point right, anterior and superior.
 
     Under DDP the module divides the data among the ranks itself: in evaluation every image is seen exactly
     once.
@@ -60,21 +60,21 @@ class ImageClassification(SplitData[ClassIndex]):
         eval_batch_size: the same for everything but training; as batch_size if null.
         workers: loader processes per device and loader; fewer if there are fewer processor cores. 0 loads
             in the main process.
-        size: side of the pictures in a batch, in pixels; of scans the side of a cube, or depth, height and
+        size: side of the 2D images in a batch, in pixels; of scans the side of a cube, or depth, height and
             width, in voxels.
-        train_size: side of the pictures in training batches, in pixels; as size if null. Smaller ones than in
+        train_size: side of 2D images in training batches, in pixels; as size if null. Smaller ones than in
             evaluation are quicker and not worse (Touvron et al. 2019, "Fixing the train-test resolution
             discrepancy").
-        resize: length of the shorter side of a picture before its centre is cut out, for evaluation (and
+        resize: length of the shorter side of a 2D image before its centre is cut out, for evaluation (and
             training, see augment), in pixels; as size if null. 256 is usual for 224.
-        interpolation: for resizing pictures, and for the policy.
-        augment: albumentations transforms for training pictures, each a name with its arguments, applied to
+        interpolation: for resizing 2D images, and for the policy.
+        augment: albumentations transforms for 2D training images, each a name with its arguments, applied to
             the original pixels. What is not of the wanted size afterwards is resized and cut as in
             evaluation. None if null.
-        policy: an automatic augmentation policy for training pictures, after the transforms.
-        random_erasing: probability of painting a rectangle in the mean colour over a training picture, last.
-        repeated_augmentation: how often an image comes up in a row, each time augmented anew; an epoch then
-            shows as much fewer different images.
+        policy: an automatic augmentation policy for 2D training images, after the transforms.
+        random_erasing: probability of painting a rectangle in the mean colour over a 2D training image, last.
+        repeated_augmentation: how often an image comes up in a row, each time with other augmentation; an
+            epoch then shows fewer different images, by this factor.
         flip_axes: axes along which training scans are randomly reversed: 0 for depth, 1 height, 2 width.
         intensity: random changes of scale and offset of training scans, in standard deviations, 0 to 1.
         check_images: before starting, check that the images can be read: header reads the beginning of each
@@ -137,7 +137,7 @@ class ImageClassification(SplitData[ClassIndex]):
             raise ValueError(f"flip_axes is {axes}; axes are 0, 1 and 2, each once")
 
     def prepare_data(self) -> None:
-        """Check the images of the coming stage, on one process of the machine.
+        """Check the images for the coming command, on one process of the machine.
 
         Raises:
             ImageError: listing missing or unreadable images, or scans with other numbers of channels.
@@ -275,22 +275,22 @@ class ImageClassification(SplitData[ClassIndex]):
         )
 
     def _check_kinds(self, indices: dict[str, ClassIndex]) -> None:
-        """Refuse scans beside pictures, and arguments that are for the other kind of image."""
+        """Refuse a mix of scans and 2D images, and arguments that are for the other kind of image."""
         kinds = {index.scans for index in indices.values()}
         if len(kinds) > 1:
             named = ", ".join(f"{split}: {index.path(0)}" for split, index in indices.items())
-            raise ImageError(f"one split holds scans and another pictures ({named}); use one kind")
+            raise ImageError(f"one split holds scans and another 2D images ({named}); use one kind")
         scans, given = kinds.pop(), self.hparams
         if not scans and not isinstance(given.size, int):
-            raise ValueError(f"size is {given.size}, but the images are pictures: give one number")
+            raise ValueError(f"size is {given.size}, but the images have two axes: give one number")
         for_pictures = ("train_size", "resize", "augment", "policy", "random_erasing")
         wrong = [name for name in (for_pictures if scans else ("flip_axes", "intensity")) if given[name]]
         if scans and given.interpolation != "bilinear":
             wrong.append("interpolation")
         if wrong:
-            instead = "flip_axes and intensity augment scans" if scans else "augment is for pictures"
-            kind = "scans" if scans else "pictures"
-            raise ValueError(f"{' and '.join(wrong)} cannot be used: the images are {kind}; {instead}")
+            instead = "flip_axes and intensity augment scans" if scans else "augment is for 2D images"
+            kind = "scans" if scans else "2D images"
+            raise ValueError(f"{' and '.join(wrong)} cannot be used: the data are {kind}; {instead}")
         if "train" in indices:
             self._transform(indices["train"], training=True)  # finds what is wrong in augment
 

@@ -27,7 +27,7 @@ class ImageTable:
 
     The columns are ``path``; optionally ``split`` (train, val or test); and the classes of an image in one of
     three forms. ``label`` holds one name: each image shows one class. ``labels`` holds any number of names
-    with ``;`` between them. Without either, every other column is a class and holds 0 or 1. Beside ``label``
+    with ``;`` between them. Without either, every other column is a class and holds 0 or 1. Next to ``label``
     or ``labels`` other columns are ignored. A path appears once.
 
     Attributes:
@@ -115,12 +115,12 @@ def read_image_table(source: Path, labelled: bool = True) -> ImageTable:
 
     Args:
         source: the file, UTF-8, with commas.
-        labelled: whether it has to have classes; if not, ``path`` alone is read.
+        labelled: whether it has to have classes; if not, only ``path`` is read.
 
     Raises:
         LabelError: listing the lines where a path or label is empty, a split is none of train, val and test,
-            a class column holds something else than 0 and 1, or a path is there for the second time; or if
-            ``path`` or all class columns are missing.
+            a class column holds something else than 0 and 1, or a path is there for the second time.
+            Also if ``path`` or all class columns are missing.
     """
     try:
         with open(source, encoding="utf-8-sig", newline="") as file:

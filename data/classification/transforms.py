@@ -1,6 +1,6 @@
-"""From a decoded picture or scan to the tensor of a batch, with or without augmentation.
+"""From a decoded 2D image or scan to the tensor of a batch, with or without augmentation.
 
-Letters in shapes: h w height and width in pixels, S the side of a picture in a batch; C channels and D H W
+Letters in shapes: h w height and width in pixels, S the side of a 2D image in a batch; C channels and D H W
 the axes of a scan, in voxels.
 """
 
@@ -31,11 +31,12 @@ _POLICIES = {
 
 
 class PictureTransform:
-    """Brings a picture to the size of the batch.
+    """Brings a 2D image to the size of the batch.
 
-    In this order: the pipeline, resizing, the policy, random erasing. A picture that has the wanted size
-    after the pipeline is not resized; any other has its shorter side resized to ``resize`` and its centre cut
-    out, so without arguments for training the result is that of torchvision's ``Resize`` and ``CenterCrop``.
+    In this order: the pipeline, resizing, the policy, random erasing. An image that has the wanted size
+    after the pipeline is not resized. Of any other the shorter side is resized to ``resize``, and the centre
+    is cut out. So without arguments for training the result is that of torchvision's ``Resize`` and
+    ``CenterCrop``.
 
     Args:
         size: S, the side of the result in pixels.
@@ -73,7 +74,7 @@ class PictureTransform:
         """Return ``[3, S, S]`` uint8 for ``[h, w, 3]`` uint8; all randomness comes from ``seed``.
 
         Raises:
-            AugmentationError: if a transform fails on this picture.
+            AugmentationError: if a transform fails on this image.
         """
         if self.augmentation is not None:
             image = self.augmentation(image, seed)

@@ -203,8 +203,8 @@ def read_coco(
         instances: ``masks``, ``keypoints`` or both, to keep them too.
 
     Raises:
-        AnnotationError: if the file is missing or no COCO instances file, has no images or no categories,
-            has duplicate ids, an annotation for an image or category that it does not list, a bad box, or
+        AnnotationError: if the file is missing or no COCO instances file, has no images or no categories, or
+            has duplicate ids. Also for an annotation with an image or category that is not listed, a bad box,
             a wrong mask or wrong keypoints.
     """
     source = Path(json_path)

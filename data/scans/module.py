@@ -73,11 +73,11 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         predict: what to predict on: scans, DICOM folders, folders of either, or a list of them. Relative to
             the working directory.
         preparation: how scans are prepared; the same in training and prediction.
-        patch: size of the training patches in voxels of prepared scans: 3 numbers, or 2 for pictures and for
+        patch: size of the training patches in voxels of prepared scans: 3 numbers, or 2 for 2D images and for
             slices of scans. Needed for training.
-        slice_axis: with patches of two numbers from scans of three axes, the axis of prepared scans that
-            slices lie across; null for that of the coarsest spacing of ``preparation``, or else of the
-            coarsest median spacing of the training data; the last if equal.
+        slice_axis: the axis of prepared scans that slices are perpendicular to, for patches of two numbers
+            from scans of three axes. If null, the axis of the coarsest spacing of ``preparation``, or else of
+            the coarsest median spacing of the training data; the last if equal.
         batch_size: patches per batch and device.
         steps_per_epoch: batches per epoch and device.
         foreground: share of the patches that are centred on a voxel of a class other than the background,
@@ -157,7 +157,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
     # -- what Lightning calls
 
     def prepare_data(self) -> None:
-        """Check and prepare the cases of the coming stage, on one process of the machine.
+        """Check and prepare the cases for the coming command, on one process of the machine.
 
         Raises:
             CasesError: listing what is wrong with the dataset or its files.

@@ -1,6 +1,6 @@
-"""The only place where pictures and masks are decoded and resized.
+"""The only place where images and masks are decoded and resized.
 
-Letters in shapes: h w height and width in pixels. Pictures are ``[h, w, 3]`` uint8 RGB.
+Letters in shapes: h w height and width in pixels. Images are ``[h, w, 3]`` uint8 RGB.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def read_image(
 
     Grey, palette, 1-bit, CMYK and other colour spaces become RGB; an alpha channel or a transparent palette
     entry is dropped, and the colour beneath it is kept. 16-bit grey is divided by 256 (``>> 8``), so the full
-    range 0..65535 becomes 0..255 for every image alike; 32-bit integer grey is cut to 0..65535 first, because
-    that is how 16-bit files are opened in part. Of an animation the first frame is read.
+    range 0..65535 becomes 0..255 for every image alike. 32-bit integer grey is cut to 0..65535 first, because
+    some 16-bit files are opened in that way. Of an animation the first frame is read.
 
     Args:
         path: a file in any format that Pillow reads.
         content: the bytes of the file if they do not lie at ``path`` (but in an archive); errors name path.
         enough: height and width that the upright image is needed at. A JPEG at least twice as large in both
-            comes back at a half, a quarter or an eighth of its size, rounded up, and no smaller than that,
-            which takes a half to two thirds of the time; the decoder averages over as many pixels.
+            comes back at a half, a quarter or an eighth of its size, rounded up, and no smaller than needed.
+            That takes a half to two thirds of the time; the decoder averages over 2, 4 or 8 pixels per axis.
 
     Returns:
         ``[h, w, 3]`` uint8 RGB, contiguous and writable.

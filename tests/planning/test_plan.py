@@ -230,7 +230,7 @@ def test_a_wrong_spacing_is_an_error(asked):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ndim": 3}, "--ndim is 3, but the dataset holds pictures"),
+        ({"ndim": 3}, "--ndim is 3, but the dataset holds 2D images"),
         ({"ndim": 1}, "--ndim is 1; a network has 2 or 3 axes"),
         ({"modality": ["xray"]}, "--modality is xray; give one of ct, mr"),
         ({"modality": ["ct", "mr"]}, r"for each of the 1 \(image\)"),

@@ -131,8 +131,8 @@ def _unlike(dataset: ScanDataset, cases: Sequence[Case], headers: Sequence[Heade
         ]
     axes = Counter(header.axes for _, header in whole).most_common(1)[0][0]
     problems += [
-        f"{case.images[0]}: has {header.axes} spatial axes where others have {axes}; keep pictures and "
-        "volumes in datasets of their own"
+        f"{case.images[0]}: has {header.axes} spatial axes where others have {axes}; keep 2D images "
+        "and volumes in datasets of their own"
         for case, header in whole
         if header.axes != axes
     ]

@@ -183,9 +183,9 @@ def _described(source: Path, missing: Unlabelled) -> Layout | None:
     """Read a ``dataset.json``, with or without cases; None if there is none, or none of this kind.
 
     Classes are ``{"0": "background", "1": "liver"}`` or ``{"background": 0, "liver": 1}``. If the value of
-    any is a list of ids, or there is a ``regions_class_order``, all but the background are regions; a class
-    is named after the region that consists only of it, else ``label_1`` and so on. The value of ``ignore``
-    becomes the id that is ignored.
+    any is a list of ids, or there is a ``regions_class_order``, all except the background are regions. A
+    class is named after the region that consists only of it, else ``label_1`` and so on. The value of
+    ``ignore`` becomes the id that is ignored.
 
     Raises:
         CasesError: if the file is damaged, an entry has the wrong form, or files that it lists are missing.

@@ -31,7 +31,7 @@ class Folder(NamedTuple):
 
 
 def scans_in(folder: Path) -> list[Path]:
-    """Return the scans, pictures and DICOM folders directly inside a folder, sorted by name."""
+    """Return the scans, 2D images and DICOM folders directly inside a folder, sorted by name."""
     if not folder.is_dir():
         return []
     return [entry for entry in sorted(folder.iterdir()) if entry.name[:1] != "." and is_scan(entry)]

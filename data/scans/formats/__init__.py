@@ -1,1 +1,1 @@
-"""Files of scans: NIfTI, NRRD, MHA, DICOM and pictures, read and written."""
+"""Files of scans: NIfTI, NRRD, MHA, DICOM and 2D images, read and written."""

@@ -1,10 +1,10 @@
 """Reads and writes scans and label volumes in any of the formats, on their own grids.
 
-A scan is ``[C, i, j, k]`` with an affine from voxel indices to millimetres (RAS+), whatever the format, so
-that the same scan as NIfTI, NRRD, MetaImage or DICOM is the same array with the same affine. A picture is a
-scan of two axes, ``[C, h, w]``, with pixels of 1 mm.
+A scan is ``[C, i, j, k]`` with an affine from voxel indices to millimetres (RAS+), in every format. So the
+same scan as NIfTI, NRRD, MetaImage or DICOM is the same array with the same affine. A 2D image is a scan of
+two axes, ``[C, h, w]``, with pixels of 1 mm.
 
-Letters in shapes: C channels, *S the spatial axes (i, j, k of a scan; h, w of a picture).
+Letters in shapes: C channels, *S the spatial axes (i, j, k of a scan; h, w of a 2D image).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WRITABLE = {"b1": "u1", "f2": "f4"}  # types that files cannot hold, and what h
 
 
 def is_scan(path: PathLike) -> bool:
-    """Whether a path is a scan or a picture by its name, or a folder that holds DICOM files."""
+    """Whether a path is a scan or a 2D image by its name, or a folder that holds DICOM files."""
     return str(path).lower().endswith(_SUFFIXES) or holds_dicom(path)
 
 
@@ -72,7 +72,7 @@ def read_scan(path: PathLike) -> Scan:
     """Read a scan, scaled as its file says (Hounsfield units of CT).
 
     Args:
-        path: NIfTI, NRRD, MetaImage, a picture, or a folder with one DICOM series. The fourth axis of NIfTI
+        path: NIfTI, NRRD, MetaImage, a 2D image, or a folder with one DICOM series. The fourth axis of NIfTI
             and the components of voxels are channels.
 
     Raises:
@@ -111,7 +111,7 @@ def read_scans(paths: Sequence[PathLike]) -> Scan:
 
 
 def read_labels(path: PathLike) -> tuple[np.ndarray, Grid]:
-    """Read the ids of a label volume or a label picture (grey values or palette indices).
+    """Read the ids of a label volume or a label image (grey values or palette indices).
 
     Returns:
         ``[*S]`` uint8, uint16 or int32, the smallest that holds them, and the grid.
@@ -227,7 +227,7 @@ def _write(path: PathLike, values: np.ndarray, grid: Grid, like: PathLike | None
     name = str(path).lower()
     flat = len(grid.shape) == 2
     if not name.endswith(IMAGE_SUFFIXES if flat else SCAN_SUFFIXES):
-        wanted = "a picture suffix such as .png" if flat else f"one of {', '.join(SCAN_SUFFIXES)}"
+        wanted = "an image suffix such as .png" if flat else f"one of {', '.join(SCAN_SUFFIXES)}"
         raise ScanError(
             f"{Path(path).name}: {len(grid.shape)} axes cannot be written by this name; use {wanted}"
         )

@@ -1,6 +1,6 @@
-"""Pictures as scans of two axes.
+"""2D images as scans of two axes.
 
-Letters in shapes: C channels (1 of grey pictures, 3 of coloured ones), h w height and width in pixels.
+Letters in shapes: C channels (1 of grey images, 3 of coloured ones), h w height and width in pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _GREY_MODES = ("1", "L", "LA")
 
 
 def read_picture(path: PathLike, header_only: bool = False) -> Stored:
-    """Read a picture, turned upright by its EXIF orientation.
+    """Read a 2D image, turned upright by its EXIF orientation.
 
     A coloured file in which red, green and blue are the same everywhere is grey and has one channel. Grey of
     16 or 32 bits and floating-point numbers keep their values.
@@ -58,11 +58,11 @@ def read_picture_labels(path: PathLike) -> tuple[np.ndarray, Grid]:
 def write_picture(path: PathLike, values: np.ndarray) -> None:
     """Write ``[1, h, w]`` of 8 or 16 bits, or ``[3, h, w]`` of 8, without loss."""
     if not str(path).lower().endswith(LABEL_SUFFIXES):
-        raise ScanError(f"{path}: pictures are written without loss as {', '.join(LABEL_SUFFIXES)}")
+        raise ScanError(f"{path}: 2D images are written without loss as {', '.join(LABEL_SUFFIXES)}")
     deep = values.dtype == np.uint16 and len(values) == 1
     if not deep and (values.dtype != np.uint8 or len(values) not in (1, 3)):
         raise ScanError(
-            f"{path}: a picture cannot hold {len(values)} channels of {values.dtype}; it holds one of uint8 "
+            f"{path}: an image cannot hold {len(values)} channels of {values.dtype}; it holds one of uint8 "
             "or uint16, or three of uint8"
         )
     pixels = values[0] if len(values) == 1 else values.transpose(1, 2, 0)  # [3, h, w] -> [h, w, 3]

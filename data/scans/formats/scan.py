@@ -40,7 +40,7 @@ class Grid:
     oblique to the world and oblique to each other (as with a tilted gantry).
 
     Args:
-        shape: 2 or 3 numbers of voxels, 1 or more each. A grid of two axes is that of a picture.
+        shape: 2 or 3 numbers of voxels, 1 or more each. A grid of two axes is that of a 2D image.
         affine: ``[4, 4]`` float64 from voxel indices ``(i, j, k, 1)`` to millimetres; the third axis of a
             grid of two is not used.
 

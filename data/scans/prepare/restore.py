@@ -1,7 +1,7 @@
 """From the scores of a prepared scan to labels on the file's own grid, in bounded memory.
 
 Letters in shapes: K classes, S0 spatial axes of the file's grid, T of the box in the turned grid (see
-``prepare``), S of the prepared grid; s the same except one axis, of which only some planes are there.
+``prepare``), S of the prepared grid. s is the same as S except one axis, of which only some planes are there.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Block = tuple[slice, ...]  # of the box in the turned grid, one slice per axis
 class Restorer:
     """Undoes ``prepare`` for predictions while they come in, plane by plane.
 
-    Scores (not labels) are resized to the grid before resampling, linearly and along a coarse axis to the
-    nearest; then the user of this class chooses labels, which are turned back and pasted into the file's
+    Scores (not labels) are resized to the grid before resampling: linearly, and along a coarse axis to the
+    nearest. Then the user of this class chooses labels. They are turned back and written into the file's
     grid; outside of the crop they are 0. As in nnU-Net, but the scores of the whole scan are never held: only
     the planes that the next voxels need are kept from one call to the next, and voxels come in blocks. The
     result does not depend on the blocks. Axes that kept their size are not resized at all::

@@ -82,8 +82,9 @@ def _pixels_of(counts: bytes) -> int:
     """Return how many pixels compressed run lengths fill, -1 for a damaged code.
 
     pycocotools decodes codes that fill too few, and leaves the rest of the bitmap as memory happened to be.
-    The code is that of its ``rleFrString``: digits of five bits, the lowest first, bit 32 where more follow,
-    bit 16 of the last one for the sign; from the fourth run on, the difference from the run but one before.
+    The code is that of its ``rleFrString``: digits of five bits, the lowest first. Bit 32 says that more
+    follow, bit 16 of the last one is the sign. From the fourth run on, the code is the difference from the
+    run two places before.
     """
     digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if not len(digits) or not ((digits >= 0) & (digits < 64)).all() or digits[-1] & 32:

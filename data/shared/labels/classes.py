@@ -25,8 +25,8 @@ class LabelClass(NamedTuple):
 def voc_colour(number: int) -> Colour:
     """Return the standard colour of a class number, as in Pascal VOC's development kit.
 
-    The bits of the number are dealt to red, green and blue in turn, from the highest bit of each downwards,
-    so 0 is black, 1 dark red, 2 dark green and so on; all below 2**24 differ.
+    The bits of the number go to red, green and blue in turn, from the highest bit of each downwards. So 0 is
+    black, 1 dark red, 2 dark green and so on; all below 2**24 differ.
     """
     channels = [0, 0, 0]
     for place in range(8):

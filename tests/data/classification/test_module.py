@@ -184,9 +184,9 @@ def test_wrong_numbers_are_errors(options, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"flip_axes": [0]}, "flip_axes cannot be used: the images are pictures"),
+        ({"flip_axes": [0]}, "flip_axes cannot be used: the data are 2D images"),
         ({"intensity": 0.1, "flip_axes": [1]}, "flip_axes and intensity cannot be used"),
-        ({"size": (8, 8, 8)}, "the images are pictures: give one number"),
+        ({"size": (8, 8, 8)}, "the images have two axes: give one number"),
     ],
 )
 def test_arguments_for_scans_are_refused_for_pictures(folder, options, words):

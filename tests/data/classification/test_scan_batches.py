@@ -51,16 +51,16 @@ def test_scan_augmentation_reaches_training_only(scans):
     ],
 )
 def test_arguments_for_pictures_are_refused_for_scans(scans, options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} cannot be used: the images are scans"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} cannot be used: the data are scans"):
         fitted(scans, **options)
 
 
 def test_pictures_among_scans_are_an_error(scans, folder):
     Image.new("RGB", (4, 4)).save(scans / "train/well/p.png")
-    with pytest.raises(ImageError, match=r"ill/0.npy is a scan and .*well/p.png a picture"):
+    with pytest.raises(ImageError, match=r"ill/0.npy is a scan and .*well/p.png a 2D image"):
         fitted(scans)
     (scans / "train/well/p.png").unlink()
-    with pytest.raises(ImageError, match=r"(?s)one split holds scans and another pictures.*train.*val"):
+    with pytest.raises(ImageError, match=r"(?s)one split holds scans and another 2D images.*train.*val"):
         (folder.parent / "both.csv").write_text(
             f"path,label,split\n{scans}/train/ill/0.npy,a,train\n{folder}/val/circle/000001.jpg,a,val\n"
         )

@@ -140,7 +140,7 @@ def test_pictures_among_volumes(root):
     Image.new("L", (3, 2)).save(root / "images/train/p.png")
     Image.new("L", (3, 2)).save(root / "labels/train/p.png")
     head, line = problems(root)
-    assert "p.png: has 2 spatial axes where others have 3; keep pictures and volumes" in line
+    assert "p.png: has 2 spatial axes where others have 3; keep 2D images and volumes" in line
 
 
 def test_cases_without_labels(root):
