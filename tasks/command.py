@@ -284,7 +284,7 @@ class TrunklineCLI(LightningCLI):
         """Do nothing: ``with_checkpoint_settings`` has read the checkpoint, and what the user says wins."""
 
     def before_instantiate_classes(self) -> None:
-        if self.subcommand != "fit":  # which alone goes on to choose the best checkpoint
+        if self.subcommand != "fit":  # only fit goes on to choose the best checkpoint
             warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
 
     def instantiate_classes(self) -> None:

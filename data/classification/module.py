@@ -153,7 +153,7 @@ class ImageClassification(SplitData[ClassIndex]):
         Raises:
             DataNotFoundError: if a file or folder is not there, naming the places looked at.
             LabelError: if rows of a CSV are wrong, an image has no class, or classes of two splits differ.
-            ImageError: if pictures and scans are mixed.
+            ImageError: if 2D images and scans are mixed.
             AugmentationError: if ``augment`` is wrong.
             ValueError: if an argument does not fit the kind of images.
         """

@@ -33,7 +33,7 @@ class VolumeSettings:
 
     Attributes:
         patch: voxels of a training patch, per axis of the network; empty if not known.
-        slice_axis: the axis of prepared scans along which a network for pictures goes through volumes; None
+        slice_axis: the axis of prepared scans along which a 2D network goes through volumes; None
             for networks for volumes.
         regions: the labels of each region that is evaluated, by name; empty for every class but the first.
         preparation: how scans are prepared, in plain values that can be compared.
@@ -54,9 +54,9 @@ class TrunklineData(pl.LightningDataModule):
 
     Tasks ask for the classes of the labels, the truth to evaluate against, the files to predict on and the
     kind of images. What a task needs and a module does not have is an error that names the method. Methods
-    take the kind of labels (``detection``, ``segmentation``, ``classification``, ``volumes`` for scans, or
-    the ``kind`` of a branch of your own) and the name of the head, which is empty unless several heads are
-    trained at once.
+    take the kind of labels: ``detection``, ``segmentation``, ``classification``, ``volumes`` for scans, or
+    the ``kind`` of a branch of your own. They also take the name of the head, which is empty unless several
+    heads are trained at once.
 
     Attributes:
         label_kinds: the kinds of labels that the module has.

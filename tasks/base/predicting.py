@@ -15,7 +15,7 @@ class OptimisedPrediction(Callback):
     def __init__(self) -> None:
         self._own: dict[str, Any] = {}
 
-    def on_predict_start(  # type: ignore[override]  # of a Network alone
+    def on_predict_start(  # type: ignore[override]  # only of a Network
         self, trainer: Trainer, pl_module: Network
     ) -> None:
         copy = pl_module.optimised()
@@ -23,7 +23,7 @@ class OptimisedPrediction(Callback):
             self._own[name] = getattr(pl_module, name)
             setattr(pl_module, name, getattr(copy, name))
 
-    def on_predict_end(  # type: ignore[override]  # of a Network alone
+    def on_predict_end(  # type: ignore[override]  # only of a Network
         self, trainer: Trainer, pl_module: Network
     ) -> None:
         for name, value in self._own.items():

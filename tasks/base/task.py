@@ -240,7 +240,7 @@ class Task(Network):
         self._report()
 
     def report_folder(self, branch: Branch) -> Path | None:
-        """Return the folder of the files of an evaluation, beside those of the logger; None without a logger.
+        """Return the folder of the files of an evaluation, next to those of the logger; None without a logger.
 
         All ranks ask for it together.
         """
@@ -250,7 +250,7 @@ class Task(Network):
         return Path(folder) / ("test" if self.trainer.testing else "val") / branch.name
 
     def _report(self) -> None:
-        """Print the last metrics, and write them beside the logger's files if there is a logger."""
+        """Print the last metrics, and write them next to the logger's files if there is a logger."""
         for name, branch in self.branches.items():
             folder = self.report_folder(branch)
             if not self.trainer.is_global_zero or not branch.results:
@@ -273,7 +273,7 @@ class Task(Network):
 
         Args:
             folder: created where needed.
-            pictures: whether to draw pictures beside the results.
+            pictures: whether to draw pictures too.
             min_score: predictions below this score are written to the results but not drawn.
         """
         return PredictionWriter(folder, self.branches, pictures, min_score)
