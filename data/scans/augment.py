@@ -54,9 +54,9 @@ def default_transforms(patch: Sequence[int]) -> list[dict[str, dict[str, Any]]]:
     """Return the recipe of nnU-Net (Isensee et al., Nature Methods 2021, supplement; ranges as in its code).
 
     Turning by up to 30 degrees and scaling by 0.7 to 1.4 with probability 0.2 each; then noise, smoothing,
-    brightness, contrast, lower resolution and gamma (inverted and not); then mirroring along each axis. If one
-    side of a patch of three axes is more than 3 times another, the patch is turned only in the plane of the
-    two longer sides. It is then scaled only along these two, each by its own factor.
+    brightness, contrast, lower resolution and gamma (inverted and not); then mirroring along each axis. If
+    one side of a patch of three axes is more than 3 times another, the patch is turned only in the plane of
+    the two longer sides. It is then scaled only along these two, each by its own factor.
 
     Args:
         patch: 2 or 3 sizes in voxels.

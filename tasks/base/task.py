@@ -240,7 +240,7 @@ class Task(Network):
         self._report()
 
     def report_folder(self, branch: Branch) -> Path | None:
-        """Return the folder of the files of an evaluation, next to those of the logger; None without a logger.
+        """Return the folder for files of an evaluation, next to those of the logger; None without a logger.
 
         All ranks ask for it together.
         """
