@@ -157,7 +157,7 @@ class Network(LightningModule):
 
     def require_fitting_trunk(self, channels: int, axes: int) -> None:
         """Raise a ValueError unless the trunk takes images with these numbers of channels and axes."""
-        images = "scans (three axes)" if axes == 3 else "pictures (two axes)"
+        images = "scans (three axes)" if axes == 3 else "2D (two axes)"
         ndim = len(self.backbone.levels[0].stride)
         if ndim != axes:
             raise ValueError(

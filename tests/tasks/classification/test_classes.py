@@ -20,7 +20,7 @@ from trunkline.tasks.classification.task import Classification
         (
             3,
             (3, 2),
-            r"pictures \(two axes\), the trunk has 3; set --model.backbone.ndim 2 and .*in_channels 3",
+            r"2D \(two axes\), the trunk has 3; set --model.backbone.ndim 2 and .*in_channels 3",
         ),
         (2, (1, 2), r"1 channel only, the trunk takes 3; set --model.backbone.in_channels 1,"),
         (3, (4, 3), r"4 channels, the trunk takes 1; set --model.backbone.in_channels 4,"),
