@@ -54,7 +54,7 @@ test: setup
 	$(PYTEST)
 
 # In percent of lines and branches, all tests together.
-MINIMUM := 93
+MINIMUM := 90
 coverage: setup
 	$(PYTEST) --cov --cov-fail-under=$(MINIMUM)
 
