@@ -115,11 +115,13 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, masked_
 
 def test_nothing_is_warned_of_that_a_user_cannot_act_on(monkeypatch, tmp_path, masked_shapes, recwarn):
     """Neither that a run without validation has none, nor where else the checkpoint came from."""
-    shutil.rmtree(masked_shapes / "images" / "val")
+    data = tmp_path / "data"  # other tests share the fixture
+    shutil.copytree(masked_shapes, data)
+    shutil.rmtree(data / "images" / "val")
     words = [*SHAPES, "--trainer.callbacks=[]"]  # Lightning's own way to save
-    fit(monkeypatch, "segmentation/fcn_r18_demo", masked_shapes, tmp_path / "run", *words)
+    fit(monkeypatch, "segmentation/fcn_r18_demo", data, tmp_path / "run", *words)
     (saved,) = tmp_path.rglob("*.ckpt")
-    words = [f"--data.predict={masked_shapes / 'images' / 'train'}", f"--output.folder={tmp_path / 'out'}"]
+    words = [f"--data.predict={data / 'images' / 'train'}", f"--output.folder={tmp_path / 'out'}"]
     words += ["--trainer.default_root_dir", str(tmp_path / "other"), "--trainer.enable_progress_bar=false"]
     command(monkeypatch, ["predict", f"--ckpt_path={saved}", "--trainer.accelerator=cpu", *words])
     texts = [str(warning.message) for warning in recwarn]
