@@ -19,6 +19,7 @@ from .common import without_paths
 from .labels.classes import LabelClass
 from .loading import global_seed, ranks_of
 from .locate import DataNotFoundError
+from .summary import SplitSummary
 
 logger = logging.getLogger("trunkline")
 
@@ -105,6 +106,14 @@ class TrunklineData(pl.LightningDataModule):
     def volume_settings(self) -> VolumeSettings:
         """Return what segmentation of scans has to know: patch, slices, regions and preparation."""
         raise self.missing("volume_settings()", "patches, slices, regions and preparation of scans")
+
+    def summaries(self) -> Mapping[str, SplitSummary]:
+        """Return what there is to learn and to evaluate, by split, for the table at the start of ``fit``.
+
+        Called after ``setup("fit")``. Without counts there is no table, and no check that there is something
+        to learn.
+        """
+        return {}
 
     def missing(self, method: str, what: str) -> DataContractError:
         """Return the error for a method that a task needs and that a module does not have."""

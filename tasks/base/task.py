@@ -5,6 +5,7 @@ Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from torch import Tensor
 from ... import __version__
 from ...compat import upgrade_checkpoint
 from ...data.shared.module import DataContractError, TrunklineData
+from ...data.shared.summary import require_learnable, summary_table
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.pictures import contact_sheet
 from .branch import Branch, branch_class
@@ -24,6 +26,8 @@ from .losses import LossCheck, LossMeans
 from .network import Network
 from .optimization import build_optimizer, build_schedulers
 from .writer import PictureBoard, PredictionWriter, draw_all
+
+logger = logging.getLogger("trunkline")
 
 Evaluators = list[Evaluator] | dict[str, list[Evaluator]]
 
@@ -150,9 +154,18 @@ class Task(Network):
                 "trunkline.data.shared.TrunklineData and implement label_classes, "
                 "evaluation_truth and prediction_paths"
             )
+        if stage == "fit":
+            self._summarise(data)
         self.require_fitting_trunk(*data.image_layout())
         for branch in self.branches.values():
             branch.prepare(data, stage, fitting=self.trainer.state.fn == TrainerFn.FITTING)
+
+    def _summarise(self, data: TrunklineData) -> None:
+        """Log what there is to learn, and stop if there is nothing."""
+        summaries = data.summaries()
+        if summaries and self.trainer.is_global_zero:
+            logger.info("%s", summary_table(summaries))
+        require_learnable(summaries)
 
     # -- training
 

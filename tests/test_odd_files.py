@@ -1,0 +1,32 @@
+"""Every odd file of the collection: what is said about it is what the page says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from odd_files.case import OddFile
+from odd_files.collection import TOPICS, collection
+from odd_files.page import HEAD, section
+
+PAGE = Path(__file__).parents[1] / "docs" / "data-problems.md"
+CASES = collection()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_page_says_what_is_said(case: OddFile) -> None:
+    text = section(case)
+    assert ("```text" in text) == bool(case.remedy), "a message needs a remedy, and a remedy a message"
+    assert "Traceback" not in text
+    assert text in PAGE.read_text(encoding="utf-8"), (
+        "docs/data-problems.md is out of date: python tests/make_odd_files.py --page docs/data-problems.md"
+    )
+
+
+def test_page_has_nothing_else() -> None:
+    content = PAGE.read_text(encoding="utf-8")
+    assert content.startswith(HEAD)
+    assert content.count("\n### ") == len(CASES)
+    assert [topic for topic in TOPICS if f"\n## {topic}\n" in content] == [
+        topic for topic in TOPICS if any(case.topic == topic for case in CASES)
+    ]
