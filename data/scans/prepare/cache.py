@@ -13,9 +13,8 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -27,35 +26,17 @@ from ....constants import IGNORE_INDEX
 from ...shared.common import in_threads_singly, number_of
 from ...shared.labels.classes import LabelClass
 from ..cases.types import Case, CasesError
-from .prepare import Placement, Preparation, Prepared, prepare_case
+from .entries import UNFINISHED, CacheError, DamagedEntry, Entry, read_entry, store_entry
+from .prepare import Preparation, Prepared, prepare_case
 from .resample import count_labels, label_boxes
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("trunkline")
 
 _VERSION = 1  # of what entries hold: another number leaves older ones unused
 _MOST_LOCATIONS = 10_000  # of each label
 _MOST_REPORTED = 20
+_MOST_HEADER = 2**16  # bytes
 _REMAINS_AFTER = 24 * 3600  # seconds after which an unfinished entry belongs to a process that ended
-_UNFINISHED = ".writing-"
-
-
-class CacheError(ValueError):
-    """Prepared cases cannot be written or read."""
-
-
-@dataclass
-class _Entry:
-    """A prepared case with what is asked of it in training.
-
-    Attributes:
-        prepared: the scan and its labels.
-        counts: ``[K + 1]`` int64 voxels of each label; last those that are ignored.
-        locations: label to ``[N, n]`` int32 voxels.
-    """
-
-    prepared: Prepared
-    counts: np.ndarray
-    locations: dict[int, np.ndarray]
 
 
 class PreparedCases:
@@ -98,9 +79,10 @@ class PreparedCases:
         self.classes, self.ignore_id = tuple(classes), ignore_id
         self.cache = cache
         self.folder = Path(folder) if folder is not None else default_folder()
-        self._kept: dict[int, _Entry] = {}  # with cache "memory" all, with "none" the last one
+        self._kept: dict[int, Entry] = {}  # with cache "memory" all, with "none" the last one
         self._paths: dict[int, Path] = {}
         self._counts: dict[int, np.ndarray] = {}
+        self._looked_into: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -178,7 +160,7 @@ class PreparedCases:
         except CasesError:  # a file is missing; told with all other problems
             return False
 
-    def _entry(self, index: int) -> _Entry:
+    def _entry(self, index: int) -> Entry:
         index = range(len(self))[index]  # IndexError; counts from the end if negative
         if self.cache != "disk":
             if index not in self._kept:
@@ -190,17 +172,17 @@ class PreparedCases:
         stored = self._read(index)
         if stored is None:
             made = self._make(index)
-            self._write(index, made)
+            store_entry(self._path(index), made, self.cases[index].name)
             stored = self._read(index) or made  # memory-mapped like at any later time
         return stored
 
-    def _make(self, index: int) -> _Entry:
+    def _make(self, index: int) -> Entry:
         prepared = prepare_case(self.cases[index], self.how, self.classes, self.ignore_id)
         if prepared.mask is None:
-            return _Entry(prepared, np.zeros(len(self.classes) + 1, dtype=np.int64), {})
+            return Entry(prepared, np.zeros(len(self.classes) + 1, dtype=np.int64), {})
         counts = count_labels(prepared.mask)
         counts = np.append(counts[: len(self.classes)], counts[IGNORE_INDEX]).astype(np.int64)
-        return _Entry(prepared, counts, _locate(prepared.mask, self.cases[index].name))
+        return Entry(prepared, counts, _locate(prepared.mask, self.cases[index].name))
 
     def _path(self, index: int) -> Path:
         if index not in self._paths:
@@ -218,46 +200,22 @@ class PreparedCases:
             self._paths[index] = self.folder / f"{readable}-{key}"
         return self._paths[index]
 
-    def _read(self, index: int) -> _Entry | None:
-        """Open an entry; None if it is not there, or damaged."""
+    def _read(self, index: int) -> Entry | None:
+        """Open an entry; None if it is not there, or damaged, which is said."""
         path = self._path(index)
+        labelled = self.cases[index].label is not None
         try:
-            meta = json.loads((path / "meta.json").read_text())
-            placement = Placement.from_json(meta["placement"])
-            image = np.load(path / "image.npy", mmap_mode="r")
-            mask = np.load(path / "mask.npy", mmap_mode="r") if meta["mask"] else None
-            flat = np.load(path / "locations.npy", mmap_mode="r")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError) as error:
+            entry = read_entry(path, len(self.classes), labelled, whole=index not in self._looked_into)
+        except DamagedEntry as error:
             logger.warning("%s: is damaged (%s); the case is prepared again", path, error)
             return None
-        locations = {int(label): flat[start:stop] for label, (start, stop) in meta["locations"].items()}
-        return _Entry(Prepared(image, mask, placement), np.array(meta["counts"], dtype=np.int64), locations)
-
-    def _write(self, index: int, entry: _Entry) -> None:
-        path = self._path(index)
-        unfinished = self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
-        try:
-            unfinished.mkdir(parents=True)
-            _write_entry(unfinished, entry)
-            try:
-                os.rename(unfinished, path)
-            except OSError:
-                if self._read(index) is None:  # else another process was faster
-                    shutil.rmtree(path, ignore_errors=True)  # a damaged entry
-                    os.rename(unfinished, path)
-        except OSError as error:
-            raise CacheError(
-                f"{self.folder}: cannot write the prepared case {self.cases[index].name} ({error}); make "
-                "room, or set data.cache_folder to another folder, or data.cache to memory or none"
-            ) from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        if entry is not None:
+            self._looked_into.add(index)
+        return entry
 
     def _remove_remains(self) -> None:
         """Delete what processes that were killed had not finished writing."""
-        for path in self.folder.glob(f"{_UNFINISHED}*"):
+        for path in self.folder.glob(f"{UNFINISHED}*"):
             try:
                 if time.time() - path.stat().st_mtime > _REMAINS_AFTER:
                     shutil.rmtree(path, ignore_errors=True)
@@ -271,42 +229,29 @@ def default_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "trunkline" / "scans"
 
 
-def _write_entry(folder: Path, entry: _Entry) -> None:
-    prepared, placement = entry.prepared, entry.prepared.placement
-    np.save(folder / "image.npy", prepared.image)
-    if prepared.mask is not None:
-        np.save(folder / "mask.npy", prepared.mask)
-    ranges, start = {}, 0
-    for label, found in entry.locations.items():
-        ranges[str(label)] = (start, start + len(found))
-        start += len(found)
-    none = np.zeros((0, len(placement.shape)), dtype=np.int32)
-    np.save(folder / "locations.npy", np.concatenate([none, *entry.locations.values()]))
-    meta = {
-        "placement": placement.to_json(),
-        "mask": prepared.mask is not None,
-        "counts": entry.counts.tolist(),
-        "locations": ranges,
-    }
-    (folder / "meta.json").write_text(json.dumps(meta))
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-
-
 def _stamp(path: str) -> list[Any]:
     """Return path, size and time of change of a file, of its parts, or of the files in a folder."""
     path = os.path.abspath(path)
-    files = [path]
-    if os.path.isdir(path):
-        files = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
-    elif path.lower().endswith(".mhd"):  # the voxels lie in a file next to it
-        files = sorted(str(part) for part in Path(path).parent.glob(f"{glob.escape(Path(path).stem)}.*"))
     try:
-        stats = [(file, os.stat(file)) for file in files]
+        stats = [(file, os.stat(file)) for file in _parts(path)]
     except OSError as error:
         raise CasesError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     return [path, [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]]
+
+
+def _parts(path: str) -> list[str]:
+    if os.path.isdir(path):
+        os.scandir(path).close()  # says why, where os.walk is silent
+        return sorted(os.path.join(at, file) for at, _, files in os.walk(path) for file in files)
+    if not path.lower().endswith((".mhd", ".nhdr")):
+        return [path]
+    # The voxels lie in files next to it, of its name or named in the header.
+    parts = {path, *map(str, Path(path).parent.glob(f"{glob.escape(Path(path).stem)}.*"))}
+    with open(path, "rb") as file:
+        header = file.read(_MOST_HEADER).decode("latin-1")
+    names = [re.split(r"=|data ?file:", line)[-1].strip() for line in header.splitlines()]
+    beside = [os.path.join(os.path.dirname(path), name) for name in names if name and "\0" not in name]
+    return sorted(parts | {part for part in beside if os.path.isfile(part)})
 
 
 def _locate(mask: np.ndarray, name: str) -> dict[int, np.ndarray]:

@@ -14,6 +14,7 @@ from trunkline.data.scans.cases.types import Case, CasesError
 from trunkline.data.scans.formats.files import write_scan
 from trunkline.data.scans.formats.scan import Grid
 from trunkline.data.scans.prepare import cache as module
+from trunkline.data.scans.prepare import entries as entries_module
 from trunkline.data.scans.prepare.cache import CacheError, PreparedCases, default_folder
 from trunkline.data.scans.prepare.intensity import Intensity
 from trunkline.data.scans.prepare.prepare import Preparation, prepare_case
@@ -205,9 +206,9 @@ def test_an_interrupted_write_leaves_nothing(cases, tmp_path, monkeypatch):
             prepared.build()
     assert os.listdir(tmp_path / "cache") == []
     with monkeypatch.context() as patch:
-        patch.setattr(module.json, "dumps", interrupted)
+        patch.setattr(entries_module.json, "dumps", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            module._write_entry(tmp_path, prepared._make(0))
+            entries_module.write_entry(tmp_path, prepared._make(0))
     prepared.build()
     assert len(entries(tmp_path)) == 4
 
@@ -227,7 +228,7 @@ def test_a_full_disk_is_an_error_that_names_the_folder(cases, tmp_path, monkeypa
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.np, "save", full)
+    monkeypatch.setattr(entries_module.np, "save", full)
     with pytest.raises(CacheError, match=r"cache: cannot write .*case 0 .*No space left.*data\.cache_folder"):
         on_disk(cases, tmp_path).build(workers=1)
     assert os.listdir(tmp_path / "cache") == []
