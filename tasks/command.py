@@ -19,14 +19,14 @@ import yaml
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, Namespace
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 # Imported so that their class names are known without a module path in YAML.
 from ..backbones import FPN, Backbone, CifarResNet, DenseNet, ResidualEncoder, ResNet, TimmBackbone  # noqa: F401
 from ..backbones.weights import skip_pretrained
-from ..compat import upgrade_settings
 from ..data.classification import ImageClassification  # noqa: F401
 from ..data.detection import CocoDetection  # noqa: F401
 from ..data.multitask import CocoDetectionAndMasks  # noqa: F401
@@ -46,13 +46,14 @@ from ..heads import (  # noqa: F401
 )
 from ..heads.base import Head
 from ..heads.segmentation.losses import SegmentationLoss
-from .base.network import read_checkpoint
 from .base.predicting import OptimisedPrediction
 from .base.task import Task
 from .classification import Classification  # noqa: F401
 from .detection import Detection  # noqa: F401
 from .multitask import MultiTask  # noqa: F401
+from .run.resume import with_checkpoint_settings, with_found_checkpoint
 from .segmentation import SemanticSegmentation  # noqa: F401
+from .settings.num_classes import fill_in
 from .volumes import VolumeSegmentation  # noqa: F401
 
 # Of classes that configs name.
@@ -90,31 +91,6 @@ class Output:
     folder: Path = Path("predictions")
     pictures: bool = True
     min_score: float = 0.5
-
-
-CHECKPOINT_WORDS = ("best", "last", "hpc", "null")  # which Lightning turns into files by itself
-
-
-def with_checkpoint_settings(words: list[str]) -> list[str]:
-    """Put the model and data settings of ``--ckpt_path`` in front of everything that the user gave.
-
-    So a checkpoint can be applied without naming its config, and every explicit setting still counts.
-    """
-    given = [word.partition("=")[2] for word in words if word.startswith("--ckpt_path=")]
-    given += [after for word, after in zip(words, words[1:], strict=False) if word == "--ckpt_path"]
-    if not given or given[-1] in CHECKPOINT_WORDS or given[-1].startswith("registry:"):
-        return words
-    path = given[-1]
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"--ckpt_path {path}: no such file; give a .ckpt that fit has written")
-    checkpoint = read_checkpoint(path, "--ckpt_path")
-    settings = {}
-    upgrade_settings(checkpoint)
-    for key, stored in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
-        arguments = {k: v for k, v in checkpoint.get(stored, {}).items() if not k.startswith("_")}
-        if "_class_path" in checkpoint.get(stored, {}):
-            settings[key] = {"class_path": checkpoint[stored]["_class_path"], "init_args": arguments}
-    return [words[0], f"--config={json.dumps(settings)}", *words[1:]] if settings else words
 
 
 def check_class_paths(words: list[str]) -> None:
@@ -247,9 +223,8 @@ class TrunklineCLI(LightningCLI):
             logging.basicConfig(format="%(message)s")
         # Lightning 2.6 on torch 2.15: nothing a user could act on.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-        # True and of no consequence: predictions go by image id, and only fit goes on with the callbacks.
+        # True and of no consequence: predictions go by image id.
         warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")
-        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
         warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
         # Said better by the data modules: there is no validation.
         warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
@@ -276,7 +251,10 @@ class TrunklineCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        words = with_checkpoint_settings(list(sys.argv[1:] if args is None else args))
+        words = with_found_checkpoint(list(sys.argv[1:] if args is None else args))
+        if args is None:  # other processes of the run, which are started by these words, take the same file
+            sys.argv[1:] = words
+        words = with_checkpoint_settings(words)
         check_class_paths(words)
         self.config = parser.parse_args(words)
 
@@ -284,8 +262,9 @@ class TrunklineCLI(LightningCLI):
         """Do nothing: ``with_checkpoint_settings`` has read the checkpoint, and what the user says wins."""
 
     def before_instantiate_classes(self) -> None:
-        if self.subcommand != "fit":  # only fit goes on to choose the best checkpoint
+        if self.subcommand != "fit":  # only fit goes on with the callbacks of the run
             warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
+            warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
 
     def instantiate_classes(self) -> None:
         # A checkpoint brings all weights, so pretrained ones need not be fetched first. Names such as "last"
@@ -299,6 +278,7 @@ class TrunklineCLI(LightningCLI):
             skipping = nullcontext()
         try:
             with skipping:
+                self._number_classes()
                 super().instantiate_classes()
         except ValueError as error:
             # jsonargparse buries what a constructor said under a dump of the whole configuration.
@@ -307,10 +287,29 @@ class TrunklineCLI(LightningCLI):
                 told = told.__cause__
             raise told  # noqa: B904
 
+    def _number_classes(self) -> None:
+        """Replace ``num_classes: auto``; a data module that was built for it is the one that is used."""
+        command = str(self.subcommand)
+        config, parser = self.config[command], self._parser(command)
+        with isolate_rng():  # so that the model starts as with the number in the config
+            data = fill_in(
+                config, command, lambda: parser.instantiate_classes(Namespace(data=config.data)).data
+            )
+        if data is not None:
+            self.parser.add_instantiator(lambda *_, **__: data, LightningDataModule)
+            vars(self).pop("config_dump", None)  # which goes into checkpoints, with the number
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         refresh_seldom(trainer)
         return trainer
+
+    def before_fit(self) -> None:
+        """Give the task what its checkpoints hold of the run, as plain values."""
+        stored = json.loads(self._parser("fit").dump(self.config["fit"], format="json", skip_none=False))
+        self.model.run_settings = {
+            key: stored[key] for key in ("trainer", "seed_everything") if key in stored
+        }
 
     def before_predict(self) -> None:
         if self.model.predicts_on_copy:

@@ -31,12 +31,13 @@ ROOMS = {
         "synthetic": {"shared"},
     },
     "tasks": {
-        "base": set(),
+        "run": set(),
+        "base": {"run"},
         "detection": {"base"},
         "segmentation": {"base"},
         "classification": {"base"},
         "multitask": {"base"},
-        "volumes": {"base", "segmentation"},  # labels of voxels are labels of pixels, and more
+        "volumes": {"base", "run", "segmentation"},  # labels of voxels are labels of pixels, and more
     },
     "evaluation": {
         "pictures": set(),

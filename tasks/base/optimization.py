@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,6 +11,10 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
+
+from ..run.schedule import Run, schedule_problems
+
+logger = logging.getLogger("trunkline")
 
 NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -137,3 +143,24 @@ def build_schedulers(
         warmup = LinearLR(optimizer, start_factor=options.warmup_factor, total_iters=options.warmup_steps)
         configurations.append({"scheduler": warmup, "interval": "step", "name": "lr-warmup"})
     return configurations
+
+
+def warn_of_schedule(task: Any, trainer: Any) -> None:
+    """Warn if the schedules of a task do not fit the run that begins; says nothing of runs without an end.
+
+    Args:
+        task: a :class:`.task.Task`.
+        trainer: of the task, with its loaders.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not trainer.is_global_zero or math.isinf(steps) or len(trainer.optimizers) != 1:
+        return
+    group = trainer.optimizers[0].param_groups[0]
+    problems = schedule_problems(
+        task.make_optimizer,
+        lambda optimizer: build_schedulers(optimizer, task.make_scheduler, task.optimization),
+        group.get("initial_lr", group["lr"]),
+        Run(int(steps), max(1, int(trainer.num_training_batches) // trainer.accumulate_grad_batches)),
+    )
+    if problems:
+        logger.warning("%s", problems)

@@ -21,10 +21,12 @@ from ...data.shared.module import DataContractError, TrunklineData
 from ...data.shared.summary import require_learnable, summary_table
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.pictures import contact_sheet
+from ..run.checkpoints import LastCheckpoint
+from ..run.resume import check_resume, run_state
 from .branch import Branch, branch_class
 from .losses import LossCheck, LossMeans
 from .network import Network
-from .optimization import build_optimizer, build_schedulers
+from .optimization import build_optimizer, build_schedulers, warn_of_schedule
 from .writer import PictureBoard, PredictionWriter, draw_all
 
 logger = logging.getLogger("trunkline")
@@ -48,6 +50,7 @@ class Task(Network):
         kind: of the labels that the task learns; empty for tasks that take any head.
         branch_names: by what a head names, the branch that serves it in this task.
         evaluator_options: by kind of labels, arguments of the usual evaluator of its branch.
+        run_settings: the sections ``trainer`` and ``seed_everything`` of the config, for checkpoints.
         predicts_on_copy: whether the command line predicts on the copy that :meth:`optimised` makes.
     """
 
@@ -72,6 +75,7 @@ class Task(Network):
         self._losses = LossMeans()
         self._board = PictureBoard(self)
         self._predicting = False
+        self.run_settings: Mapping[str, Any] = {}
 
     def _make_branches(self, evaluators: Evaluators | None) -> dict[str, Branch]:
         heads = self.head.named_heads()
@@ -140,6 +144,9 @@ class Task(Network):
         optimizer = build_optimizer(self.make_optimizer, self, self.trunk, self.optimization)
         return [optimizer], build_schedulers(optimizer, self.make_scheduler, self.optimization)
 
+    def configure_callbacks(self) -> list[Callback]:
+        return [LastCheckpoint()]
+
     # -- what the data must agree with
 
     def setup(self, stage: str) -> None:
@@ -172,6 +179,9 @@ class Task(Network):
     def training_input(self, batch: Any) -> tuple[Tensor, Any]:
         """Return what the network trains on: normalised images ``[B, C, *S]``, and their targets."""
         return self.normalise(batch.image, batch.image_sizes), batch
+
+    def on_train_start(self) -> None:
+        warn_of_schedule(self, self.trainer)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         image, targets = self.training_input(batch)
@@ -297,9 +307,12 @@ class Task(Network):
         self.loss_check.finish()  # weights that a non-finite loss has touched are not worth keeping
         checkpoint["trunkline_version"] = __version__
         checkpoint["branches"] = {name: branch.state() for name, branch in self.branches.items()}
+        checkpoint |= run_state(self.trainer, self.run_settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         upgrade_checkpoint(checkpoint)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            check_resume(self, self.run_settings, checkpoint)
         for name, branch in self.branches.items():
             branch.restore(checkpoint.get("branches", {}).get(name, {}), self._predicting)
 

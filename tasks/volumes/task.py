@@ -20,8 +20,8 @@ from ...data.scans.prepare.restore import Restorer
 from ...data.shared.common import number_of
 from ...evaluation.base import Prediction
 from ...heads.segmentation.base import SegmentationHead
-from ..base.network import read_checkpoint
 from ..base.task import Task
+from ..run.checkpoints import read_checkpoint
 from .branch import VolumeBranch
 from .inference import VolumeInference, best_axis, keep_largest, mirrored, sliced, sweep
 from .kernels import faster_kernels
