@@ -6,8 +6,8 @@ Boxes are x1 y1 x2 y2 in pixels unless said otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -19,22 +19,22 @@ from torch import Tensor
 
 from ..shared.augment.instances import Instances, keypoints_inside
 from ..shared.coco.annotations import (
-    BoxColumns,
     InstanceKind,
-    OnBadBox,
-    check_boxes,
     load_instances,
-    no_boxes,
     read_annotations,
     read_categories,
     read_images,
 )
+from ..shared.coco.boxes import BoxColumns, OnBadBox, check_boxes, no_boxes
 from ..shared.coco.outlines import Outlines
 from ..shared.common import PackedNames, in_threads, listing
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.labels.classes import LabelClass
 from ..shared.locate import CheckImages
 from .instances import InstanceColumns, KeypointClasses, read_instances
+from .truth import TruthRows
+
+WRONG_INSTANCES = "wrong mask or keypoints"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class CocoIndex:
         names: of the I files.
         offsets: ``[I + 1]`` int64; the boxes of image i are rows ``offsets[i]:offsets[i + 1]``.
         boxes: ``[N, 4]`` float32, inside their image, with positive width and height.
-        boxes_xywh: ``[N, 4]`` float64, the same boxes in COCO form, unrounded, for evaluation.
+        boxes_xywh: ``[N, 4]`` float64, the same boxes in COCO form as the file gives them, for evaluation:
+            neither rounded nor clipped to their image.
         labels: ``[N]`` int64 in 0..K-1.
         crowd: ``[N]`` bool.
         area: ``[N]`` float64, the area field of the file (of the mask, where there was one).
@@ -62,6 +63,9 @@ class CocoIndex:
             counts whole pixels; here 0.5 was added to x and y, so that they are in the pixels of boxes, as in
             detectron2. 0, 0, 0 for those not labelled. None unless they were asked for.
         keypoint_classes: names and skeletons; None without keypoints.
+        truth: the boxes to evaluate against, if there are others than the N; None if these are all. Where
+            masks or keypoints are kept, these are all.
+        dropped: how many annotations were left out, by the reason.
     """
 
     folder: str
@@ -79,6 +83,8 @@ class CocoIndex:
     masks: Outlines | None = None
     keypoints: Tensor | None = None
     keypoint_classes: KeypointClasses | None = None
+    truth: TruthRows | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -133,6 +139,7 @@ class CocoIndex:
             offsets=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
             masks=None if self.masks is None else self.masks.take(torch.nonzero(rows).flatten()),
             keypoints=None if self.keypoints is None else self.keypoints[rows],
+            truth=None,  # such an index is to train on
             **{name: getattr(self, name)[rows] for name in per_box},
         )
 
@@ -152,16 +159,16 @@ class CocoIndex:
         if self.keypoint_classes is not None:
             for label, category in enumerate(categories):
                 category |= self.keypoint_classes.as_coco(label)
-        annotations = [self._annotation(n, row) for n, row in enumerate(self._records(), start=1)]
+        truth = self.truth or TruthRows.of_rows(
+            self.offsets, self.labels, self.boxes_xywh, self.area, self.crowd
+        )
+        columns = (self.image_ids[truth.images], *truth)
+        records = zip(*(column.tolist() for column in columns), strict=True)
+        annotations = [self._annotation(number, record) for number, record in enumerate(records, start=1)]
         return {"images": images, "annotations": annotations, "categories": categories}
 
-    def _records(self) -> Iterator[tuple[Any, ...]]:
-        images = torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
-        columns = (self.image_ids[images], self.labels, self.boxes_xywh, self.area, self.crowd)
-        return zip(images.tolist(), *(column.tolist() for column in columns), strict=True)
-
     def _annotation(self, number: int, record: tuple[Any, ...]) -> dict[str, Any]:
-        image, image_id, label, box, area, crowd = record
+        image_id, image, label, box, area, crowd, row = record
         annotation = {
             "id": number,
             "image_id": image_id,
@@ -171,9 +178,9 @@ class CocoIndex:
             "iscrowd": int(crowd),
         }
         if self.masks is not None:
-            annotation["segmentation"] = self.masks.as_coco(number - 1, self.sizes[image].tolist())
+            annotation["segmentation"] = self.masks.as_coco(row, self.sizes[image].tolist())
         if self.keypoint_classes is not None and (count := len(self.keypoint_classes.names[label])):
-            points = cast(Tensor, self.keypoints)[number - 1, :count].double()
+            points = cast(Tensor, self.keypoints)[row, :count].double()
             points[:, :2] -= 0.5 * (points[:, 2:] > 0)  # whole pixels again
             annotation["keypoints"] = points.flatten().tolist()
             annotation["num_keypoints"] = int((points[:, 2] > 0).sum())
@@ -191,7 +198,8 @@ def read_coco(
 
     A box is bad if it has a side <= 0, a number that is not finite, or leaves its image by more than one
     pixel. Less than that is annotation rounding: such boxes are clipped, whatever ``on_bad_box`` says, and
-    counted in the log.
+    counted in the log. All this is for training. Evaluation sees every finite box as the file gives it, as
+    pycocotools does; only where ``instances`` are read, what is dropped is missing there too.
 
     Args:
         json_path: the annotation file.
@@ -199,7 +207,8 @@ def read_coco(
         on_bad_box: ``error`` lists the first 20; ``clip`` clips them to the image and drops those of which
             nothing is left; ``drop`` drops them all. Annotations with a wrong mask or wrong keypoints are
             dropped with ``drop`` and an error otherwise.
-        boxes: if false, read only images and categories; the file then needs no annotations.
+        boxes: if false, read only images and categories; the file then needs no annotations, and may be
+            without categories.
         instances: ``masks``, ``keypoints`` or both, to keep them too.
 
     Raises:
@@ -209,16 +218,21 @@ def read_coco(
     """
     source = Path(json_path)
     content = load_instances(source, boxes, instances)
-    categories = read_categories(content["categories"], source)
+    records = content["categories"] if boxes else content.get("categories") or []
+    categories = read_categories(records, source) if boxes or records else ()
     image_ids, sizes, names = read_images(content["images"], source)
-    columns, kept = no_boxes(), InstanceColumns()
-    if boxes:
-        columns = read_annotations(content["annotations"], image_ids, categories, source)
-        columns = check_boxes(columns, image_ids, sizes, names, on_bad_box, source)
-        columns = columns.take(np.argsort(columns.image, kind="stable"))
-        if instances:
-            columns, kept = read_instances(columns, content, categories, sizes, instances, on_bad_box, source)
-    return _build(str(image_folder), categories, image_ids, sizes, names, columns, kept)
+    if not boxes:
+        return _build(str(image_folder), categories, image_ids, sizes, names, no_boxes(), InstanceColumns())
+    columns = read_annotations(content["annotations"], image_ids, categories, source)
+    columns, truth, dropped = check_boxes(columns, image_ids, sizes, names, on_bad_box, source)
+    columns, kept = columns.take(np.argsort(columns.image, kind="stable")), InstanceColumns()
+    if instances:
+        count = len(columns.ids)
+        columns, kept = read_instances(columns, content, categories, sizes, instances, on_bad_box, source)
+        dropped = {**dropped, **({WRONG_INSTANCES: lost} if (lost := count - len(columns.ids)) else {})}
+    index = _build(str(image_folder), categories, image_ids, sizes, names, columns, kept)
+    more = None if instances or len(truth.ids) == len(columns.ids) else TruthRows.of(truth, columns)
+    return replace(index, truth=more, dropped=dropped)
 
 
 def index_of_files(paths: Sequence[Path]) -> CocoIndex:
@@ -302,7 +316,7 @@ def _build(
     kept: InstanceColumns,
 ) -> CocoIndex:
     limits = np.asarray(sizes).reshape(-1, 2)[columns.image][:, ::-1]
-    low, high = columns.xywh[:, :2], columns.xywh[:, :2] + columns.xywh[:, 2:]
+    low, high = columns.inside[:, :2], columns.inside[:, :2] + columns.inside[:, 2:]
     boxes = np.concatenate([low, np.minimum(high, limits)], axis=1).astype(np.float32)
     return CocoIndex(
         folder=folder,

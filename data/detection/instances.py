@@ -15,12 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.coco.annotations import AnnotationError, BoxColumns, InstanceKind, OnBadBox
+from ..shared.coco.annotations import InstanceKind
+from ..shared.coco.boxes import BoxColumns, OnBadBox
+from ..shared.coco.fields import AnnotationError, shown
 from ..shared.coco.outlines import NO_OUTLINE, Outline, Outlines, size_problem
+from ..shared.coco.units import require_pixels
 from ..shared.common import listing, number_of
 from ..shared.labels.classes import LabelClass
 
 logger = logging.getLogger("trunkline")
+
+SCALED_POINTS = "multiply each x by the image's width and each y by its height"
 
 Link = tuple[int, int]
 _SIDES = (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT"))
@@ -105,13 +110,13 @@ def read_keypoint_classes(
 
 def _class_problem(names: Any, links: Any) -> str:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return f"keypoints is {names!r}, no list of names"
+        return f"keypoints is {shown(names)}, no list of names"
     if len(set(names)) < len(names):
         return "two keypoints have the same name"
     for link in links if isinstance(links, list) else [links]:
         pair = isinstance(link, list) and len(link) == 2 and all(type(end) is int for end in link)
         if not pair or not all(1 <= end <= len(names) for end in link):
-            return f"skeleton has {link!r}, no pair of keypoints counted from 1"
+            return f"skeleton has {shown(link)}, no pair of keypoints counted from 1"
     return ""
 
 
@@ -159,9 +164,15 @@ def read_instances(
     if "masks" in wanted:
         outlines = [record.get("segmentation", NO_OUTLINE) for record in records]
         problems |= _mask_problems(outlines, sizes[columns.image])
+        drawn = [row for row, outline in enumerate(outlines) if outline.polygons and outline.pieces]
+        reaches = np.array([outlines[row].reach for row in drawn])
+        require_pixels("outlines", reaches, sizes[columns.image[drawn]], SCALED_POINTS, source)
     if "keypoints" in wanted:
         classes = read_keypoint_classes(content["categories"], categories, source)
         keypoints, wrong = _keypoint_column(records, columns.labels, classes)
+        labelled = (keypoints[:, :, 2] > 0).any(axis=1)
+        reaches = np.abs(keypoints[labelled, :, :2]).max(axis=(1, 2), initial=0) - 0.5
+        require_pixels("keypoints", reaches, sizes[columns.image[labelled]], SCALED_POINTS, source)
         problems = wrong | problems
     kept = np.array([row for row in range(len(records)) if row not in problems], dtype=np.int64)
     if problems:

@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader
 
 from ..shared.augment.transforms import Augmentation
 from ..shared.canvas import CanvasBatchSampler, default_canvases
-from ..shared.coco.annotations import AnnotationError, InstanceKind, OnBadBox, load_instances, read_categories
+from ..shared.coco.annotations import InstanceKind, load_instances, read_categories
+from ..shared.coco.boxes import OnBadBox
+from ..shared.coco.fields import AnnotationError
 from ..shared.common import require_positive
 from ..shared.labels.classes import LabelClass
 from ..shared.loading import batch_loader

@@ -5,8 +5,8 @@ Letters in shapes: I images, A annotations.
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..shared.coco.annotations import AnnotationError, read_categories, read_images
+from ..shared.coco.annotations import read_categories, read_images
+from ..shared.coco.fields import AnnotationError, areas, flags, is_integer, record_name, shown, text_problem
+from ..shared.coco.json_file import read_json
 from ..shared.coco.outlines import NO_OUTLINE, Outlines, size_problem, starts, with_packed_outline
+from ..shared.coco.units import require_pixels
 from ..shared.common import PackedNames, listing, number_of
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import UNKNOWN, Background, ClassTable, row_id
@@ -24,6 +27,8 @@ from .coco_masks import DrawnInstances, Overlaps, PanopticMasks, Shapes
 from .pairs import Unpaired
 
 logger = logging.getLogger("trunkline")
+
+OUTLINES_IN_PIXELS = "multiply each x by the image's width and each y by its height"
 
 
 def read_mask_json(
@@ -52,10 +57,11 @@ def read_mask_json(
         MaskError: if the classes are wrong.
     """
     content = _load(source)
-    known = {record["id"]: record for record in content["categories"]} if content["categories"] else {}
+    categories_read = read_categories(content["categories"], source)
+    known = {record["id"]: record for record in content["categories"]}
     rows = [
-        LabelClass(entry.id, entry.name, _category_colour(known[entry.id]))
-        for entry in read_categories(content["categories"], source)
+        LabelClass(entry.id, entry.name, _category_colour(known[entry.id], source))
+        for entry in categories_read
     ]
     image_ids, sizes, names = read_images(content["images"], source)
     annotations = content["annotations"]
@@ -72,14 +78,7 @@ def read_mask_json(
 
 
 def _load(source: Path) -> dict[str, Any]:
-    if not source.is_file():
-        raise AnnotationError(f"{source}: no such annotation file; check root and the path")
-    if (megabytes := source.stat().st_size / 2**20) > 50:
-        logger.info("reading %s (%.0f MB)", source, megabytes)
-    try:
-        content = json.loads(source.read_bytes(), object_hook=with_packed_outline)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise AnnotationError(f"{source}: not readable as JSON ({error}); export it again") from error
+    content = read_json(source, with_packed_outline)
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
         raise AnnotationError(f"{source}: has no lists {', '.join(lists)}; is it a COCO file?")
@@ -100,8 +99,8 @@ def _shapes(
         if drawn:
             problem = record.get("segmentation", NO_OUTLINE).problem
         if problem:
-            name = record.get("id", f"number {number}") if isinstance(record, dict) else f"number {number}"
-            problems.append(f"annotation id {name}: {problem}")
+            name = record if isinstance(record, dict) else {}
+            problems.append(f"{record_name(name, number, 'annotation')}: {problem}")
         elif drawn:
             kept.append((position_of[record["image_id"]], label, record))
     if problems:
@@ -112,7 +111,15 @@ def _shapes(
     if dropped := sum(record["segmentation"].dropped for _, _, record in kept):
         logger.warning("%s: left out %s of fewer than three corners", source, number_of(dropped, "polygon"))
     kept = [entry for entry in kept if entry[2]["segmentation"].pieces]
-    return _pack(sorted(kept, key=lambda entry: entry[0]), len(image_ids))
+    polygons = [entry for entry in kept if entry[2]["segmentation"].polygons]
+    require_pixels(
+        "outlines",
+        np.array([record["segmentation"].reach for _, _, record in polygons]),
+        sizes[[position for position, _, _ in polygons]].reshape(-1, 2),
+        OUTLINES_IN_PIXELS,
+        source,
+    )
+    return _pack(sorted(kept, key=lambda entry: entry[0]), len(image_ids), source)
 
 
 def _annotation_problem(record: Any, position_of: dict[int, int], known: set[int], sizes: np.ndarray) -> str:
@@ -120,22 +127,22 @@ def _annotation_problem(record: Any, position_of: dict[int, int], known: set[int
         return "is no object"
     image_id, category_id = record.get("image_id"), record.get("category_id")
     if type(image_id) is not int or image_id not in position_of:
-        return f"image_id {image_id!r} is not that of an image in the file"
+        return f"image_id {shown(image_id)} is not that of an image in the file"
     if type(category_id) is not int or category_id not in known:
-        return f"category_id {category_id!r} is not that of a category in the file"
+        return f"category_id {shown(category_id)} is not that of a category in the file"
     outline = record.get("segmentation", NO_OUTLINE)
     return size_problem(outline, sizes[position_of[image_id]].tolist())
 
 
-def _pack(kept: list[tuple[int, int, dict]], images: int) -> Shapes:
+def _pack(kept: list[tuple[int, int, dict]], images: int, source: Path) -> Shapes:
     positions = np.array([position for position, _, _ in kept], dtype=np.int64)
-    areas = [record.get("area") for _, _, record in kept]
+    records = [record for _, _, record in kept]
     return Shapes(
         rows=torch.from_numpy(np.searchsorted(positions, np.arange(images + 1)).astype(np.int64)),
         labels=torch.tensor([label for _, label, _ in kept], dtype=torch.uint8),
-        crowd=torch.tensor([bool(record.get("iscrowd", 0)) for _, _, record in kept], dtype=torch.bool),
-        area=torch.tensor([a if isinstance(a, int | float) else 0.0 for a in areas], dtype=torch.float64),
-        **vars(Outlines.pack(record["segmentation"] for _, _, record in kept)),
+        crowd=torch.from_numpy(flags(records, source)),
+        area=torch.from_numpy(np.nan_to_num(areas(records, source))),
+        **vars(Outlines.pack(record["segmentation"] for record in records)),
     )
 
 
@@ -187,19 +194,31 @@ def _panoptic(
 
 
 def _panoptic_problem(record: Any, position_of: dict[int, int], known: set[int]) -> str:
-    if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
-        return "no file_name"
-    if type(record.get("image_id")) is not int or record["image_id"] not in position_of:
-        return f"image_id {record.get('image_id')!r} is not that of an image in the file"
+    name = record.get("file_name") if isinstance(record, dict) else None
+    if not isinstance(name, str) or text_problem(name):
+        return f"file_name {shown(name)}" if name is not None else "no file_name"
+    image_id = record.get("image_id")
+    if type(image_id) is not int or image_id not in position_of:
+        return f"image_id {shown(image_id)} is not that of an image in the file"
     segments = record.get("segments_info")
     if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
-        return f"image id {record['image_id']}: no segments_info"
+        return f"image id {image_id}: no segments_info"
+    seen: set[int] = set()
     for segment in segments:
-        if type(segment.get("id")) is not int or segment.get("category_id") not in known:
+        number, category_id = segment.get("id"), segment.get("category_id")
+        if not is_integer(number) or not 0 < number < 2**24:
             return (
-                f"image id {record['image_id']}: segment id {segment.get('id')!r} has category_id "
-                f"{segment.get('category_id')!r}, which is not that of a category in the file"
+                f"image id {image_id}: segment id {shown(number)}; it is the colour in the PNG, "
+                "red + 256 green + 65536 blue, from 1 (0 is unlabelled)"
             )
+        if type(category_id) is not int or category_id not in known:
+            return (
+                f"image id {image_id}: segment id {number} has category_id {shown(category_id)}, which is "
+                "not that of a category in the file"
+            )
+        if number in seen:
+            return f"image id {image_id}: segment id {number} occurs twice"
+        seen.add(number)
     return ""
 
 
@@ -213,8 +232,16 @@ def _panoptic_folder(source: Path, first: str) -> Path:
     raise DataNotFoundError(f"{source}: no panoptic PNGs found, looked for {first} in\n{looked}")
 
 
-def _category_colour(record: dict[str, Any]) -> tuple[int, int, int] | None:
+def _category_colour(record: dict[str, Any], source: Path) -> tuple[int, int, int] | None:
+    """Return the colour of a category: three numbers 0..255, or their hexadecimal digits after a #."""
     colour = record.get("color")
+    if colour is None:
+        return None
+    if isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour):
+        colour = list(bytes.fromhex(colour[1:]))
     if isinstance(colour, list) and len(colour) == 3 and all(type(c) is int and 0 <= c < 256 for c in colour):
         return colour[0], colour[1], colour[2]
-    return None
+    raise AnnotationError(
+        f"{source}: category id {record['id']}: color {shown(colour)} is neither [red, green, blue], 0..255, "
+        "nor such as #ff8000; correct or remove it"
+    )

@@ -14,8 +14,11 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from .fields import are_numbers
+
 _FEWEST_NUMBERS = 6  # of a polygon: three corners
 _FARTHEST = 1e5  # pixels from the origin; drawing takes memory in proportion
+MOST_PIXELS = 2**32 - 1  # of run lengths: pycocotools counts in uint32
 
 
 class Outline(NamedTuple):
@@ -27,6 +30,7 @@ class Outline(NamedTuple):
         size: of run lengths, height and width; None for polygons.
         problem: why it cannot be drawn; empty if it can.
         dropped: how many polygons of fewer than three corners were left out.
+        reach: of polygons, the largest coordinate, in pixels; 0 for run lengths.
     """
 
     polygons: bool
@@ -34,9 +38,12 @@ class Outline(NamedTuple):
     size: tuple[int, int] | None = None
     problem: str = ""
     dropped: int = 0
+    reach: float = 0.0
 
 
 NO_OUTLINE = Outline(True, [], problem="no segmentation")
+_UNFILLED = "run lengths without a size that they fill"
+_NO_POLYGON = Outline(True, [], problem="a polygon is no list of x and y in turn, in pixels")
 
 
 def with_packed_outline(record: dict[str, Any]) -> dict[str, Any]:
@@ -53,29 +60,34 @@ def pack_outline(segmentation: Any) -> Outline:
     if not isinstance(segmentation, list) or not segmentation:
         return NO_OUTLINE
     pieces: list[bytes] = []
+    farthest = 0.0
     for polygon in segmentation:
-        try:
-            numbers = np.array(polygon, dtype=np.float64)
-        except (TypeError, ValueError):
-            numbers = np.zeros((0, 0))
-        if numbers.ndim != 1 or len(numbers) % 2 or not (np.abs(numbers) < _FARTHEST).all():
-            return Outline(True, [], problem="a polygon is no list of x and y in turn, in pixels")
+        if not isinstance(polygon, list) or not are_numbers(polygon) or len(polygon) % 2:
+            return _NO_POLYGON
+        numbers = np.array(polygon, dtype=np.float64)
+        reach = float(np.abs(numbers).max(initial=0))
+        if not reach < _FARTHEST:  # nan neither
+            return _NO_POLYGON
         if len(numbers) >= _FEWEST_NUMBERS:
             pieces.append(numbers.tobytes())
-    return Outline(True, pieces, dropped=len(segmentation) - len(pieces))
+            farthest = max(farthest, reach)
+    return Outline(True, pieces, dropped=len(segmentation) - len(pieces), reach=farthest)
 
 
 def _pack_run_lengths(segmentation: dict[str, Any]) -> Outline:
     counts: Any = segmentation.get("counts")
     size: Any = segmentation.get("size")
     fits = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-    if fits and isinstance(counts, str) and _pixels_of(counts.encode()) == size[0] * size[1]:
+    if not fits or size[0] * size[1] > MOST_PIXELS:
+        return Outline(False, [], problem=_UNFILLED)
+    pixels = size[0] * size[1]
+    if isinstance(counts, str) and counts.isascii() and _pixels_of(counts.encode()) == pixels:
         return Outline(False, [counts.encode()], (size[0], size[1]))
     runs = counts if isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) else []
-    if fits and sum(runs) == size[0] * size[1]:
+    if sum(runs) == pixels:
         code: Any = coco_mask.frPyObjects({"counts": runs, "size": size}, *size)
         return Outline(False, [code["counts"]], (size[0], size[1]))
-    return Outline(False, [], problem="run lengths without a size that they fill")
+    return Outline(False, [], problem=_UNFILLED)
 
 
 def _pixels_of(counts: bytes) -> int:

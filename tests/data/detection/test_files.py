@@ -9,7 +9,7 @@ from PIL import Image
 
 from trunkline.data.detection.module import CocoDetection
 from trunkline.data.shared.augment.transforms import AugmentationError
-from trunkline.data.shared.coco.annotations import AnnotationError
+from trunkline.data.shared.coco.fields import AnnotationError
 from trunkline.data.shared.io import ImageError
 from trunkline.data.shared.locate import DataNotFoundError
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from trunkline.data.detection.index import check_images, index_of_files, read_coco
-from trunkline.data.shared.coco.annotations import AnnotationError
+from trunkline.data.shared.coco.fields import AnnotationError
 from trunkline.data.shared.io import ImageError
 from trunkline.data.shared.labels.classes import LabelClass
 
@@ -235,9 +235,9 @@ def test_clipping_keeps_what_is_inside(read, content, kind, caplog):
     content["annotations"].insert(1, annotation(77, 40, 3, BAD_BOXES[kind][0], area=400.0))
     with caplog.at_level(logging.WARNING, "trunkline"):
         index = read(content, on_bad_box="clip")
-    expected = {"half outside": [90, 10, 10, 20], "left of it": [0, 10, 17, 20]}.get(kind)
+    expected = {"half outside": [90, 10, 100, 30], "left of it": [0, 10, 17, 30]}.get(kind)
     at = (index.annotation_ids == 77).nonzero().flatten().tolist()
-    assert index.boxes_xywh[at].tolist() == ([] if expected is None else [expected])
+    assert index.boxes[at].tolist() == ([] if expected is None else [expected])
     counts = "1 clipped to their image, 0 dropped" if expected else "0 clipped to their image, 1 dropped"
     assert counts in caplog.text
 

@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from trunkline.data.detection.index import read_coco
-from trunkline.data.shared.coco.annotations import AnnotationError, load_instances
+from trunkline.data.shared.coco.annotations import load_instances
+from trunkline.data.shared.coco.fields import AnnotationError
 
 BOTH = ("masks", "keypoints")
 

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from trunkline.data.segmentation.coco_json import read_mask_json
-from trunkline.data.shared.coco.annotations import AnnotationError
+from trunkline.data.shared.coco.fields import AnnotationError
 from trunkline.data.shared.labels.table import MaskError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools beside NumPy 2

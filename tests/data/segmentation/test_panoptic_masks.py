@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trunkline.data.segmentation.coco_json import read_mask_json
 from trunkline.data.segmentation.coco_masks import PanopticMasks
-from trunkline.data.shared.coco.annotations import AnnotationError
+from trunkline.data.shared.coco.fields import AnnotationError
 from trunkline.data.shared.common import PackedNames
 from trunkline.data.shared.labels.classes import LabelClass
 from trunkline.data.shared.labels.table import ClassTable, MaskError
