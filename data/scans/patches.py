@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ...constants import IGNORE_INDEX
+from ..shared.loading import RequestSampler
 from .prepare.cache import PreparedCases
 
 logger = logging.getLogger("trunkline")
@@ -36,14 +37,12 @@ class PatchRequest(NamedTuple):
     seed: int
 
 
-class PatchSampler(DistributedSampler):
+class PatchSampler(RequestSampler):
     """Yields batches of requests: a fixed number of batches an epoch, of cases drawn uniformly.
 
     An epoch is a number of steps, as in nnU-Net (Isensee et al., Nature Methods 2021), and not a pass through
     the cases. All depends only on ``seed`` and the epoch. Every rank gets other patches. The share
     ``foreground`` of all patches is kept exactly, spread evenly over the epoch.
-
-    It is a ``DistributedSampler`` so that Lightning sets the epoch and does not shard its batches once more.
 
     Args:
         count: number of cases, at least 1.
@@ -74,7 +73,7 @@ class PatchSampler(DistributedSampler):
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[list[PatchRequest]]:
+    def batches(self) -> Iterator[list[PatchRequest]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         step = self.batch_size * self.num_replicas
         total = self.steps * step

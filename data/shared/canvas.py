@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset
+
+from .loading import RequestSampler
 
 Size = tuple[int, int]
 
@@ -98,7 +100,7 @@ def choose_canvas(sizes: Sequence[Size] | np.ndarray, canvases: Sequence[Size] |
     )
 
 
-class CanvasBatchSampler(DistributedSampler):
+class CanvasBatchSampler(RequestSampler):
     """Yields batches of requests; the images of a batch have similar shapes and share one canvas.
 
     Training (``shuffle``): images of the same canvas are shuffled and cut into steps of ``batch_size``
@@ -109,8 +111,6 @@ class CanvasBatchSampler(DistributedSampler):
 
     Evaluation: every image once over all ranks, at the largest short side, in file order as far as grouping
     allows. Batches may be smaller, and ranks may have different numbers of them.
-
-    It is a ``DistributedSampler`` so that Lightning sets the epoch and does not shard its batches once more.
 
     Args:
         sizes: ``[I, 2]`` heights and widths of the images on disk.
@@ -165,7 +165,7 @@ class CanvasBatchSampler(DistributedSampler):
         full = sum(len(group) // step for group in self.groups) + left // step
         return full + int(left % step > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[list[Request]]:
+    def batches(self) -> Iterator[list[Request]]:
         if self._fixed is not None:
             return (self._requests(members, self.short_sides[-1]) for members in self._fixed)
         return self._training_batches()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence, Sized
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -26,7 +27,44 @@ class ImageRequest(NamedTuple):
     seed: int = 0
 
 
-class ImageBatchSampler(DistributedSampler):
+class RequestSampler(DistributedSampler):
+    """The base of samplers that yield a list of requests per batch, and can go on in the middle of an epoch.
+
+    It is a ``DistributedSampler`` so that Lightning sets the epoch and does not shard its batches once more.
+    """
+
+    _done = (-1, 0)  # an epoch, and how many of its batches are left out
+
+    def leave_out(self, epoch: int, batches: int) -> None:
+        """Leave out the first batches of one epoch: a run goes on after them."""
+        self._done = (epoch, batches)
+
+    def batches(self) -> Iterator[list[Any]]:
+        """Yield the batches of the epoch, all of them."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        epoch, batches = self._done
+        return islice(self.batches(), batches if epoch == self.epoch else 0, None)
+
+
+def leave_out_done(loader: DataLoader, trainer: Any) -> None:
+    """Let a training loader begin where a resumed run stopped in its epoch: no image twice, none left out.
+
+    Args:
+        loader: with a sampler of this package, else nothing is done.
+        trainer: Lightning's, with the state of the run; or None.
+    """
+    if trainer is None or not isinstance(loader.sampler, RequestSampler):
+        return
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    if progress.current.completed and not progress.is_last_batch:
+        loader.sampler.leave_out(
+            trainer.fit_loop.epoch_progress.current.processed, progress.current.completed
+        )
+
+
+class ImageBatchSampler(RequestSampler):
     """Yields batches of requests.
 
     Training (``shuffle``): every rank gets equally many full batches; the last step is filled up with images
@@ -37,8 +75,6 @@ class ImageBatchSampler(DistributedSampler):
     Evaluation: every image once over all ranks, in the order of the index, or, with ``spread``, in a random
     one that never changes. The last batch may be smaller, and ranks may have different numbers of batches,
     but each has one as long as there are enough images.
-
-    It is a ``DistributedSampler`` so that Lightning sets the epoch and does not shard its batches once more.
 
     Args:
         count: number of images, at least 1.
@@ -76,7 +112,7 @@ class ImageBatchSampler(DistributedSampler):
         batches = -(-self.count // self.batch_size)
         return len(range(self.rank, batches, self.num_replicas))
 
-    def __iter__(self) -> Iterator[list[ImageRequest]]:
+    def batches(self) -> Iterator[list[ImageRequest]]:
         return self._training_batches() if self.shuffle else self._evaluation_batches()
 
     def _training_batches(self) -> Iterator[list[ImageRequest]]:

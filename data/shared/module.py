@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from .common import without_paths
 from .labels.classes import LabelClass
-from .loading import global_seed, ranks_of
+from .loading import global_seed, leave_out_done, ranks_of
 from .locate import DataNotFoundError
 from .summary import SplitSummary
 
@@ -77,6 +77,17 @@ class TrunklineData(pl.LightningDataModule):
         Empty in prediction if they are not known; the checkpoint names them then.
         """
         raise self.missing("label_classes(kind, head)", f"the classes of its {kind} labels")
+
+    def read_classes(self, stage: str) -> None:
+        """Read as much as :meth:`label_classes` needs, before the model is built (``num_classes: auto``).
+
+        There is no trainer yet, ``prepare_data`` has not been called, and every process does it. A module
+        that downloads in ``prepare_data`` reads its classes from elsewhere here.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+        """
+        self.setup(stage)
 
     def label_counts(self, kind: str, head: str = "") -> Sequence[int]:
         """Return how often each class occurs in the training data, for ``balanced`` class weights."""
@@ -252,7 +263,9 @@ class SplitData(TrunklineData, Generic[Index]):
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of augmented, shuffled training batches."""
-        return self._loader("train")
+        loader = self._loader("train")
+        leave_out_done(loader, self.trainer)
+        return loader
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Return the validation loader, or an empty list if there are no validation data."""
