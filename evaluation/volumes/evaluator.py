@@ -18,7 +18,7 @@ from ...constants import IGNORE_INDEX
 from ..base import EvaluationContext, Evaluator, Prediction
 from ..distributed import gather_objects
 from .result import CaseMetrics, VolumeResult, volume_result
-from .surfaces import surface_distances
+from .surfaces import longest_diagonal, sheared, surface_distances
 
 
 def case_metrics(
@@ -29,6 +29,7 @@ def case_metrics(
     tolerance: float = 1.0,
     surfaces: bool = True,
     voxel: float | None = None,
+    axes: ArrayLike | None = None,
 ) -> dict[str, dict[str, float]]:
     """Compare the prediction of one scan with the truth.
 
@@ -50,6 +51,8 @@ def case_metrics(
         surfaces: whether to measure distances between surfaces; they take most of the time.
         voxel: mm^3 (mm^2 of two axes) of a voxel; None for the product of the voxel sizes, which is too much
             where axes are oblique to each other.
+        axes: ``[3, n]`` mm, the step in the world from a voxel to the next along each axis (the affine's
+            first columns). Where they are not at right angles distances follow them; None if they are.
 
     Returns:
         For each region ``Dice``, ``HD95_mm`` and ``surface_Dice`` (these two with ``surfaces``), and
@@ -63,7 +66,9 @@ def case_metrics(
     _check_tolerance(tolerance)
     labels, wanted, sizes = _checked(predicted, truth, spacing)
     kept = None if (wanted != IGNORE_INDEX).all() else wanted != IGNORE_INDEX
+    steps = _sheared_axes(axes, labels.ndim)
     diagonal = math.hypot(*(size * width for size, width in zip(labels.shape, sizes, strict=True)))
+    diagonal = diagonal if steps is None else longest_diagonal(labels.shape, steps)
     unit, names = math.prod(sizes) if voxel is None else voxel, ("area_mm2", "true_area_mm2")
     if labels.ndim == 3:
         unit, names = unit / 1000, ("volume_ml", "true_volume_ml")
@@ -77,7 +82,7 @@ def case_metrics(
         counts = int(np.count_nonzero(mine)), int(np.count_nonzero(true))
         metrics = {"Dice": _dice(mine, true, sum(counts))}
         if surfaces:
-            metrics |= _surface_metrics(mine, true, counts, sizes, tolerance, diagonal)
+            metrics |= _surface_metrics(mine, true, counts, sizes, steps, tolerance, diagonal)
         volumes = {key: count * unit for key, count in zip(names, counts, strict=True)}
         result[name] = {**metrics, **volumes}
     return result
@@ -139,7 +144,8 @@ class VolumeEvaluator(Evaluator):
         """Add the ``mask`` of the case of a batch, on the grid of the file, see :meth:`add`."""
         grid = batch.placement.grid
         for each in predictions:
-            self.add(batch.case.name, each["mask"], batch.truth, grid.spacing, grid.voxel)
+            axes = grid.affine[:3, : len(grid.shape)]
+            self.add(batch.case.name, each["mask"], batch.truth, grid.spacing, grid.voxel, axes)
 
     def add(
         self,
@@ -148,6 +154,7 @@ class VolumeEvaluator(Evaluator):
         truth: ArrayLike | Tensor,
         spacing: Sequence[float],
         voxel: float | None = None,
+        axes: ArrayLike | None = None,
     ) -> None:
         """Add a case; one of that name that was added before stays, and this one is left out.
 
@@ -156,7 +163,8 @@ class VolumeEvaluator(Evaluator):
             predicted: ``[*S]`` uint8 labels.
             truth: ``[*S]`` uint8 labels, 255 where a voxel is ignored.
             spacing: n voxel sizes in mm.
-            voxel: see :func:`case_metrics`.
+            voxel: see :func:`case_metrics`, as for ``axes``.
+            axes: None for right angles.
 
         Raises:
             ValueError: if shapes or types do not fit; names the case.
@@ -165,7 +173,7 @@ class VolumeEvaluator(Evaluator):
             return
         try:
             metrics = case_metrics(
-                predicted, truth, self.regions, spacing, self.tolerance, self.surfaces, voxel
+                predicted, truth, self.regions, spacing, self.tolerance, self.surfaces, voxel, axes
             )
         except ValueError as error:
             raise ValueError(f"{case}: {error}") from error
@@ -237,6 +245,16 @@ def _checked(
     return predictions, wanted, sizes
 
 
+def _sheared_axes(axes: ArrayLike | None, count: int) -> np.ndarray | None:
+    """Return the axes if they are not at right angles, else None."""
+    if axes is None:
+        return None
+    steps = np.asarray(axes, dtype=np.float64)
+    if steps.shape != (3, count) or not np.isfinite(steps).all() or not steps.any(axis=0).all():
+        raise ValueError(f"axes must be a step of 3 mm numbers for each of the {count} axes, got {axes}")
+    return steps if sheared(steps) else None
+
+
 def _dice(mine: np.ndarray, true: np.ndarray, total: int) -> float:
     """Twice the common voxels by all; NaN without any."""
     return 2 * int(np.count_nonzero(mine & true)) / total if total else math.nan
@@ -247,6 +265,7 @@ def _surface_metrics(
     true: np.ndarray,
     counts: tuple[int, int],
     sizes: Sequence[float],
+    axes: np.ndarray | None,
     tolerance: float,
     diagonal: float,
 ) -> dict[str, float]:
@@ -255,5 +274,5 @@ def _surface_metrics(
         return {"HD95_mm": math.nan, "surface_Dice": math.nan}
     if not all(counts):
         return {"HD95_mm": diagonal, "surface_Dice": 0.0}
-    distances = surface_distances(mine, true, sizes)
+    distances = surface_distances(mine, true, sizes, axes)
     return {"HD95_mm": distances.hausdorff(), "surface_Dice": distances.dice(tolerance)}

@@ -5,6 +5,7 @@ Letters in shapes: S spatial axes of one scan (2 or 3), n their number, N voxels
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import numpy as np
 PERCENTILE = 95
 # Voxel sizes come from headers in float32: on a 1 mm grid a neighbour may lie at 1.0000001 mm.
 ROUNDING = 1e-5
+# Cosine of the angle between two axes up to which they are at right angles: headers hold rounded directions.
+UPRIGHT = 1e-4
 
 
 class SurfaceDistances(NamedTuple):
@@ -36,7 +39,27 @@ class SurfaceDistances(NamedTuple):
         return near / sum(map(len, self))
 
 
-def surface_distances(predicted: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> SurfaceDistances:
+def sheared(axes: np.ndarray) -> bool:
+    """Whether voxels are no boxes: two of the axes ``[3, n]`` (mm) are not at right angles, as where a gantry
+    is tilted."""
+    directions = axes / np.linalg.norm(axes, axis=0)
+    return bool(np.abs(directions.T @ directions - np.eye(axes.shape[1])).max() > UPRIGHT)
+
+
+def longest_diagonal(shape: Sequence[int], axes: np.ndarray) -> float:
+    """Return the largest distance between two corners of a scan, mm.
+
+    Args:
+        shape: n numbers of voxels.
+        axes: ``[3, n]`` mm, the step in the world from a voxel to the next along each axis.
+    """
+    signs = np.array(list(itertools.product((1, -1), repeat=len(shape))))  # [2 ** n, n]
+    return float(np.linalg.norm((signs * np.array(shape)) @ axes.T, axis=1).max())
+
+
+def surface_distances(
+    predicted: np.ndarray, truth: np.ndarray, spacing: Sequence[float], axes: np.ndarray | None = None
+) -> SurfaceDistances:
     """Find the distances between the surfaces of two masks.
 
     The surface of a mask is its voxels of which a neighbour across a face is outside. What lies beyond the
@@ -48,10 +71,14 @@ def surface_distances(predicted: np.ndarray, truth: np.ndarray, spacing: Sequenc
     - An axis along which the scan has one voxel is left out. Otherwise every voxel of a scan of one slice
       were surface, and a wrong outline within two good areas would hardly count.
 
+    MONAI knows only boxes as voxels. With ``axes`` distances are those of the voxels' places in the world.
+
     Args:
         predicted: ``[*S]`` bool, with at least one voxel.
         truth: ``[*S]`` bool, with at least one voxel.
         spacing: n voxel sizes in mm.
+        axes: ``[3, n]`` mm, the step in the world from a voxel to the next along each axis, if these are not
+            at right angles (see :func:`sheared`); None if they are.
 
     Raises:
         ValueError: if a mask is empty.
@@ -67,10 +94,21 @@ def surface_distances(predicted: np.ndarray, truth: np.ndarray, spacing: Sequenc
     box = _joint_box(predicted, truth)
     edges = get_mask_edges(predicted[box], truth[box], crop=False)
     mine, other = (np.asarray(edge, dtype=bool) for edge in edges)
+    if axes is not None:
+        return _in_the_world(mine, other, axes[:, thick])
     sizes = [float(spacing[axis]) for axis in thick]
     there = get_surface_distance(mine, other, spacing=sizes)
     back = get_surface_distance(other, mine, spacing=sizes)
     return SurfaceDistances(np.asarray(there, np.float32), np.asarray(back, np.float32))
+
+
+def _in_the_world(mine: np.ndarray, other: np.ndarray, axes: np.ndarray) -> SurfaceDistances:
+    """Find the distances between the voxels ``[*S]`` of two surfaces, whose places ``axes`` say."""
+    from scipy.spatial import KDTree
+
+    one, two = (np.argwhere(edge) @ axes.T for edge in (mine, other))  # [N, n] @ [n, 3] -> [N, 3]
+    there, back = KDTree(two).query(one)[0], KDTree(one).query(two)[0]
+    return SurfaceDistances(there.astype(np.float32), back.astype(np.float32))
 
 
 def _joint_box(one: np.ndarray, other: np.ndarray) -> tuple[slice, ...]:
