@@ -13,8 +13,8 @@ class SplitSummary:
     Attributes:
         counts: by what is counted, such as ``images``, ``boxes``, ``boxes dropped: no area``; in the order of
             the columns of the table.
-        learnable: how much of it there is to learn from: boxes that are no crowd, labelled pixels, images with
-            a class. 0 ends the run before it begins.
+        learnable: how much of it there is to learn from: boxes that are no crowd, labelled pixels, images
+            with a class. 0 ends the run before it begins.
         remedy: what to do if there is nothing to learn, as a sentence without its full stop.
     """
 
@@ -40,4 +40,5 @@ def require_learnable(summaries: Mapping[str, SplitSummary]) -> None:
     """Raise a ValueError if the training data hold nothing to learn."""
     train = summaries.get("train")
     if train is not None and train.learnable == 0:
-        raise ValueError(f"the training data hold nothing to learn; {train.remedy}\n{summary_table(summaries)}")
+        table = summary_table(summaries)
+        raise ValueError(f"the training data hold nothing to learn; {train.remedy}\n{table}")
