@@ -32,6 +32,7 @@ class DetectionSample:
             are read.
         keypoints: ``[m, P, 3]`` float32, x and y in pixels of ``image`` and visibility; 0, 0, 0 for those not
             labelled or outside. None unless they are read.
+        boxes_lost: how many boxes of the image augmentation removed.
     """
 
     image: Tensor
@@ -43,6 +44,7 @@ class DetectionSample:
     canvas: tuple[int, int]
     masks: tuple[RunLengths, ...] | None = None
     keypoints: Tensor | None = None
+    boxes_lost: int = 0
 
 
 @dataclass(kw_only=True)
@@ -60,6 +62,8 @@ class DetectionBatch(Batch):
         masks: of the objects, row by row as the boxes; None unless they are read.
         keypoints: ``[B, M, P, 3]`` float32, x and y in canvas pixels and visibility (0 not labelled, 1
             hidden, 2 visible); zero in padding rows. None unless they are read.
+        boxes_given: how many boxes the images have on disk, crowd regions too.
+        boxes_lost: how many of these augmentation removed.
     """
 
     boxes: Tensor
@@ -68,6 +72,8 @@ class DetectionBatch(Batch):
     original_sizes: Tensor
     masks: InstanceMasks | None = None
     keypoints: Tensor | None = None
+    boxes_given: int = 0
+    boxes_lost: int = 0
 
 
 def collate_detection(samples: Sequence[DetectionSample], rows_multiple: int = 16) -> DetectionBatch:
@@ -103,7 +109,9 @@ def collate_detection(samples: Sequence[DetectionSample], rows_multiple: int = 1
         crowd=torch.zeros(count, rows, dtype=torch.bool),
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
+        boxes_lost=sum(sample.boxes_lost for sample in samples),
     )
+    batch.boxes_given = batch.boxes_lost + sum(len(sample.labels) for sample in samples)
     for index, sample in enumerate(samples):
         number = len(sample.labels)
         batch.boxes[index, :number] = sample.boxes

@@ -32,6 +32,7 @@ class Annotated(NamedTuple):
         crowd: ``[m]`` bool.
         mask: ``[h0, w0]`` uint8 labels of the pixels, if the dataset has such.
         instances: masks and keypoints of the boxes, if the index keeps them.
+        lost: how many boxes augmentation removed.
     """
 
     image: np.ndarray
@@ -40,6 +41,7 @@ class Annotated(NamedTuple):
     crowd: np.ndarray
     mask: np.ndarray | None = None
     instances: Instances | None = None
+    lost: int = 0
 
 
 class CocoDetectionDataset(Dataset):
@@ -104,7 +106,8 @@ class CocoDetectionDataset(Dataset):
         except AugmentationError as error:
             raise AugmentationError(f"{index.path(position)}: {error}") from error
         instances = rest.pop() if given.instances is not None else None
-        return Annotated(image, boxes, labels, crowd, rest.pop() if rest else None, instances)
+        lost = len(given.labels) - len(labels)
+        return Annotated(image, boxes, labels, crowd, rest.pop() if rest else None, instances, lost)
 
     def size_of_boxes(self, request: Request) -> tuple[int, int] | None:
         """Return the size that boxes are in pixels of, where the image may be smaller; else None."""
@@ -142,6 +145,7 @@ class CocoDetectionDataset(Dataset):
             canvas=request.canvas,
             masks=None if masks is None else tuple(_resized(mask, size) for mask in masks),
             keypoints=None if keypoints is None else _scaled_points(keypoints, factor[:2]),
+            boxes_lost=given.lost,
         )
 
     def _scaled(self, size: tuple[int, int], request: Request) -> tuple[int, int]:

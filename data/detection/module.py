@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +20,15 @@ from ..shared.labels.classes import LabelClass
 from ..shared.loading import batch_loader
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
 from ..shared.module import SplitData
-from .batches import collate_detection
+from ..shared.summary import SplitSummary
+from .batches import DetectionBatch, collate_detection
+from .classes import renumbered
 from .dataset import CocoDetectionDataset
 from .index import CocoIndex, check_images, index_of_files, read_coco
+from .lost import LostBoxes
+from .summary import summarise, tell
+
+logger = logging.getLogger("trunkline")
 
 
 class CocoDetection(SplitData[CocoIndex]):
@@ -32,7 +40,8 @@ class CocoDetection(SplitData[CocoIndex]):
     test. Training goes without validation where there is no validation file. Testing uses the validation
     data where there is no test file, with a warning.
 
-    Category ids become labels 0..K-1 in ascending id order. Images stay uint8; the task normalises them.
+    Category ids become labels 0..K-1 in ascending id order. Files (and checkpoints) that number the same
+    classes otherwise are matched by the names. Images stay uint8; the task normalises them.
     Under DDP the module divides the data among the ranks itself: in evaluation every image is seen exactly
     once.
 
@@ -119,6 +128,8 @@ class CocoDetection(SplitData[CocoIndex]):
         self.short_sides = short_sides
         self.canvases = default_canvases(short_sides, long_side) if canvases is None else canvases
         self._categories: tuple[LabelClass, ...] = ()
+        self._predicted: tuple[LabelClass, ...] = ()
+        self._lost = LostBoxes()
 
     def prepare_data(self) -> None:
         """Check the images for the coming command, on one process of the machine.
@@ -143,7 +154,7 @@ class CocoDetection(SplitData[CocoIndex]):
         """
         for split, index in self.indices(stage).items():
             if split == "predict":
-                self._categories = self._categories_for_prediction(index)
+                self._predicted = self._categories_for_prediction(index)
             else:
                 self._require_same_categories(split, index)
         if "train" in self.splits:
@@ -155,7 +166,48 @@ class CocoDetection(SplitData[CocoIndex]):
 
     def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
         """Return the categories in ascending order of their ids; empty before ``setup``, or if unknown."""
-        return self._categories if kind == "detection" else super().label_classes(kind, head)
+        if kind != "detection":
+            return super().label_classes(kind, head)
+        return self._categories or self._predicted
+
+    def take_classes(self, kind: str, classes: Sequence[LabelClass], head: str = "") -> bool:
+        """Give labels and ids of all splits the numbers of these classes, if they have the same names."""
+        if kind != "detection":
+            return super().take_classes(kind, classes, head)
+        own = {split: index for split, index in self.splits.items() if split != "predict"}
+        new = {split: renumbered(index, classes) for split, index in own.items()}
+        known = {split: index for split, index in new.items() if index is not None}
+        if len(known) < len(own):
+            return False
+        self.splits |= known
+        self._categories = tuple(classes)
+        logger.warning("the data number the classes of the checkpoint otherwise; they are matched by name")
+        return True
+
+    def prediction_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
+        """Return the categories of the JSON to predict on; empty if it has none, or for other files."""
+        if kind != "detection":
+            return super().prediction_classes(kind, head)
+        return self.index_of("predict").categories
+
+    def summaries(self) -> Mapping[str, SplitSummary]:
+        """Return the numbers of images and boxes by split; empty before ``setup``."""
+        largest = max(self.short_sides), self.hparams.long_side
+        return {
+            split: summarise(index, *largest)
+            for split, index in self.splits.items()
+            if split in ("train", "val")
+        }
+
+    def on_before_batch_transfer(self, batch: DetectionBatch, dataloader_idx: int) -> DetectionBatch:
+        """Count the boxes that augmentation removed, while they are in main memory."""
+        if self.trainer is not None and self.trainer.training and self.trainer.is_global_zero:
+            self._lost.add(batch, self.trainer.current_epoch)
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Log the counts of the last epoch."""
+        self._lost.finish()
 
     def evaluation_truth(self, kind: str, stage: str, head: str = "") -> dict[str, Any] | None:
         """Return the annotations of the validation or test images as a COCO instances dictionary."""
@@ -184,13 +236,18 @@ class CocoDetection(SplitData[CocoIndex]):
         given = self.hparams
         annotations, images = self._find(split, "annotations"), self._find(split, "images")
         index = read_coco(annotations, images, given.on_bad_box, instances=given.instances)
-        return index.with_boxes() if split == "train" and given.skip_images_without_boxes else index
+        if split == "train" and given.skip_images_without_boxes:
+            every, index = len(index), index.with_boxes()
+            logger.info("left out %d of %d images, which have no boxes", every - len(index), every)
+        tell(index, split, max(self.short_sides), given.long_side)
+        return index
 
     def read_prediction(self, given: list[str]) -> CocoIndex:
         """List the images to predict on, or read them from one COCO JSON."""
         if len(given) == 1 and given[0].lower().endswith(".json"):
             source = Path(given[0]).expanduser()
-            return read_coco(source, self._predict_folder(source), boxes=False)
+            index = read_coco(source, "", boxes=False)
+            return replace(index, folder=str(self._predict_folder(source, index.file_name(0))))
         return index_of_files(list_images(given))
 
     def make_loader(self, split: str, index: CocoIndex) -> DataLoader:
@@ -225,7 +282,7 @@ class CocoDetection(SplitData[CocoIndex]):
     def _given(self, split: str) -> bool:
         return any(self.hparams[f"{split}_{what}"] is not None for what in ("images", "annotations"))
 
-    def _predict_folder(self, source: Path) -> Path:
+    def _predict_folder(self, source: Path, first: str) -> Path:
         """Find the image folder of a JSON file by where its first image is."""
         if self.hparams.predict_images is not None:
             return Path(self.hparams.predict_images).expanduser()
@@ -233,7 +290,6 @@ class CocoDetection(SplitData[CocoIndex]):
         bases = near if self.hparams.root is None else (*near, Path(self.hparams.root).expanduser())
         split = source.stem.removeprefix("instances_").removesuffix("2017")
         folders = [base / place.format(split=split) for base in bases for place in (*IMAGE_PLACES, ".")]
-        first = read_coco(source, "", boxes=False).file_name(0)
         for folder in folders:
             if (folder / first).exists():
                 return folder
@@ -244,6 +300,15 @@ class CocoDetection(SplitData[CocoIndex]):
 
     def _require_same_categories(self, split: str, index: CocoIndex) -> None:
         known = next(other for name, other in self.splits.items() if name != "predict")
+        if index.categories != (self._categories or index.categories):
+            same = renumbered(index, self._categories)
+            if same is not None:
+                self.splits[split] = index = same
+                logger.warning(
+                    "the %s annotations number the categories otherwise than the other files; they are "
+                    "matched by name",
+                    split,
+                )
         if index.categories != (self._categories or index.categories):
             only = sorted(set(index.categories) ^ set(self._categories))
             names = ", ".join(f"{category.name} (id {category.id})" for category in only[:20])

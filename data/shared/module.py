@@ -110,6 +110,21 @@ class TrunklineData(pl.LightningDataModule):
         """
         raise self.missing("evaluation_truth(kind, stage, head)", "the annotations to evaluate against")
 
+    def take_classes(self, kind: str, classes: Sequence[LabelClass], head: str = "") -> bool:
+        """Give the labels the numbers and ids of a checkpoint's classes, which have the same names.
+
+        Called where the classes of the data and of a checkpoint differ, after ``setup`` and before the
+        loaders are made.
+
+        Returns:
+            Whether it was done. If not, the difference is an error.
+        """
+        return False
+
+    def prediction_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
+        """Return the classes with the ids that predictions are to be written with; empty for the model's."""
+        return ()
+
     def prediction_paths(self) -> Mapping[int, Path]:
         """Return the file of each image to predict on, by its id in the batches."""
         raise self.missing("prediction_paths()", "the files to predict on, by the ids of the images")

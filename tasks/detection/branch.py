@@ -5,7 +5,8 @@ Letters in shapes: B images, D detections per image, h w height and width of an 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.shared.labels import LabelClass
+from ...data.shared.module import TrunklineData
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.detection import CocoEvaluator
 from ...evaluation.distributed import gather_objects
@@ -21,18 +24,47 @@ from ...evaluation.pictures.boxes import draw_boxes
 from ..base.branch import Branch
 from ..base.writer import FileWriter
 
+logger = logging.getLogger("trunkline")
+
 
 class DetectionBranch(Branch):
     """Serves a detection head; its batches have ``image_ids``, ``image_sizes`` and ``original_sizes``."""
 
     kind = "detection"
+    _data: TrunklineData | None = None
+    _stage: str = ""
+    _written_ids: Sequence[int] = ()
 
     def default_evaluators(self, **options: Any) -> list[Evaluator]:
         return [CocoEvaluator(**options)]
 
+    def prepare(self, data: TrunklineData, stage: str, fitting: bool = False) -> None:
+        """Take over what the data say; classes of other ids than the checkpoint's are matched by name."""
+        self._data, self._stage, self._written_ids = data, stage, ()
+        super().prepare(data, stage, fitting)
+        if stage == "predict":
+            self._written_ids = written_ids(self.classes, data.prediction_classes(self.kind, self.name))
+
+    def restore(self, state: dict[str, Any], predicting: bool) -> None:
+        super().restore(state, predicting)
+        if predicting and self._data is not None:
+            self._written_ids = written_ids(self.classes, self._data.prediction_classes(self.kind, self.name))
+
+    def adopt(self, classes: list[dict[str, Any]]) -> None:
+        known = [LabelClass(row["id"], row["name"]) for row in self.classes]
+        differ = known and [(row["id"], row["name"]) for row in classes] != [row[:2] for row in known]
+        if differ and self._data is not None and self._data.take_classes(self.kind, known, self.name):
+            classes = self.classes_of(self._data)
+            if self.truth is not None:  # which was asked for before the checkpoint was read
+                self.truth = self._data.evaluation_truth(self.kind, self._stage, self.name)
+        super().adopt(classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_data": None}  # copies of the network, and other processes, have their own
+
     def category_ids(self, labels: Tensor) -> Tensor:
         """Turn class indices into the annotation file's category ids; 1..K where no categories are known."""
-        known = [category["id"] for category in self.classes]
+        known = self._written_ids or [category["id"] for category in self.classes]
         known += [max(known, default=0) + 1 + extra for extra in range(self.head.num_classes - len(known))]
         return torch.tensor(known, dtype=torch.int64)[labels]
 
@@ -89,6 +121,41 @@ class DetectionBranch(Branch):
 
     def file_writer(self, folder: Path, min_score: float, pictures: bool) -> FileWriter:
         return DetectionFiles(folder)
+
+
+def written_ids(classes: Sequence[Mapping[str, Any]], given: Sequence[LabelClass]) -> list[int]:
+    """Return the category ids to write predictions with: those of the file to predict on, by name.
+
+    Classes that the file does not have keep the ids of the checkpoint.
+
+    Args:
+        classes: of the model, as plain dictionaries.
+        given: of the file; none for those of the model.
+
+    Raises:
+        ValueError: if the names do not say which id belongs to which class.
+    """
+    own = [(row["id"], row["name"]) for row in classes]
+    listed = [(category.id, category.name) for category in given]
+    if not given or set(own) <= set(listed):
+        return [number for number, _ in own]
+    by_name = {name: number for number, name in listed}
+    ids = [by_name.get(name, number) for number, name in own]
+    others = dict(listed)
+    clashes = [
+        f"{name!r} (id {number} in the checkpoint)"
+        for (number, name), new in zip(own, ids, strict=True)
+        if others.get(new, name) != name
+    ]
+    if clashes or len(set(ids)) < len(ids) or len(by_name) < len(listed):
+        raise ValueError(
+            "the JSON to predict on numbers its categories otherwise than the checkpoint, and the names do "
+            f"not say which is which: the checkpoint has {own[:8]}, the JSON {listed[:8]}; give each class "
+            "of the checkpoint the same name in the JSON, or take the categories out of it"
+            + (f" (no id is left for {', '.join(clashes[:8])})" if clashes else "")
+        )
+    logger.warning("predictions are written with the category ids of the JSON to predict on, by name")
+    return ids
 
 
 class DetectionFiles(FileWriter):

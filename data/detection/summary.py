@@ -1,0 +1,92 @@
+"""What there is to learn in an index of boxes, counted before training.
+
+Letters in shapes: I images, N boxes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..shared.canvas import scaled_sizes
+from ..shared.common import listing
+from ..shared.labels.classes import LabelClass
+from ..shared.summary import SplitSummary
+from .index import CocoIndex
+
+logger = logging.getLogger("trunkline")
+
+_MANY = 0.05  # share of boxes below a pixel
+
+
+def summarise(index: CocoIndex, short_side: int, long_side: int) -> SplitSummary:
+    """Count images and boxes; a box that no size shows with a whole pixel is nothing to learn from.
+
+    Args:
+        index: of a split.
+        short_side: the largest that images are resized to, in pixels.
+        long_side: its limit for the longer side.
+    """
+    single = ~index.crowd
+    images = torch.repeat_interleave(torch.arange(len(index)), index.offsets.diff())
+    small = below_pixel(index, short_side, long_side) & single.numpy()
+    boxes = int(single.sum())
+    counts = {
+        "images": len(index),
+        "boxes": boxes,
+        "crowd regions": len(single) - boxes,
+        "images without boxes": len(index) - len(images[single].unique()),
+        "boxes below 1 pixel when resized": int(small.sum()),
+        "classes without boxes": len(unused_classes(index)),
+    }
+    counts |= {f"boxes dropped: {reason}": count for reason, count in index.dropped.items()}
+    remedy = "look at the annotations: every image is background"
+    if small.sum() == boxes > 0:
+        remedy = (
+            f"all boxes are below 1 pixel when images are resized; set data.short_side above {short_side}"
+        )
+    elif boxes < len(single):
+        remedy = "all boxes have iscrowd 1, which marks regions to ignore; set it to 0 for single objects"
+    elif index.dropped:
+        remedy = "all boxes were dropped; on_bad_box error lists them"
+    return SplitSummary(counts, learnable=boxes - int(small.sum()), remedy=remedy)
+
+
+def below_pixel(index: CocoIndex, short_side: int, long_side: int) -> np.ndarray:
+    """Return ``[N]`` bool: boxes of which a side is shorter than a pixel when their image is resized."""
+    if not len(index):
+        return np.zeros(0, dtype=bool)
+    sizes = index.sizes.numpy()
+    scale = scaled_sizes(sizes, short_side, long_side) / sizes  # [I, 2] height, width
+    scale = np.repeat(scale, index.offsets.diff().numpy(), axis=0)[:, ::-1]  # [N, 2] width, height
+    boxes = index.boxes.numpy()
+    return np.asarray(((boxes[:, 2:] - boxes[:, :2]) * scale < 1).any(axis=1))
+
+
+def unused_classes(index: CocoIndex) -> Sequence[LabelClass]:
+    """Return the categories without a box that is no crowd region."""
+    count = torch.bincount(index.labels[~index.crowd], minlength=len(index.categories)).tolist()
+    return [category for category, number in zip(index.categories, count, strict=True) if not number]
+
+
+def tell(index: CocoIndex, split: str, short_side: int, long_side: int) -> None:
+    """Log what is odd about a split as a whole: classes without boxes, boxes that resizing makes vanish."""
+    unused = unused_classes(index)
+    if unused and len(index.labels):
+        logger.info(
+            "the %s data have no box of %s of %d; the metrics leave them out:\n%s",
+            split,
+            f"{len(unused)} class{'es' if len(unused) > 1 else ''}",
+            len(index.categories),
+            listing([f"{category.name} (id {category.id})" for category in unused]),
+        )
+    small = below_pixel(index, short_side, long_side) & ~index.crowd.numpy()
+    if small.sum() > _MANY * len(small):
+        logger.warning(
+            "%s of %d in the %s data are below 1 pixel when images are resized to a short side of %d; set "
+            "data.short_side and data.long_side higher, or cut the images into tiles",
+            f"{int(small.sum())} boxes" if small.sum() > 1 else "1 box", len(small), split, short_side,
+        )  # fmt: skip
