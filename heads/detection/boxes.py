@@ -108,8 +108,12 @@ def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
 
 
 def large_enough(boxes: Tensor, size: float) -> Tensor:
-    """Which boxes ``[..., 4]`` have no side shorter than ``size``: a mask ``[...]``, false for NaN."""
-    return ((boxes[..., 2:] - boxes[..., :2]) >= size).all(-1)
+    """Which boxes ``[..., 4]`` have no side shorter than ``size``: a mask ``[...]``, false for NaN.
+
+    A box without area is never large enough, also for size 0, as in detectron2 (``Boxes.nonempty``).
+    """
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return (sides >= size if size > 0 else sides > 0).all(-1)
 
 
 def gather_rows(values: Tensor, index: Tensor) -> Tensor:

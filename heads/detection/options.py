@@ -106,7 +106,7 @@ class RPNOptions:
         pre_nms_train, pre_nms_test: anchors per level that enter NMS, in ``losses`` and in ``predict``.
         post_nms_train, post_nms_test: proposals per image that leave it.
         nms_threshold: of two proposals of a level with a larger IoU, only the better one stays.
-        min_box_size: proposals with a shorter side, in pixels, are dropped.
+        min_box_size: proposals with a shorter side, in pixels, are dropped; those without area always.
         smooth_l1_beta: error (in box deltas) at which smooth L1 turns from quadratic to linear.
         box_loss: smooth L1 on the deltas, or an IoU loss on the boxes.
         crowd_overlap: a negative with at least this share of its own area in a crowd region is ignored.
@@ -162,7 +162,7 @@ class RoIOptions:
         nms_candidates: the best (proposal, class) pairs per image that enter NMS. The result is that of no
             limit whenever NMS leaves at least ``detections_per_image`` of these, or when no more than these
             pass ``score_threshold``.
-        min_box_size: detections with a shorter side, in pixels, are dropped.
+        min_box_size: detections with a shorter side, in pixels, are dropped; those without area always.
         crowd_overlap: a background proposal with at least this share of its own area in a crowd region is
             ignored.
 

@@ -77,7 +77,7 @@ def select_detections(
         score_threshold: detections need a higher score.
         nms_threshold: of two boxes of a class with a larger IoU, only the better one stays.
         detections_per_image: D.
-        min_box_size: boxes with a shorter side, in pixels, are dropped.
+        min_box_size: boxes with a shorter side, in pixels, are dropped; those without area always.
 
     Returns:
         The best D boxes that stay.

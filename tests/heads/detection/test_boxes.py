@@ -81,6 +81,16 @@ def test_large_enough():
     assert large_enough(boxes, 2.0).tolist() == [True, False, False]
 
 
+def test_boxes_without_area_are_never_large_enough():
+    boxes = torch.tensor([[0.0, 0, 5, 5], [3, 3, 3, 9], [3, 3, 9, 3], [4, 4, 4, 4], [0, 0, 1e-30, 1]])
+    boxes = torch.cat([boxes, torch.full((1, 4), float("nan"))])
+    nonempty = (
+        (boxes[:, 2] - boxes[:, 0] > 0) & (boxes[:, 3] - boxes[:, 1] > 0)
+    ).tolist()  # detectron2's rule
+    assert large_enough(boxes, 0.0).tolist() == nonempty == [True, False, False, False, True, False]
+    assert large_enough(boxes, 1e-3).tolist() == [True, False, False, False, False, False]
+
+
 @pytest.mark.parametrize(
     ("kind", "reference"),
     [
