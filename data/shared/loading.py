@@ -6,6 +6,7 @@ Letters in shapes: I images, r repetitions.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any, NamedTuple, cast
@@ -59,6 +60,8 @@ def leave_out_done(loader: DataLoader, trainer: Any) -> None:
         return
     progress = trainer.fit_loop.epoch_loop.batch_progress
     if progress.current.completed and not progress.is_last_batch:
+        # Lightning does not know that this loader goes on where it stopped.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         loader.sampler.leave_out(
             trainer.fit_loop.epoch_progress.current.processed, progress.current.completed
         )

@@ -104,11 +104,12 @@ class LastCheckpoint(Checkpoint):
     writes nothing without a ``ModelCheckpoint`` (``enable_checkpointing=False``) and in ``fast_dev_run``.
 
     Attributes:
-        path: of the file; None before ``setup``, and where nothing is written.
+        path: of the file; None before ``on_fit_start``, and where nothing is written.
     """
 
     def __init__(self) -> None:
         self.path: str | None = None
+        self._folder: str | None = None
         self._saved_step = -1
         self._followed: list[ModelCheckpoint] = []
 
@@ -116,7 +117,7 @@ class LastCheckpoint(Checkpoint):
         """Take the place of ``save_last``, and let checkpoints be written whole or not at all."""
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        self.path = None
+        self.path = self._folder = None
         others = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
         if stage != "fit" or trainer.fast_dev_run or not others or others[0].dirpath is None:
             return
@@ -124,8 +125,13 @@ class LastCheckpoint(Checkpoint):
             if each.save_last:
                 self._followed.append(each)
                 each.save_last = None
-        self.path = trainer.strategy.broadcast(self._free_path(trainer, str(others[0].dirpath)))
+        self._folder = str(others[0].dirpath)
         self._saved_step = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the name of the file: now it is known which checkpoint the run goes on from."""
+        if self._folder is not None:
+            self.path = trainer.strategy.broadcast(self._free_path(trainer, self._folder))
 
     @staticmethod
     def _free_path(trainer: Trainer, folder: str) -> str:

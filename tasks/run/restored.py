@@ -71,21 +71,21 @@ def _groups(
             "frozen_stages, norm, trunk_lr_factor, lr_factors or decay_norms_and_biases than in the run"
         ]
     cycled = any(vars(each).get("cycle_momentum") for each in schedulers)
-    lines = []
+    found: dict[str, list[str]] = {}  # by what differs, the groups
     for group, other in zip(now, stored, strict=True):
-        of_group = f" of the group {group['name']!r}" if len(now) > 1 and "name" in group else ""
         rates = [each.get("initial_lr", each["lr"]) for each in (group, other)]
-        if rates[0] != rates[1]:
-            lines.append(
-                f"optimizer.lr{of_group}: {rates[0]:g} is asked for, the checkpoint has {rates[1]:g}"
-            )
+        pairs = {"lr": (f"{rates[0]:g}", f"{rates[1]:g}")}
         for key in group:
-            skipped = key in NOT_STATED or key not in other or (cycled and key in CYCLED)
-            if not skipped and _plain(group[key]) != _plain(other[key]):
-                lines.append(
-                    f"optimizer.{key}{of_group}: {group[key]} is asked for, the checkpoint has {other[key]}"
-                )
-    return lines
+            if key not in NOT_STATED and key in other and not (cycled and key in CYCLED):
+                pairs[key] = (str(_plain(group[key])), str(_plain(other[key])))
+        for key, (here, there) in pairs.items():
+            if here != there:
+                line = f"optimizer.{key}{{}}: {here} is asked for, the checkpoint has {there}"
+                found.setdefault(line, []).append(str(group.get("name", "no name")))
+    return [
+        line.format("" if len(names) == len(now) else f" (parameters: {', '.join(names)})")
+        for line, names in found.items()
+    ]
 
 
 def _in_groups(groups: Sequence[Mapping[str, Any]]) -> str:

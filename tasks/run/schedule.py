@@ -18,6 +18,7 @@ MOST_STEPS = 2_000_000  # that are computed; a few microseconds each
 TINY = 1e-3  # of the highest rate: nothing is learned any more
 LONG = 0.1  # of a run
 SHOWN = 8  # turning points
+FEW = 3  # drops are milestones, more are a smooth curve by epochs
 
 
 @dataclass(frozen=True)
@@ -183,14 +184,14 @@ def _of_curve(
 
 def told(rates: Sequence[tuple[int, float]], run: Run) -> str:
     """Return the start, the turning points and the end of a curve as text."""
-    turning = []
-    for number, ((_, before), (step, rate), (_, after)) in enumerate(
-        zip(rates, rates[1:], rates[2:], strict=False)
-    ):
-        jump = before > 0 and not 0.8 < rate / before < 1.25
-        turns = (rate - before) * (after - rate) < 0
-        if turns or (jump and number):
-            turning.append((step, rate))
+    extremes, jumps = set(), set()
+    triples = zip(rates, rates[1:], rates[2:], strict=False)
+    for (_, before), (step, rate), (_, after) in triples:
+        if (rate - before) * (after - rate) < 0:
+            extremes.add((step, rate))
+        if rate < 0.6 * before:
+            jumps.add((step, rate))
+    turning = sorted(extremes | (jumps if len(jumps) <= FEW else set()))
     kept = turning if len(turning) <= SHOWN else turning[: SHOWN - 1] + turning[-1:]
     points = dict([rates[0], *kept, rates[-1]])
     lines = [
