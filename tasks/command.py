@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import json
 import logging
-import re
 import sys
 import warnings
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import yaml
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, Namespace
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 # Imported so that their class names are known without a module path in YAML.
 from ..backbones import FPN, Backbone, CifarResNet, DenseNet, ResidualEncoder, ResNet, TimmBackbone  # noqa: F401
@@ -32,8 +25,6 @@ from ..data.detection import CocoDetection  # noqa: F401
 from ..data.multitask import CocoDetectionAndMasks  # noqa: F401
 from ..data.scans.module import ScanSegmentation  # noqa: F401
 from ..data.segmentation import ImageSegmentation  # noqa: F401
-from ..data.shared.module import TrunklineData
-from ..evaluation.base import Evaluator
 from ..heads import (  # noqa: F401
     FCN,
     Classifier,
@@ -44,8 +35,6 @@ from ..heads import (  # noqa: F401
     UNet,
     segmentation,  # its losses
 )
-from ..heads.base import Head
-from ..heads.segmentation.losses import SegmentationLoss
 from .base.predicting import OptimisedPrediction
 from .base.task import Task
 from .classification import Classification  # noqa: F401
@@ -53,13 +42,11 @@ from .detection import Detection  # noqa: F401
 from .multitask import MultiTask  # noqa: F401
 from .run.resume import with_checkpoint_settings, with_found_checkpoint
 from .segmentation import SemanticSegmentation  # noqa: F401
+from .settings.class_paths import check_class_paths
 from .settings.num_classes import fill_in
+from .settings.parser import CommandParser
 from .volumes import VolumeSegmentation  # noqa: F401
 
-# Of classes that configs name.
-BASES = (
-    Backbone, Head, SegmentationLoss, Task, TrunklineData, Evaluator, Callback, Optimizer, LRScheduler,
-)  # fmt: skip
 REFRESH_RATE = 20  # steps between two updates of the progress bar on a device
 
 
@@ -91,125 +78,6 @@ class Output:
     folder: Path = Path("predictions")
     pictures: bool = True
     min_score: float = 0.5
-
-
-def check_class_paths(words: list[str]) -> None:
-    """Make the user's modules importable, and import every class that the command names by its path.
-
-    Python looks in the working directory, and in the folders of the configs; both come last, so that they
-    hide no installed package.
-
-    Args:
-        words: of the command, after the names of shipped configs became files.
-
-    Raises:
-        ValueError: naming the option, the path, and what could not be imported and why.
-    """
-    configs = [value for option, value in _options(words) if option in ("config", "c")]
-    files = [Path(config) for config in configs if not config.lstrip().startswith("{")]
-    folders = list(dict.fromkeys(map(str, (Path.cwd(), *(file.resolve().parent for file in files)))))
-    sys.path += [folder for folder in folders if folder not in sys.path]
-    for config in configs:
-        inline = config.lstrip().startswith("{")
-        for option, path in _class_paths(_parsed(config if inline else Path(config)), ""):
-            _require_class(f"{option} in {'--config' if inline else config}", path, folders)
-    for option, value in _options(words):
-        if _takes_class(option) and _looks_like_class(value):
-            _require_class(f"--{option}", value, folders)
-        elif value[:1] in ("[", "{") and option not in ("config", "c"):
-            for place, path in _class_paths(_parsed(value), option):
-                _require_class(f"--{place}", path, folders)
-
-
-def _parsed(source: str | Path) -> Any:
-    """Return what YAML or JSON holds; None if it cannot be read, for the parser says what is wrong then."""
-    try:
-        return yaml.safe_load(source if isinstance(source, str) else source.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-
-
-def _options(words: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield the options of a command with their values, without the dashes."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        option, equals, value = word.partition("=")
-        if option.startswith("-"):
-            yield option.lstrip("-"), value if equals else after
-
-
-def _class_paths(content: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Yield the place and the value of every ``class_path`` with a module in a config."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            inside = f"{place}.{key}" if place else str(key)
-            if key == "class_path" and isinstance(value, str) and "." in value:
-                yield inside, value
-            else:
-                yield from _class_paths(value, inside)
-    elif isinstance(content, list):
-        for number, value in enumerate(content):
-            yield from _class_paths(value, f"{place}[{number}]")
-
-
-def _takes_class(option: str) -> bool:
-    """Whether the value of an option may be a class; other values may be files, such as ``photo.JPG``."""
-    option = option.removesuffix("+")
-    named = ("model", "data", "trainer.callbacks", "trainer.logger", "trainer.strategy", "trainer.plugins")
-    return option in named or (option.startswith("model.") and not option.endswith("weights"))
-
-
-def _looks_like_class(value: str) -> bool:
-    """Whether a value may be a module and a class in it, such as ``my_heads.RetinaNet``, and not a file."""
-    parts = value.split(".")
-    return len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()
-
-
-def _require_class(option: str, path: str, folders: list[str]) -> None:
-    module, _, name = path.rpartition(".")
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:  # the user's module may raise anything
-        cause = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{option}: {path} cannot be imported, because importing the module {module} fails ({cause}). "
-            f"Modules are looked for among the installed packages, then in {', '.join(folders)} (the "
-            "working directory and the folder of the config)"
-        ) from error
-    if not hasattr(found, name):
-        raise ValueError(f"{option}: the module {module} ({found.__file__}) has no class {name}")
-
-
-class CommandParser(LightningArgumentParser):
-    """A parser that says in one line which class is not known, where jsonargparse lists all that it tried."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Stop with a message.
-
-        Raises:
-            ValueError: naming a class that is not known.
-        """
-        outer = re.search(r'Parser key "([\w.]+)"', message)
-        place = outer[1] if outer else "class_path"
-        said = re.search(r"- ([\w.]+: no class .*)", message)  # by the parser of a part
-        if said is not None:
-            raise ValueError(f"{place}.{said[1]}")
-        unknown = re.search(r"Expected a dot import path string: (\w+)\s*$", message, re.MULTILINE)
-        if unknown is None:
-            super().error(message, ex)
-        close = difflib.get_close_matches(unknown[1], {name for base in BASES for name in _names(base)}, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(
-            f"{place}: no class {unknown[1]} is known{hint}; a class of your "
-            f"own needs its module before it, as in my_module.{unknown[1]}"
-        )
-
-
-def _names(base: type) -> Iterator[str]:
-    """Yield the names of a class and of all that derive from it."""
-    yield base.__name__
-    derived: type
-    for derived in base.__subclasses__():
-        yield from _names(derived)
 
 
 class TrunklineCLI(LightningCLI):

@@ -33,6 +33,7 @@ ROOMS = {
     "tasks": {
         "run": set(),
         "base": {"run"},
+        "settings": {"base", "run"},
         "detection": {"base"},
         "segmentation": {"base"},
         "classification": {"base"},

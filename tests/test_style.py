@@ -39,7 +39,7 @@ LOOKED_FOR = {
     "tasks/base/optimization.py": {
         "hasattr(scheduler, 'monitor')": "Lightning's ReduceLROnPlateau",
     },
-    "tasks/command.py": {
+    "tasks/settings/class_paths.py": {
         "hasattr(found, name)": "a module of the user",
     },
     "tasks/multitask/task.py": {

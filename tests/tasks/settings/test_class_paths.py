@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from trunkline.tasks.command import check_class_paths
+from trunkline.tasks.settings.class_paths import check_class_paths
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What users set: reading and checking of configs and options."""

@@ -1,0 +1,97 @@
+"""Class paths in configs and options: the modules are imported before the parser looks at them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def check_class_paths(words: list[str]) -> None:
+    """Make the user's modules importable, and import every class that the command names by its path.
+
+    Python looks in the working directory, and in the folders of the configs; both come last, so that they
+    hide no installed package.
+
+    Args:
+        words: of the command, after the names of shipped configs became files.
+
+    Raises:
+        ValueError: naming the option, the path, and what could not be imported and why.
+    """
+    configs = [value for option, value in _options(words) if option in ("config", "c")]
+    files = [Path(config) for config in configs if not config.lstrip().startswith("{")]
+    folders = list(dict.fromkeys(map(str, (Path.cwd(), *(file.resolve().parent for file in files)))))
+    sys.path += [folder for folder in folders if folder not in sys.path]
+    for config in configs:
+        inline = config.lstrip().startswith("{")
+        for option, path in _class_paths(_parsed(config if inline else Path(config)), ""):
+            _require_class(f"{option} in {'--config' if inline else config}", path, folders)
+    for option, value in _options(words):
+        if _takes_class(option) and _looks_like_class(value):
+            _require_class(f"--{option}", value, folders)
+        elif value[:1] in ("[", "{") and option not in ("config", "c"):
+            for place, path in _class_paths(_parsed(value), option):
+                _require_class(f"--{place}", path, folders)
+
+
+def _parsed(source: str | Path) -> Any:
+    """Return what YAML or JSON holds; None if it cannot be read, for the parser says what is wrong then."""
+    try:
+        return yaml.safe_load(source if isinstance(source, str) else source.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _options(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the options of a command with their values, without the dashes."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option.startswith("-"):
+            yield option.lstrip("-"), value if equals else after
+
+
+def _class_paths(content: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Yield the place and the value of every ``class_path`` with a module in a config."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            inside = f"{place}.{key}" if place else str(key)
+            if key == "class_path" and isinstance(value, str) and "." in value:
+                yield inside, value
+            else:
+                yield from _class_paths(value, inside)
+    elif isinstance(content, list):
+        for number, value in enumerate(content):
+            yield from _class_paths(value, f"{place}[{number}]")
+
+
+def _takes_class(option: str) -> bool:
+    """Whether the value of an option may be a class; other values may be files, such as ``photo.JPG``."""
+    option = option.removesuffix("+")
+    named = ("model", "data", "trainer.callbacks", "trainer.logger", "trainer.strategy", "trainer.plugins")
+    return option in named or (option.startswith("model.") and not option.endswith("weights"))
+
+
+def _looks_like_class(value: str) -> bool:
+    """Whether a value may be a module and a class in it, such as ``my_heads.RetinaNet``, and not a file."""
+    parts = value.split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()
+
+
+def _require_class(option: str, path: str, folders: list[str]) -> None:
+    module, _, name = path.rpartition(".")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # the user's module may raise anything
+        cause = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{option}: {path} cannot be imported, because importing the module {module} fails ({cause}). "
+            f"Modules are looked for among the installed packages, then in {', '.join(folders)} (the "
+            "working directory and the folder of the config)"
+        ) from error
+    if not hasattr(found, name):
+        raise ValueError(f"{option}: the module {module} ({found.__file__}) has no class {name}")
