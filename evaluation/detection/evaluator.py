@@ -6,7 +6,6 @@ images.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from ..base import EvaluationContext, Evaluator, Prediction
 from ..distributed import gather_objects, process_count
-from .coco_arrays import DetectionRows, Objects, precision_and_recall
+from .coco_arrays import DetectionRows, precision_and_recall
 from .coco_metrics import BACKENDS, ClassResult, CocoResult, by_pycocotools, summarise
+from .truth import Truth
 
 __all__ = ["BACKENDS", "ClassResult", "CocoEvaluator", "CocoResult"]
 
@@ -42,8 +42,8 @@ class CocoEvaluator(Evaluator):
         backend: ``faster`` (in NumPy, from arrays) or ``pycocotools``; the metrics are the same.
 
     Raises:
-        ValueError: for an unknown backend, repeated image or category ids, or an annotation whose image or
-            category does not exist.
+        ValueError: for an unknown backend, repeated image or category ids, an annotation whose image or
+            category does not exist, or a field of another type.
     """
 
     headline = "AP"
@@ -83,7 +83,7 @@ class CocoEvaluator(Evaluator):
         for key, ids in (("images", self._images), ("categories", self._names)):
             if len(ids) < len(ground_truth[key]):
                 raise ValueError(f"ground truth: ids repeat in {key!r}; give each of them its own id")
-        self._truth = _Truth.read(ground_truth["annotations"])
+        self._truth = Truth.read(ground_truth["annotations"])
         for index, (image, category) in enumerate(
             zip(self._truth.image_ids.tolist(), self._truth.category_ids.tolist(), strict=True)
         ):
@@ -234,44 +234,6 @@ class CocoEvaluator(Evaluator):
         counted = np.searchsorted(category_ids, truth.category_ids[truth.crowd == 0])
         numbers = np.bincount(counted, minlength=len(category_ids)).tolist()
         return summarise(precision, recall, self._names, numbers, len(image_ids))
-
-
-class _Truth(NamedTuple):
-    """Annotations in compact arrays, in the order of the file."""
-
-    image_ids: np.ndarray  # [N] int64
-    category_ids: np.ndarray  # [N] int64
-    boxes: np.ndarray  # [N, 4] float64, x y width height
-    areas: np.ndarray  # [N] float64
-    crowd: np.ndarray  # [N] int64, 0 or 1
-
-    @classmethod
-    def read(cls, annotations: Sequence[dict[str, Any]]) -> _Truth:
-        boxes = np.array([item["bbox"] for item in annotations], dtype=np.float64).reshape(-1, 4)
-        areas = np.array([item.get("area", math.nan) for item in annotations], dtype=np.float64)
-        return cls(
-            np.array([item["image_id"] for item in annotations], dtype=np.int64),
-            np.array([item["category_id"] for item in annotations], dtype=np.int64),
-            boxes,
-            np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas),
-            np.array([bool(item.get("iscrowd", 0)) for item in annotations], dtype=np.int64),
-        )
-
-    def of_images(self, image_ids: np.ndarray) -> _Truth:
-        wanted = np.isin(self.image_ids, image_ids)
-        return _Truth(*(column[wanted] for column in self))
-
-    def objects(self, image_ids: np.ndarray, category_ids: np.ndarray) -> Objects:
-        """Replace ids by their places in the given ascending ids."""
-        images = np.searchsorted(image_ids, self.image_ids)
-        classes = np.searchsorted(category_ids, self.category_ids)
-        return Objects(images, classes, self.boxes, self.areas, self.crowd.astype(bool))
-
-    def annotations(self) -> list[dict[str, Any]]:
-        """Return fresh dicts with ids 1..N (pycocotools writes into them)."""
-        columns = zip(*(column.tolist() for column in self), strict=True)
-        names = ("image_id", "category_id", "bbox", "area", "iscrowd")
-        return [dict(zip(names, row, strict=True), id=index) for index, row in enumerate(columns, start=1)]
 
 
 class _Packed(NamedTuple):
