@@ -172,6 +172,7 @@ def _head_reasons(plan: Plan) -> dict[str, str]:
         "num_classes": f"{names}{more}{same}",
         "channels": "as the trunk's",
         "kernels": "as the trunk's",
+        "region_labels": "written for each region, by regions_class_order of dataset.json",
         "deep_supervision": ""
         if len(plan.stages.strides) > 3
         else "there is no block between the first and the last",
@@ -279,6 +280,5 @@ def _trainer() -> list[str]:
         "        mode: max",
         "        filename: best",
         "        enable_version_counter: false",
-        "        save_last: true",
         "    - class_path: LearningRateMonitor",
     ]

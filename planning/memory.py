@@ -67,11 +67,13 @@ class Network:
         in_channels: C.
         num_classes: K.
         regions: labels of each, or None.
+        region_labels: the label that each region is written as; None for the one that no later region has.
     """
 
     in_channels: int
     num_classes: int
     regions: tuple[tuple[int, ...], ...] | None = None
+    region_labels: tuple[int, ...] | None = None
 
     def backbone(self, stages: Stages) -> dict[str, Any]:
         """Return the arguments of the trunk."""
@@ -88,7 +90,11 @@ class Network:
 
     def head(self, stages: Stages) -> dict[str, Any]:
         """Return the arguments of the decoder except its loss."""
-        given = {} if self.regions is None else {"regions": [list(labels) for labels in self.regions]}
+        given: dict[str, Any] = {}
+        if self.regions is not None:
+            given["regions"] = [list(labels) for labels in self.regions]
+        if self.region_labels is not None:
+            given["region_labels"] = list(self.region_labels)
         return {
             "num_classes": self.num_classes,
             **given,

@@ -10,9 +10,7 @@ Letters in shapes: N cases, n spatial axes of a scan (2 or 3).
 
 from __future__ import annotations
 
-import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +20,9 @@ import numpy as np
 
 from ..data.scans.cases.cases import CasesError, ScanDataset, find_dataset
 from ..data.scans.patches import coarsest_axis
-from .fingerprint import ChannelFingerprint, Fingerprint, read_fingerprint
+from ..heads.segmentation.regions import Regions
+from .fingerprint import Fingerprint, read_fingerprint
+from .intensity import Normalisation, normalisations
 from .memory import GIB, Memory, Network, training_memory
 from .shape import (
     FITTING_BATCH,
@@ -35,27 +35,7 @@ from .shape import (
     target_spacing,
 )
 
-logger = logging.getLogger("trunkline")
-
-MODALITIES = ("ct", "mr", "pet", "us", "other")
 MOST_REMOVED = 0.25  # of the median scan by cropping, above which zeros are taken for a mask
-_NOT_CT = re.compile(r"mri?|t[12].*|flair|pd|dwi|adc|swi|pet|us|ultrasound|red|green|blue", re.IGNORECASE)
-_AIR = -500  # no modality but CT has whole numbers this low
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """What happens to the intensities of a channel, and why.
-
-    Attributes:
-        name: of the channel.
-        options: arguments of :class:`.data.scans.prepare.intensity.Intensity`.
-        reason: for a reader.
-    """
-
-    name: str
-    options: dict[str, Any]
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -124,7 +104,7 @@ def make_plan(
         given: further arguments of ``find_dataset``.
         memory: of the device, in GiB, above 0.
         ndim: 2 or 3; None for that of the scans, and 2 if their median has a single slice.
-        modality: one of ``MODALITIES`` for all channels, or one per channel; None to find out.
+        modality: one of ``intensity.MODALITIES`` for all channels, or one per channel; None to find out.
         spacing: mm per axis after reorientation to RAS; None for what the dataset asks for.
         workers: cases read at a time.
 
@@ -160,10 +140,12 @@ def plan_for(
     working = chosen or (1.0,) * fingerprint.axes
     median = median_shape(shapes, fingerprint.spacings, working)
     axes, slice_axis = _axes(ndim, median, working)
+    _require_written_regions(dataset)
     network = Network(
         len(fingerprint.channels),
         len(dataset.classes),
         tuple(dataset.regions.values()) if dataset.regions else None,
+        dataset.region_labels or None,
     )
     voxels = float(math.prod(median)) * len(shapes)
     patch, stages, counted = _fitting(
@@ -179,7 +161,7 @@ def plan_for(
         ndim=len(axes),
         slice_axis=slice_axis,
         crop=crop,
-        normalisations=tuple(_normalisations(fingerprint, modality, crop)),
+        normalisations=tuple(normalisations(fingerprint, modality, crop)),
         spacing=chosen,
         spacing_reason=reason,
         median=median,
@@ -190,6 +172,18 @@ def plan_for(
         memory=counted,
         limit=memory,
     )
+
+
+def _require_written_regions(dataset: ScanDataset) -> None:
+    """Raise CasesError if it is not clear which label each region is written as."""
+    if dataset.regions and not dataset.region_labels:
+        try:
+            Regions(list(dataset.regions.values()), len(dataset.classes))
+        except ValueError as error:
+            raise CasesError(
+                f"the dataset has the regions {', '.join(dataset.regions)}, and nothing tells which id each "
+                f"is written as; give dataset.json a regions_class_order with an id of each region ({error})"
+            ) from error
 
 
 def _spacing(
@@ -269,63 +263,3 @@ def _fitting(
             "larger device"
         )
     return *found, memory_of(found[1], found[0])
-
-
-def _normalisations(
-    fingerprint: Fingerprint, modality: Sequence[str] | None, crop: bool
-) -> list[Normalisation]:
-    """Decide what happens to the intensities of each channel."""
-    channels = fingerprint.channels
-    if modality is not None:
-        wrong = [word for word in modality if word not in MODALITIES]
-        if wrong or len(modality) not in (1, len(channels)):
-            raise ValueError(
-                f"--modality is {' '.join(modality)}; give one of {', '.join(MODALITIES)} for all channels, "
-                f"or for each of the {len(channels)} ({', '.join(channel.name for channel in channels)})"
-            )
-        modality = list(modality) * (len(channels) if len(modality) == 1 else 1)
-    found = []
-    for number, channel in enumerate(channels):
-        asked = None if modality is None else modality[number]
-        ct, why = _is_ct(channel, asked, pictures=fingerprint.axes == 2)
-        found.append(_normalisation(channel, ct, why, crop, fingerprint.foreground))
-    return found
-
-
-def _is_ct(channel: ChannelFingerprint, asked: str | None, pictures: bool) -> tuple[bool, str]:
-    """Return whether a channel is CT, and how that is known."""
-    if asked is not None:
-        return asked == "ct", f"{asked} by --modality"
-    if channel.name.lower() == "ct":
-        return True, "CT by the dataset's name of the channel"
-    if pictures or _NOT_CT.fullmatch(channel.name):
-        return False, "a 2D image" if pictures else f"{channel.name}, by the dataset's name of the channel"
-    if channel.whole and channel.lowest <= _AIR:
-        why = f"guessed to be CT: whole numbers down to {channel.lowest:g}"
-        logger.info("channel %s is %s; if it is not, give --modality mr or other", channel.name, why)
-        return True, why
-    return False, "not CT"
-
-
-def _normalisation(
-    channel: ChannelFingerprint, ct: bool, why: str, crop: bool, foreground: bool
-) -> Normalisation:
-    voxels = "foreground voxels" if foreground else "labelled voxels"
-    low, high, mean, std = (rounded(x) for x in (channel.low, channel.high, channel.mean, channel.std))
-    if ct and low < high and std > 0:
-        options = {"clip": [low, high], "scale": "zscore", "mean": mean, "std": std}
-        return Normalisation(
-            channel.name,
-            options,
-            f"{why}; percentiles 0.5 and 99.5, mean and deviation of the {voxels} of all cases",
-        )
-    if ct:
-        why = f"{why}, but the {voxels} are constant"
-    reason = f"{why}: mean and deviation of each scan"
-    if not crop:
-        return Normalisation(channel.name, {"scale": "zscore"}, reason)
-    return Normalisation(
-        channel.name,
-        {"scale": "zscore", "nonzero": True},
-        f"{reason}, of what is not 0, which seems to be masked",
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 
 from torch.utils.data import DataLoader
 
-from ..shared.common import require_positive
 from ..shared.labels.classes import LabelClass
 from ..shared.loading import (
     ImageBatchSampler,
@@ -24,6 +23,7 @@ from ..shared.loading import (
     ranks_of,
 )  # fmt: skip
 from ..shared.module import SPLITS, SplitData, VolumeSettings
+from .arguments import as_preparation, check_arguments
 from .augment import ScanAugmentation
 from .batches import collate_patches
 from .cases.cases import ScanDataset, find_cases, find_dataset
@@ -31,9 +31,8 @@ from .cases.checks import check_cases
 from .cases.types import CasesError, Unlabelled
 from .dataset import CasesToPredict, LabelledCases, PatchDataset
 from .formats.files import read_grid
-from .patches import PatchSampler, check_patch, fit_patch
+from .patches import PatchSampler, fit_patch
 from .prepare.cache import PreparedCases
-from .prepare.intensity import Intensity
 from .prepare.prepare import Preparation
 
 logger = logging.getLogger("trunkline")
@@ -129,30 +128,15 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         # The arguments stay in self.hparams, which goes into checkpoints.
         self.save_hyperparameters(logger=False)
         self.keep_arguments()
-        self._check_arguments()
-        self.preparation = _as_preparation(preparation)
-        self.hparams["preparation"] = _plain(self.preparation)
+        check_arguments(self.hparams)
+        self.preparation = as_preparation(preparation)
+        self.hparams["preparation"] = json.loads(json.dumps(asdict(self.preparation)))  # plain values
         self.patch = None if patch is None else tuple(patch)
         self.slice_axis = slice_axis
         self.batch_size = batch_size
         self._augmentation = ScanAugmentation(augment, patch) if augment and patch else None
         self._known: ScanDataset | None = None
         self._checked: set[str] = set()
-
-    def _check_arguments(self) -> None:
-        given = self.hparams
-        require_positive(**{f"data.{name}": given[name] for name in ("batch_size", "steps_per_epoch")})
-        if not 0 <= given.foreground <= 1:
-            raise ValueError(f"data.foreground is {given.foreground}; it is a share of the patches, 0 to 1")
-        if given.workers < 0:
-            raise ValueError(f"data.workers is {given.workers}; it must be at least 0")
-        if given.missing not in ("error", "skip"):
-            raise ValueError(f"data.missing is {given.missing!r}; it is error or skip")
-        if given.cache not in ("disk", "memory", "none"):
-            raise ValueError(f"data.cache is {given.cache!r}; it is disk, memory or none")
-        if given.cache_folder is not None and given.cache != "disk":
-            raise ValueError(f"data.cache_folder has no effect with data.cache {given.cache}; leave it out")
-        check_patch(given.patch, given.slice_axis)
 
     # -- what Lightning calls
 
@@ -306,6 +290,10 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
     def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
         return () if self._known is None else self._known.classes
 
+    def read_classes(self, stage: str) -> None:
+        if stage != "predict" or self.hparams.root is not None:
+            self._dataset()  # which names the classes; no case is prepared yet
+
     def label_counts(self, kind: str, head: str = "") -> list[int]:
         """Return the voxels of each class in the prepared training cases.
 
@@ -320,7 +308,9 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
 
     def volume_settings(self) -> VolumeSettings:
         regions = {} if self._known is None else self._known.regions
-        return VolumeSettings(self.patch or (), self.slice_axis, regions, self.hparams.preparation)
+        written = () if self._known is None else self._known.region_labels
+        labels = dict(zip(regions, written, strict=False))
+        return VolumeSettings(self.patch or (), self.slice_axis, regions, self.hparams.preparation, labels)
 
     # -- inside
 
@@ -336,15 +326,3 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
     def _channels(self) -> int | None:
         """Return how many channels scans have; None if only the network knows."""
         return None if self._known is None else len(self._known.channels) or None
-
-
-def _as_preparation(given: Preparation | Mapping[str, Any]) -> Preparation:
-    """Rebuild a preparation from the plain values that a checkpoint holds."""
-    if isinstance(given, Preparation):
-        return given
-    return Preparation(**{**given, "intensity": [Intensity(**one) for one in given["intensity"]]})
-
-
-def _plain(preparation: Preparation) -> dict[str, Any]:
-    """Return a preparation in the plain values that checkpoints hold, which can be compared."""
-    return json.loads(json.dumps(asdict(preparation)))

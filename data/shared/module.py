@@ -38,12 +38,14 @@ class VolumeSettings:
             for networks for volumes.
         regions: the labels of each region that is evaluated, by name; empty for every class but the first.
         preparation: how scans are prepared, in plain values that can be compared.
+        region_labels: the label that each region is written as, by name; empty if nothing is said.
     """
 
     patch: Sequence[int] = ()
     slice_axis: int | None = None
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     preparation: Mapping[str, Any] = field(default_factory=dict)
+    region_labels: Mapping[str, int] = field(default_factory=dict)
 
 
 class DataContractError(ValueError):

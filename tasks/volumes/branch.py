@@ -5,6 +5,7 @@ Letters in shapes: K classes, S spatial axes of a scan as it lies on disk (2 or 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from ...data.scans.formats.files import prediction_suffix, read_scan, write_labels
 from ...data.scans.prepare.resample import count_labels
-from ...data.shared.module import TrunklineData
+from ...data.shared.module import TrunklineData, VolumeSettings
 from ...evaluation.base import EvaluationContext, Evaluator, Prediction
 from ...evaluation.distributed import gather_objects
 from ...evaluation.files import write_csv, write_json
@@ -23,6 +24,8 @@ from ...evaluation.pictures.volumes import slice_picture
 from ...evaluation.volumes import VolumeEvaluator
 from ..base.writer import FileWriter, UnreadImages
 from ..segmentation.branch import SegmentationBranch
+
+logger = logging.getLogger("trunkline")
 
 
 class VolumeBranch(SegmentationBranch):
@@ -60,6 +63,20 @@ class VolumeBranch(SegmentationBranch):
         self.patch = [int(size) for size in settings.patch] or self.patch
         if stage == "fit":
             self.slice_axis = settings.slice_axis
+            self._compare_written(settings)
+
+    def _compare_written(self, settings: VolumeSettings) -> None:
+        """Say where the head writes a region as another label than the dataset does."""
+        label_of = {frozenset(settings.regions[name]): k for name, k in settings.region_labels.items()}
+        ids = self.ids()
+        for labels, written in zip(self.head.regions or (), self.head.region_labels or (), strict=True):
+            wanted = label_of.get(frozenset(labels), written)
+            if wanted != written:
+                logger.warning(
+                    "region %s is written as id %d, but the dataset (regions_class_order) writes it as %d; "
+                    "set %s.region_labels to write it so",
+                    _joined(self.class_names, labels), ids[written], ids[wanted], self.option,
+                )  # fmt: skip
 
     def named_regions(self, known: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """Return the labels of each region that is evaluated, by name.

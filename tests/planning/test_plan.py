@@ -9,6 +9,7 @@ import yaml
 
 from trunkline.data.scans.augment import default_transforms
 from trunkline.data.scans.cases.cases import Case, ScanDataset
+from trunkline.data.scans.prepare.intensity import Intensity
 from trunkline.data.shared.labels.classes import LabelClass
 from trunkline.planning.config import config, dumped
 from trunkline.planning.fingerprint import ChannelFingerprint, Fingerprint
@@ -26,7 +27,9 @@ def channel(name="image", **changed):
     return ChannelFingerprint(name, **(numbers | changed))
 
 
-def planned(shape, spacing=None, cases=20, channels=(), kept=1.0, regions=None, classes=None, **options):
+def planned(
+    shape, spacing=None, cases=20, channels=(), kept=1.0, regions=None, classes=None, written=(), **options
+):
     axes = len(shape)
     classes = classes or ("background", "organ", "tumour")
     rows = tuple(LabelClass(k, name, (k, k, k)) for k, name in enumerate(classes))
@@ -37,6 +40,7 @@ def planned(shape, spacing=None, cases=20, channels=(), kept=1.0, regions=None, 
         tuple(one.name for one in channels),
         regions or {},
         255,
+        written,
     )
     shapes = np.tile(shape, (cases, 1))
     cropped = shapes.copy()
@@ -102,6 +106,41 @@ def test_a_batch_is_no_more_than_a_share_of_the_dataset_and_at_least_two():
     assert planned((40, 40, 40), cases=100).batch == 5  # 5 % of 100 patches
 
 
+def test_regions_are_written_as_the_dataset_says():
+    """Ring and core share label 2, and the whole has no label of its own; nothing but the order can tell."""
+    regions = {"whole": (1, 2), "ring": (1, 2), "core": (2,)}
+    plan = planned((16, 16, 16), regions=regions, written=(1, 1, 2))
+    assert loaded(plan)[0]["head"]["init_args"]["region_labels"] == [1, 1, 2]
+    assert "by regions_class_order" in config(plan)
+    _, built = plan.network.build(plan.stages)
+    assert built.region_labels == (1, 1, 2)
+    scores = torch.tensor([[0.9], [0.1], [0.1]])[None]  # [1, 3, 1]: only the whole
+    assert built.decide(scores).tolist() == [[1]]
+    with pytest.raises(
+        ValueError, match=r"regions whole, ring, core, and nothing tells .* regions_class_order"
+    ):
+        planned((16, 16, 16), regions=regions)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("noNorm", {"scale": "none"}),
+        ("rescale_to_0_1", {"percentiles": [0.0, 100.0], "scale": "unit"}),
+        ("rgb_to_0_1", {"clip": [0.0, 255.0], "scale": "unit"}),
+    ],
+)
+def test_names_that_choose_the_normalisation(name, options):
+    """Those of nnU-Net's map_channel_name_to_normalization."""
+    plan = planned((16, 16, 16), channels=[channel(name)])
+    assert loaded(plan)[1]["preparation"]["intensity"] == [options]
+    assert plan.normalisations[0].reason.endswith("by the dataset's name of the channel")
+    Intensity(**options)
+    assert loaded(planned((16, 16, 16), channels=[channel(name)], modality=["mr"]))[1]["preparation"][
+        "intensity"
+    ] == [{"scale": "zscore"}]
+
+
 def test_too_little_memory_is_an_error_that_says_how_much_it_takes():
     with pytest.raises(
         ValueError, match=r"--memory is 0.5 GiB, and two of the smallest patches take about 0\.\d+"
@@ -119,6 +158,7 @@ def test_too_little_memory_is_an_error_that_says_how_much_it_takes():
         ([channel("T1")], None, False, "T1, by the dataset's name"),
         ([channel("CT")], ["mr"], False, "mr by --modality"),
         ([channel(lowest=0.0)], ["ct"], True, "ct by --modality"),
+        ([channel("zscore")], None, False, "zscore, by the dataset's name"),
         ([channel("CT", std=0.0, low=3.0, high=3.0)], None, False, "are constant"),
     ],
 )

@@ -81,10 +81,11 @@ def find_dataset(
     others = [base / name for name in (table, patients) if name is not None]
     _leave_out_unlabelled(layout)
     known, ignored = choose_classes(layout, base, classes, ignore_id, others)
-    regions = labels_of_regions(layout, known)
+    regions, written = labels_of_regions(layout, known)
     chosen = _split(layout, base, splits, fold, folds, seed)
     cases = {split: tuple(each) for split, each in chosen.items() if each}
-    return ScanDataset(cases, known, layout.declared.channels or _channel_names(cases), regions, ignored)
+    channels = layout.declared.channels or _channel_names(cases)
+    return ScanDataset(cases, known, channels, regions, ignored, written)
 
 
 def find_cases(given: Sequence[str | Path], channels: int | None = None) -> tuple[Case, ...]:
@@ -209,7 +210,7 @@ def _split(
             len(pool),
         )
     if layout.folds and splits is None:
-        source = f"{layout.source}, column fold"
+        source = f"{layout.source}, {'' if layout.source.endswith('.json') else 'column '}fold"
         made = folds_of_column(layout.folds, source)
     else:
         source = str(path)

@@ -20,6 +20,7 @@ from ..formats.files import ScanError, read_labels
 from .types import DEFAULT_IGNORE, CasesError, Layout
 
 _LARGEST_TABLE = 2**20  # ids between the smallest and the largest for which a table is made
+_LARGEST_ID = 2**31
 _CHUNK = 2**20  # voxels at a time: numpy looks up by 64-bit numbers
 _UNKNOWN = -1
 _LOOKED_INTO = 5  # files of labels, to show the ids in the error
@@ -128,21 +129,25 @@ def _undeclared(
     )
 
 
-def labels_of_regions(layout: Layout, classes: Sequence[LabelClass]) -> dict[str, tuple[int, ...]]:
-    """Return the regions of ``dataset.json`` by labels instead of ids.
+def labels_of_regions(
+    layout: Layout, classes: Sequence[LabelClass]
+) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+    """Return the regions of ``dataset.json`` by labels instead of ids, and the label each is written as.
 
     Raises:
         CasesError: if a region has an id that is no class.
     """
     label_of = {entry.id: label for label, entry in enumerate(classes)}
-    for name, ids in layout.declared.regions.items():
+    declared = layout.declared
+    for name, ids in declared.regions.items():
         missing = [i for i in ids if i not in label_of]
         if missing:
             raise CasesError(
                 f"{layout.source}, labels: region {name} has the id {missing[0]}, which is no class (there "
                 f"are {', '.join(map(str, label_of))}); add it to data.classes"
             )
-    return {name: tuple(sorted(label_of[i] for i in ids)) for name, ids in layout.declared.regions.items()}
+    regions = {name: tuple(sorted(label_of[i] for i in ids)) for name, ids in declared.regions.items()}
+    return regions, tuple(label_of[i] for i in declared.region_ids)
 
 
 def _given_rows(given: Mapping[int, str] | Sequence[str]) -> list[LabelClass]:
@@ -168,6 +173,22 @@ def _check_rows(rows: Sequence[LabelClass], source: str, asked: int | None, igno
             raise CasesError(
                 f"{source}: {what} {', '.join(twice[:20])} is there twice; each class needs its own"
             )
+    far = [
+        row for row in (*rows, LabelClass(ignored, "to ignore")) if not -_LARGEST_ID <= row.id < _LARGEST_ID
+    ]
+    if far:
+        digits = str(far[0].id) if abs(far[0].id) < 10**20 else "of more than 20 digits"
+        raise CasesError(
+            f"{source}: class {far[0].name} has the id {digits}; ids are numbers of 32 bits, "
+            f"{-_LARGEST_ID} to {_LARGEST_ID - 1}"
+        )
+    zero = next((row for row in rows if row.id == 0), None)
+    other = next((row for row in rows if row.name.casefold() == "background" and row.id != 0), None)
+    if zero is not None and other is not None:
+        raise CasesError(
+            f"{source}: class {other.name} has the id {other.id}, and {zero.name} the id 0; the class of id "
+            "0 is taken as the background, which is not evaluated; exchange the ids, or rename the class"
+        )
     if not 2 <= len(rows) <= MOST_CLASSES:
         raise CasesError(
             f"{source}: there {'is 1 class' if len(rows) == 1 else f'are {len(rows)} classes'}; 2 to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -13,6 +14,10 @@ from ...shared.locate import MASK_ENDINGS
 from ..formats.files import is_scan, scan_stem
 from .types import Case, CasesError, Unlabelled
 
+logger = logging.getLogger("trunkline")
+
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+_NAMED = 5  # files that are left out
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -30,20 +35,66 @@ class Folder(NamedTuple):
     numbered: bool = False
 
 
-def scans_in(folder: Path) -> list[Path]:
-    """Return the scans, 2D images and DICOM folders directly inside a folder, sorted by name."""
+def scans_in(folder: Path, ending: str | None = None) -> list[Path]:
+    """Return the scans, 2D images and DICOM folders directly inside a folder, sorted by name.
+
+    Args:
+        folder: where to look.
+        ending: suffix of the files to take; None for all.
+    """
     if not folder.is_dir():
         return []
-    return [entry for entry in sorted(folder.iterdir()) if entry.name[:1] != "." and is_scan(entry)]
+    found = [entry for entry in sorted(folder.iterdir()) if entry.name[:1] != "." and is_scan(entry)]
+    found = [entry for entry in found if not (entry.is_fifo() or entry.is_socket() or entry.is_char_device())]
+    return [entry for entry in found if ending is None or entry.name.lower().endswith(ending)]
 
 
-def folders_in(folder: Path) -> list[Path]:
+def folders_in(folder: Path, ending: str | None = None) -> list[Path]:
     """Return the folders directly inside that are no DICOM folders but hold scans, sorted by name."""
     inner = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name[:1] != "."]
-    return [entry for entry in inner if not is_scan(entry) and scans_in(entry)]
+    return [entry for entry in inner if not is_scan(entry) and scans_in(entry, ending)]
 
 
-def group_folder(folder: Path, labels: Collection[str] | None = None, channels: bool | None = None) -> Folder:
+def warn_left_out(folder: Path, taken: Collection[Path], what: str = "scans") -> None:
+    """Log what lies in a folder and is not taken: macOS's copies of metadata, and everything else.
+
+    Files next to a scan that have its name (``a.json`` of ``a.nii.gz``, ``a.raw`` of ``a.mhd``) are its own.
+
+    Args:
+        folder: its entries are looked at, and those of the folders that ``taken`` lie in.
+        taken: the files and folders that are read.
+        what: ``scans`` or ``labels``.
+    """
+    stems = {(path.parent, scan_stem(path)) for path in taken}
+    folders = sorted({folder, *(path.parent for path in taken)})
+    entries = [entry for each in folders for entry in sorted(each.iterdir())]
+    rest = [
+        entry
+        for entry in entries
+        if entry not in taken
+        and entry not in folders
+        and entry.name.lower() not in _SYSTEM_FILES
+        and (entry.name[:1] != "." or entry.name[:2] == "._")
+        and not any((entry.parent, stem) in stems for stem in (scan_stem(entry), entry.name.split(".")[0]))
+    ]
+    mac = [entry for entry in rest if entry.name[:2] == "._" or entry.name == "__MACOSX"]
+    groups = [("copies of metadata by macOS", mac), (f"no {what}", [e for e in rest if e not in mac])]
+    texts = []
+    for kind, found in groups:
+        if found:
+            more = ", ..." if len(found) > _NAMED else ""
+            names = ", ".join(str(path.relative_to(folder)) for path in found[:_NAMED])
+            texts.append(f"{len(found)} {kind} ({names}{more})")
+    if texts:
+        logger.warning("%s: left out are %s", folder, " and ".join(texts))
+
+
+def group_folder(
+    folder: Path,
+    labels: Collection[str] | None = None,
+    channels: bool | None = None,
+    ending: str | None = None,
+) -> Folder:
     """Find the cases of a folder: files, DICOM folders, or a folder per case whose files are the channels.
 
     Files that all end in ``_0000``, ``_0001`` and so on are the channels of the cases named in front, unless
@@ -53,18 +104,22 @@ def group_folder(folder: Path, labels: Collection[str] | None = None, channels: 
         folder: where to look.
         labels: names of the labels there are; None if there are none to tell.
         channels: whether numbers are those of channels; None to tell it by the names of the labels.
+        ending: suffix of the files to take; None for all. What is left out is logged.
 
     Raises:
         CasesError: if cases differ in their channels, or files only in the suffix.
     """
-    files, inner = scans_in(folder), folders_in(folder) if folder.is_dir() else []
+    files = scans_in(folder, ending)
+    inner = folders_in(folder, ending) if folder.is_dir() else []
     if files and inner:
         raise CasesError(
             f"{folder}: holds scans ({files[0].name} ...) and folders of scans ({inner[0].name} ...); keep "
             "either a file per case or a folder per case, or list the cases in a CSV (data.table)"
         )
     if inner:
-        return _case_folders(folder, inner)
+        return _case_folders(folder, inner, ending)
+    if files:
+        warn_left_out(folder, files)
     numbered = by_number(files)
     if channels is None:
         channels = labels is None or not {scan_stem(file) for file in files} <= set(labels)
@@ -117,9 +172,10 @@ def _checked_numbers(folder: Path, numbered: dict[str, dict[int, Path]]) -> Fold
     return Folder(images, numbered=True)
 
 
-def _case_folders(folder: Path, inner: Sequence[Path]) -> Folder:
+def _case_folders(folder: Path, inner: Sequence[Path], ending: str | None) -> Folder:
     """Take each folder as a case whose scans have the same names in all; a single one may have any name."""
-    images = {case.name: tuple(scans_in(case)) for case in inner}
+    images = {case.name: tuple(scans_in(case, ending)) for case in inner}
+    warn_left_out(folder, {path for files in images.values() for path in files})
     if all(len(files) == 1 for files in images.values()):
         return Folder(images)
     stems = {name: tuple(by_stem(files)) for name, files in images.items()}

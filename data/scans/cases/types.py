@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -44,6 +45,7 @@ class ScanDataset:
         channels: names of the modalities, in the order of the channels.
         regions: labels that each region consists of; empty without regions.
         ignore_id: the value, in the files of labels, of voxels to leave out.
+        region_labels: the label that each region is written as, in their order; empty if nothing is said.
     """
 
     cases: dict[str, tuple[Case, ...]]
@@ -51,6 +53,7 @@ class ScanDataset:
     channels: tuple[str, ...]
     regions: dict[str, tuple[int, ...]]
     ignore_id: int
+    region_labels: tuple[int, ...] = ()
 
 
 class Declared(NamedTuple):
@@ -61,12 +64,18 @@ class Declared(NamedTuple):
         regions: ids, not labels, of each region.
         ignore_id: None if nothing is said.
         channels: names, or empty.
+        region_ids: the id that each region is written as; empty if nothing is said.
+        ending: suffix of the files that belong to cases; None for all known ones.
+        numbers: how many cases there are by split; None where nothing is said.
     """
 
     rows: list[LabelClass] | None = None
     regions: dict[str, tuple[int, ...]] = {}
     ignore_id: int | None = None
     channels: tuple[str, ...] = ()
+    region_ids: tuple[int, ...] = ()
+    ending: str | None = None
+    numbers: Mapping[str, int | None] = {}
 
 
 @dataclass

@@ -21,7 +21,6 @@ import numpy as np
 from ...shared.io import ImageError
 
 logger = logging.getLogger("trunkline")
-_MAGIC_AT, _MAGIC = 128, b"DICM"
 _reported: set[str] = set()
 
 PathLike = str | os.PathLike[str]
@@ -114,12 +113,16 @@ class Stored:
         channels: C.
         dtype: how the file stores them.
         values: ``[C, *S]``, scaled as the file says; None if only the header was read.
+        step: by how much values differ whose stored integers differ by 1; 0 if the file does not scale them.
+        scaled_by: the fields that scale values, with their numbers; empty if there are none.
     """
 
     grid: Grid
     channels: int
     dtype: np.dtype
     values: np.ndarray | None = None
+    step: float = 0.0
+    scaled_by: str = ""
 
 
 def affine_problem(affine: np.ndarray) -> str | None:
@@ -170,19 +173,24 @@ def make_grid(path: PathLike, shape: tuple[int, ...], affine: np.ndarray) -> Gri
     return Grid(shape, affine)
 
 
+def warn_once(path: PathLike, text: str) -> None:
+    """Log a warning about a file or folder, once per process."""
+    message = f"{path}: {text}"
+    if message not in _reported:
+        _reported.add(message)
+        logger.warning("%s", message)
+
+
 def warn_unplaced(path: PathLike, grid: Grid, lacking: str) -> None:
     """Say, once per file and process, that a file tells voxel sizes but not where the voxels lie."""
     import nibabel
 
-    if str(path) in _reported:
-        return
-    _reported.add(str(path))
-    logger.warning(
-        "%s: the header has voxel sizes (%s mm) but %s, so which side is left is not known; taken as %s",
+    sizes = " x ".join(f"{size:g}" for size in grid.spacing)
+    sides = "".join(nibabel.aff2axcodes(grid.affine))
+    warn_once(
         path,
-        " x ".join(f"{size:g}" for size in grid.spacing),
-        lacking,
-        "".join(nibabel.aff2axcodes(grid.affine)),
+        f"the header has voxel sizes ({sizes} mm) but {lacking}, so which side is left is not known; taken as "
+        f"{sides}",
     )
 
 
@@ -210,40 +218,12 @@ def decoding(path: PathLike) -> Iterator[None]:
     except ImageError as error:  # names the file and the remedy already
         raise ScanError(str(error)) from error
     except Exception as error:  # libraries raise OSError, ValueError, EOFError, RuntimeError and their own
-        raise ScanError(f"{path}: {_reason(path, error)}") from error
+        raise failure(path, error) from error
 
 
-def holds_dicom(path: PathLike) -> bool:
-    """Whether a path is a folder with a DICOM file in it (not in its sub-folders)."""
-    folder = Path(path)
-    try:
-        return folder.is_dir() and any(is_dicom(file) for file in sorted(folder.iterdir()))
-    except OSError:  # reading it will say why
-        return False
-
-
-def is_dicom(file: Path) -> bool:
-    """Whether a file is a DICOM file by its first bytes."""
-    if file.name.upper() == "DICOMDIR" or not file.is_file():
-        return False
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
-    except OSError:
-        return False
-
-
-def check_file(path: PathLike) -> None:
-    """Raise ``ScanError`` unless there is a file that may be read and is not empty."""
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise ScanError(f"{path}: is a folder without DICOM slices; name a file, or the series' folder")
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise ScanError(f"{path}: the file is empty; copy or export it again")
-    except OSError as error:
-        raise ScanError(f"{path}: {_reason(path, error)}") from error
+def failure(path: PathLike, error: Exception) -> ScanError:
+    """Return the error that names a file and says what a library or the system raised about it."""
+    return ScanError(f"{path}: {_reason(path, error)}")
 
 
 def _reason(path: PathLike, error: Exception) -> str:

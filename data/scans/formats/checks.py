@@ -1,0 +1,98 @@
+"""What is checked of a file before a library reads it, and before memory is taken for what its header claims.
+
+Letters in shapes: none; sizes are numbers of voxels along the axes of a file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from .scan import PathLike, ScanError, failure
+
+DEFLATE = 1032  # bytes that one byte of gzip data can become, at most (zlib, "Technical Details")
+GZIP = b"\x1f\x8b"
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+_GIB = 1 << 30
+
+
+def check_file(path: PathLike) -> None:
+    """Raise ``ScanError`` unless there is a regular file that may be read and is not empty."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise ScanError(f"{path}: is a folder without DICOM slices; name a file, or the series' folder")
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            raise ScanError(f"{path}: is a pipe, socket or device, not a file; remove it or name a file")
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise ScanError(f"{path}: the file is empty; copy or export it again")
+    except OSError as error:
+        raise failure(path, error) from error
+    if path.name.startswith("._"):
+        raise ScanError(
+            f"{path}: is a side file that macOS writes beside a file, and no scan; remove it and name "
+            f"{path.name[2:]}"
+        )
+
+
+def check_packing(path: PathLike) -> None:
+    """Raise ``ScanError`` if a file is gzip data and its name does not end in ``.gz``, or the reverse."""
+    named, path = str(path).lower().endswith(".gz"), Path(path)
+    with open(path, "rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+    if packed and not named:
+        raise ScanError(
+            f"{path}: is compressed by gzip, unlike its name says; rename it to {path.name}.gz, or unpack it"
+        )
+    if named and not packed:
+        raise ScanError(
+            f"{path}: is not compressed by gzip, unlike its name says; rename it to {path.stem} if it is a "
+            "whole file, else copy it again"
+        )
+
+
+def check_claim(path: PathLike, sizes: Sequence[int], size: int, held: int, ratio: int = 1) -> None:
+    """Raise ``ScanError`` if a header tells of more voxels than there are data, or than fit in memory.
+
+    Args:
+        path: the file.
+        sizes: voxels along all axes, channels among them.
+        size: bytes of a voxel.
+        held: bytes that there are of the voxels.
+        ratio: bytes that each of those can become; 1 if they are not compressed.
+
+    Raises:
+        ScanError: naming the file and both numbers.
+    """
+    voxels = math.prod(int(number) for number in sizes)
+    if voxels * size > held * ratio:
+        most = f"{held} bytes" if ratio == 1 else f"{held} bytes of compressed data, too few for them"
+        raise ScanError(
+            f"{path}: the header tells of {' x '.join(map(str, sizes))} voxels of {size} bytes each, but there "
+            f"are {most}: the file is cut off, or its header is damaged; copy or export it again"
+        )
+    needed, memory = 4 * voxels, memory_size()
+    if memory is not None and needed > memory:
+        raise ScanError(
+            f"{path}: its {' x '.join(map(str, sizes))} voxels need {needed / _GIB:.1f} GiB as float32 numbers, "
+            f"more than the {memory / _GIB:.1f} GiB of memory there are; crop it, or split it into several files"
+        )
+
+
+def memory_size() -> int | None:
+    """Bytes of main memory that this process may have, or None where that cannot be told."""
+    found = []
+    try:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):  # Windows
+        pass
+    for limit in _LIMITS:
+        try:
+            found.append(int(Path(limit).read_text()))
+        except (OSError, ValueError):  # "max"
+            continue
+    return min((number for number in found if number > 0), default=None)
