@@ -26,7 +26,7 @@ from .classes import renumbered
 from .dataset import CocoDetectionDataset
 from .index import CocoIndex, check_images, index_of_files, read_coco
 from .lost import LostBoxes
-from .summary import summarise, tell
+from .summary import summarise, tell, tell_unlearned
 
 logger = logging.getLogger("trunkline")
 
@@ -159,6 +159,8 @@ class CocoDetection(SplitData[CocoIndex]):
                 self._require_same_categories(split, index)
         if "train" in self.splits:
             self._augmentation()
+        if "val" in self.splits and (stage or "fit") == "fit":
+            tell_unlearned(self.splits["train"], self.splits["val"])
 
     def image_layout(self) -> tuple[int, int]:
         """Return the number of channels and of spatial axes of the images, 3 and 2."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..shared.canvas import scaled_sizes
-from ..shared.common import listing
+from ..shared.common import LISTED
 from ..shared.labels.classes import LabelClass
 from ..shared.summary import SplitSummary
 from .index import CocoIndex
@@ -72,16 +72,33 @@ def unused_classes(index: CocoIndex) -> Sequence[LabelClass]:
     return [category for category, number in zip(index.categories, count, strict=True) if not number]
 
 
+def tell_unlearned(train: CocoIndex, val: CocoIndex) -> None:
+    """Warn of classes that are evaluated and that training never sees."""
+    never, absent = set(unused_classes(train)), set(unused_classes(val))
+    surprises = [category for category in val.categories if category in never - absent]
+    if surprises and len(train.labels):
+        logger.warning(
+            "the val data have boxes of %s without any in the train data, so none can be learned: %s",
+            "1 class" if len(surprises) == 1 else f"{len(surprises)} classes",
+            _named(surprises),
+        )
+
+
+def _named(classes: Sequence[LabelClass]) -> str:
+    text = ", ".join(f"{category.name} (id {category.id})" for category in classes[:LISTED])
+    return text + (f" and {len(classes) - LISTED} more" if len(classes) > LISTED else "")
+
+
 def tell(index: CocoIndex, split: str, short_side: int, long_side: int) -> None:
     """Log what is odd about a split as a whole: classes without boxes, boxes that resizing makes vanish."""
     unused = unused_classes(index)
     if unused and len(index.labels):
         logger.info(
-            "the %s data have no box of %s of %d; the metrics leave them out:\n%s",
+            "the %s data have no box of %d of %d classes, which the metrics leave out: %s",
             split,
-            f"{len(unused)} class{'es' if len(unused) > 1 else ''}",
+            len(unused),
             len(index.categories),
-            listing([f"{category.name} (id {category.id})" for category in unused]),
+            _named(unused),
         )
     small = below_pixel(index, short_side, long_side) & ~index.crowd.numpy()
     if small.sum() > _MANY * len(small):

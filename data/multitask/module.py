@@ -6,7 +6,7 @@ Letters in shapes: I images of a split, K classes of the masks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,6 +24,7 @@ from ..shared.common import listing
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import Background, MaskError
 from ..shared.locate import IMAGE_PLACES, Missing, find
+from ..shared.summary import SplitSummary
 from .batches import collate_multi
 from .dataset import AlignedMasks, DetectionAndMaskDataset, positions_of
 
@@ -109,6 +110,20 @@ class CocoDetectionAndMasks(CocoDetection):
         for split in self.indices(stage):
             if split != "predict":
                 self._read_masks(split)
+
+    def summaries(self) -> Mapping[str, SplitSummary]:
+        """Return the numbers of images, boxes and masks by split; either is something to learn from."""
+        boxes = super().summaries()
+        masks = {split: len(self._masks.get(self.source_of(split) or split, ())) for split in boxes}
+        pixels = None if self._counts is None else int(self._counts[:, :-1].sum())
+        return {
+            split: SplitSummary(
+                {**summary.counts, "images without mask": summary.counts["images"] - masks[split]},
+                summary.learnable + (masks[split] if pixels is None or split != "train" else pixels),
+                summary.remedy,
+            )
+            for split, summary in boxes.items()
+        }
 
     def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
         """Return the categories, or the classes of the masks; empty before ``setup``, or if unknown."""
