@@ -1,10 +1,8 @@
-"""What is checked of a file before a library reads it, and before memory is taken for what its header claims.
-
-Letters in shapes: none; sizes are numbers of voxels along the axes of a file.
-"""
+"""What is checked of a file before a library reads it, and before memory is taken for its voxels."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
@@ -72,24 +70,27 @@ def check_claim(path: PathLike, sizes: Sequence[int], size: int, held: int, rati
     if voxels * size > held * ratio:
         most = f"{held} bytes" if ratio == 1 else f"{held} bytes of compressed data, too few for them"
         raise ScanError(
-            f"{path}: the header tells of {' x '.join(map(str, sizes))} voxels of {size} bytes each, but there "
-            f"are {most}: the file is cut off, or its header is damaged; copy or export it again"
+            f"{path}: the header tells of {' x '.join(map(str, sizes))} voxels of {size} bytes each, but "
+            f"there are {most}: the file is cut off, or its header is damaged; copy or export it again"
         )
-    needed, memory = 4 * voxels, memory_size()
+    check_memory(path, sizes)
+
+
+def check_memory(path: PathLike, sizes: Sequence[int]) -> None:
+    """Raise ``ScanError`` if the voxels of a scan do not fit in main memory as float32 numbers."""
+    needed, memory = 4 * math.prod(int(number) for number in sizes), memory_size()
     if memory is not None and needed > memory:
         raise ScanError(
-            f"{path}: its {' x '.join(map(str, sizes))} voxels need {needed / _GIB:.1f} GiB as float32 numbers, "
-            f"more than the {memory / _GIB:.1f} GiB of memory there are; crop it, or split it into several files"
+            f"{path}: its {' x '.join(map(str, sizes))} voxels need {needed / _GIB:.1f} GiB as float32 "
+            f"numbers, and there are {memory / _GIB:.1f} GiB of memory; crop it, or split it into several files"
         )
 
 
 def memory_size() -> int | None:
     """Bytes of main memory that this process may have, or None where that cannot be told."""
     found = []
-    try:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has none
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):  # Windows
-        pass
     for limit in _LIMITS:
         try:
             found.append(int(Path(limit).read_text()))

@@ -1,8 +1,8 @@
 """DICOM series: folders with one file per slice.
 
-Headers are checked in dicom_files and pixels decoded in dicom_pixels. Slices are ordered by where they lie, never by file name or number. The affine
-follows "Image Plane Module", DICOM PS3.3 C.7.6.2, with the step from slice to slice taken from the positions
-themselves, so that a tilted gantry gives a sheared affine.
+Headers are checked in dicom_files and pixels decoded in dicom_pixels. Slices are ordered by where they lie,
+never by file name or number. The affine follows "Image Plane Module", DICOM PS3.3 C.7.6.2, with the step from
+slice to slice taken from the positions themselves, so that a tilted gantry gives a sheared affine.
 
 Letters in shapes: i columns, j rows and k slices, the axes of a scan.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_claim
+from .checks import check_memory
 from .dicom_files import Slice, listed, read_headers
 from .dicom_pixels import check_size, pixel_type, pixels, scaling
 from .itk import LPS_TO_RAS
@@ -30,7 +30,8 @@ _UNEVEN, _UNEVEN_MM = 0.05, 0.02  # share of the usual gap, and mm
 def read_dicom(path: PathLike, header_only: bool = False) -> Stored:
     """Read the series in a folder, rescaled slice by slice.
 
-    Files without pixels (a DICOMDIR, reports) and files that are no DICOM are skipped.
+    Files without pixels (a DICOMDIR, reports) and files that are no DICOM are left out; a warning names them,
+    except for notes and side files of systems.
 
     Args:
         path: the folder.
@@ -38,7 +39,8 @@ def read_dicom(path: PathLike, header_only: bool = False) -> Stored:
 
     Raises:
         ScanError: if there is no slice or more than one series; slices differ in size, spacing or
-            orientation, lie in one place, or are missing; or a file has several frames or colours.
+            orientation, lie in one place, or are missing; a file has several frames or colours; or one
+            that is named like the slices is empty or no DICOM.
     """
     folder = Path(path)
     slices = read_headers(folder)
@@ -54,8 +56,7 @@ def read_dicom(path: PathLike, header_only: bool = False) -> Stored:
     dtype = np.result_type(*(pixel_type(one) for one in slices))
     for one in slices:
         check_size(one)
-    held = sum(one.path.stat().st_size for one in slices)
-    check_claim(folder, shape, 1, max(held, shape[0] * shape[1] * shape[2]))  # each slice has been checked
+    check_memory(folder, shape)
     stored = Stored(make_grid(folder, shape, LPS_TO_RAS @ affine), 1, dtype)
     scales = {scaling(one) for one in slices}
     if scales != {(1.0, 0.0)}:
@@ -116,6 +117,13 @@ def _stack(folder: Path, slices: list[Slice]) -> tuple[list[Slice], np.ndarray]:
     usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     _check_gaps(folder, slices, gaps, usual)
     step = (slices[-1].position - slices[0].position) / (len(slices) - 1)
+    said = slices[0].header.get("SpacingBetweenSlices")
+    if said is not None and abs(abs(float(said)) - usual) > max(_UNEVEN * usual, _UNEVEN_MM):
+        warn_once(
+            folder,
+            f"SpacingBetweenSlices says {float(said):g} mm, but slices lie {usual:.3g} mm apart by their "
+            "positions; the positions are taken",
+        )
     for k, one in enumerate(slices):
         off = float(np.linalg.norm(slices[0].position + k * step - one.position))
         if off > max(_UNEVEN * usual, _UNEVEN_MM):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from ...shared.common import listing
 from .scan import PathLike, ScanError, decoding, failure, warn_once
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
@@ -29,6 +28,7 @@ _NEEDED = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImageP
 _NOTES = (".txt", ".md", ".xml", ".json", ".csv", ".tsv", ".pdf", ".html", ".log", ".ini", ".db")
 _NOTE_NAMES = ("DICOMDIR", "LICENSE", "README", "VERSION")
 _SLANTED = 1e-2  # share by which direction cosines may miss length 1 and right angles
+_NAMED = 10  # names in a message
 _MOST_FOLDERS = 1000  # that are looked through below a folder
 
 
@@ -119,7 +119,7 @@ def read_headers(folder: Path) -> list[Slice]:
     _check_others(slices, others)
     left = [*without_pixels, *(file.name for file in others), *_below(folder)]
     if left:
-        warn_once(folder, f"left out, as no slices of the series: {listing(left)}")
+        warn_once(folder, f"left out, as no slices of the series: {_few(left)}")
     return slices
 
 
@@ -127,7 +127,9 @@ def _is_note(file: Path) -> bool:
     """Whether a file is by its name no slice, as anybody would expect: notes, side files of systems."""
     name = file.name
     return (
-        name.startswith((".", "Thumbs")) or name.upper().startswith(_NOTE_NAMES) or name.lower().endswith(_NOTES)
+        name.startswith((".", "Thumbs"))
+        or name.upper().startswith(_NOTE_NAMES)
+        or name.lower().endswith(_NOTES)
     )
 
 
@@ -152,8 +154,8 @@ def _check_others(slices: list[Slice], others: list[Path]) -> None:
         named = file.suffix.lower() in endings and (file.suffix or _alike(file.name, slices))
         if named or (empty and file.suffix.lower() in endings):
             raise ScanError(
-                f"{file}: is {'empty' if empty else 'no DICOM file'}, but named like the slices beside it; copy "
-                "it again, or remove it if it is none of them"
+                f"{file}: is {'empty' if empty else 'no DICOM file'}, but named like the slices beside it; "
+                "copy it again, or remove it if it is none of them"
             )
 
 
@@ -173,16 +175,22 @@ def _below(folder: Path) -> Iterator[str]:
 
 def _no_slices(folder: Path, others: list[Path]) -> str:
     if below := series_below(folder):
-        named = listing([str(found.relative_to(folder)) for found in below])
+        named = _few([str(found.relative_to(folder)) for found in below])
         return (
-            f"{folder}: is a folder without DICOM slices, but these below it hold DICOM files (sub-folders are "
-            f"not searched):\n{named}\nname the folder of one series"
+            f"{folder}: is a folder without DICOM slices, but folders below it hold DICOM files (sub-folders "
+            f"are not searched): {named}; name the folder of one series"
         )
-    also = f"; of no known kind: {listing([file.name for file in others])}" if others else ""
+    also = f"; files that are no DICOM: {_few([file.name for file in others])}" if others else ""
     return (
         f"{folder}: is a folder without DICOM slices; name the folder that holds the files of one series "
         f"(sub-folders are not searched){also}"
     )
+
+
+def _few(names: list[str]) -> str:
+    """Return how many there are and the first of them."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{len(names)} ({', '.join(names[:_NAMED])}{more})"
 
 
 def _check_header(file: Path, header: Any) -> None:
@@ -209,8 +217,8 @@ def _check_header(file: Path, header: Any) -> None:
     axes = np.array(header.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > _SLANTED:
         raise ScanError(
-            f"{file}: ImageOrientationPatient {listed(header.ImageOrientationPatient)} is not two directions of "
-            "length 1 at a right angle; repair it, or export the series again"
+            f"{file}: ImageOrientationPatient {listed(header.ImageOrientationPatient)} is not two directions "
+            "of length 1 at a right angle; repair it, or export the series again"
         )
 
 
@@ -225,12 +233,13 @@ def _check_pixels(file: Path, header: Any) -> None:
         if value is not None and (not math.isfinite(float(value)) or float(value) == least):
             raise ScanError(f"{file}: {name} {value} cannot scale its voxels; repair it, or export it again")
     stored, high = header.get("BitsStored"), header.get("HighBit")
-    if stored is not None and high is not None:
-        if int(stored) < int(header.get("BitsAllocated") or 16) and int(high) != int(stored) - 1:
-            raise ScanError(
-                f"{file}: BitsStored {stored} and HighBit {high} contradict each other; convert the series to "
-                "NIfTI, for example by dcm2niix"
-            )
+    if stored is None or high is None or int(stored) >= int(header.get("BitsAllocated") or 16):
+        return
+    if int(high) != int(stored) - 1:
+        raise ScanError(
+            f"{file}: BitsStored {stored} and HighBit {high} contradict each other; convert the series to NIfTI, "
+            "for example by dcm2niix"
+        )
 
 
 def listed(numbers: Any) -> str:

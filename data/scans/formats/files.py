@@ -16,7 +16,9 @@ from typing import Any, cast
 import numpy as np
 
 from ...shared.io import IMAGE_SUFFIXES
+from .checks import check_file, check_packing
 from .dicom import read_dicom
+from .dicom_files import holds_dicom
 from .itk import ITK_SUFFIXES, read_itk, write_itk
 from .nifti import NIFTI_SUFFIXES, read_nifti, write_nifti, write_nifti_like
 from .picture import read_picture, read_picture_labels, write_picture
@@ -27,10 +29,8 @@ from .scan import (
     ScanError,
     Stored,
     as_floats,
-    check_file,
     decoding,
     difference,
-    holds_dicom,
     replacing,
 )
 
@@ -213,6 +213,7 @@ def _load(path: PathLike, header_only: bool = False, floats: bool = False) -> St
     check_file(path)
     with decoding(path):
         if name.endswith(NIFTI_SUFFIXES):
+            check_packing(path)
             return read_nifti(path, header_only, floats)
         if name.endswith(ITK_SUFFIXES):
             return read_itk(path, header_only)

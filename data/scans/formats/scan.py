@@ -189,8 +189,8 @@ def warn_unplaced(path: PathLike, grid: Grid, lacking: str) -> None:
     sides = "".join(nibabel.aff2axcodes(grid.affine))
     warn_once(
         path,
-        f"the header has voxel sizes ({sizes} mm) but {lacking}, so which side is left is not known; taken as "
-        f"{sides}",
+        f"the header has voxel sizes ({sizes} mm) but {lacking}, so which side is left is not known; taken "
+        f"as {sides}",
     )
 
 

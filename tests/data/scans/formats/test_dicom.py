@@ -193,7 +193,7 @@ def test_what_is_no_slice_is_skipped(tmp_path, stored):
     folder = write_series(tmp_path / "series", stored, lps_affine(AXIAL))
     expected = read_scan(folder).voxels
     (folder / "notes.txt").write_text("nothing")
-    (folder / "empty").write_text("")
+    (folder / "empty.dat").write_text("")
     (folder / "deeper").mkdir()
     shutil.copy(folder / "IM0000", folder / "DICOMDIR")
     report = pydicom.dcmread(folder / "IM0000")
