@@ -18,6 +18,7 @@ import numpy as np
 
 from ..constants import IGNORE_INDEX
 from ..data.scans.cases.cases import Case, CasesError, ScanDataset
+from ..data.scans.cases.checks import check_ignored
 from ..data.scans.formats.scan import Scan
 from ..data.scans.prepare.intensity import Intensity
 from ..data.scans.prepare.prepare import Placement, Preparation, place, prepare_case
@@ -139,6 +140,9 @@ def read_fingerprint(dataset: ScanDataset, workers: int = 4) -> Fingerprint:
             "repair or leave them out"
         )
     _check_alike(found, cases, dataset.channels)
+    check_ignored(
+        dataset, [case.label or case.name for case in cases], np.array([one.counts > 0 for one in found])
+    )
     return _joined(found, dataset.channels)
 
 

@@ -85,7 +85,8 @@ def find_dataset(
     chosen = _split(layout, base, splits, fold, folds, seed)
     cases = {split: tuple(each) for split, each in chosen.items() if each}
     channels = layout.declared.channels or _channel_names(cases)
-    return ScanDataset(cases, known, channels, regions, ignored, written)
+    stated = ignore_id is not None or layout.declared.ignore_id is not None
+    return ScanDataset(cases, known, channels, regions, ignored, written, stated)
 
 
 def find_cases(given: Sequence[str | Path], channels: int | None = None) -> tuple[Case, ...]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from ....constants import IGNORE_INDEX
 from ...shared.common import in_threads_singly, listing, number_of
 from ...shared.loading import capped_workers
 from ..formats.files import read_grid, read_labels
@@ -63,10 +64,13 @@ def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
         ]
         found = _mapped(lambda item: _label(dataset, item[1]), labelled, "Checking labels")
         problems += [problem for _, problem in found if problem is not None]
+        if not problems:
+            names = [case.label or case.name for _, case in labelled]
+            check_ignored(dataset, names, np.array([held for held, _ in found]))
         if "train" in splits and not problems:
             pairs = zip(labelled, found, strict=True)
             trained = [held for (split, _), (held, _) in pairs if split == "train"]
-            _warn_of_absent(dataset, np.any(trained, axis=0))
+            _warn_of_absent(dataset, np.any(trained, axis=0)[:-1])
     if problems:
         raise CasesError(
             f"{number_of(len(problems), 'problem')} in {number_of(len(cases), 'case')}:\n{listing(problems)}"
@@ -140,16 +144,57 @@ def _unlike(dataset: ScanDataset, cases: Sequence[Case], headers: Sequence[Heade
 
 
 def _label(dataset: ScanDataset, case: Case) -> tuple[np.ndarray, str | None]:
-    """Read a case's labels; return which classes they hold, and what is wrong with them."""
-    held = np.zeros(len(dataset.classes), dtype=bool)
+    """Read a case's labels; return which classes, and last ignored voxels, they hold, and what is wrong."""
+    held = np.zeros(len(dataset.classes) + 1, dtype=bool)
     try:
         file = cast(str, case.label)
         labels = to_labels(read_labels(file)[0], dataset.classes, dataset.ignore_id, file)
     except ValueError as error:
         return held, str(error)
-    for label in range(len(held)):
-        held[label] = (labels == label).any()
+    for number, label in enumerate([*range(len(dataset.classes)), IGNORE_INDEX]):
+        held[number] = (labels == label).any()
     return held, None
+
+
+def check_ignored(dataset: ScanDataset, names: Sequence[str], held: np.ndarray) -> None:
+    """Look whether voxels that are ignored by default are the foreground of some files, or of all.
+
+    Label files often hold 0 and 255 for background and foreground, and 255 is what is ignored unless the
+    dataset says otherwise. Nothing is looked for if it does.
+
+    Args:
+        dataset: its classes.
+        names: N files of labels.
+        held: ``[N, K + 1]`` which classes each file holds, and last whether it has ignored voxels.
+
+    Raises:
+        CasesError: if no file has a class other than the background, but some have ignored voxels; or some
+            files have only the background and ignored voxels, and all others no ignored ones.
+    """
+    if dataset.ignore_stated or not len(held):
+        return
+    foreground, ignored = held[:, 1:-1].any(axis=1), held[:, -1]
+    alone = ignored & ~foreground
+    if not alone.any() or (ignored & foreground).any():
+        return
+    value = dataset.ignore_id
+    first = names[int(alone.argmax())]
+    if not foreground.any():
+        what = (
+            f"no label file has a class other than the background, but {int(alone.sum())} have the id {value}"
+        )
+        cure = f"declare the class (data.classes: {{0: background, {value}: NAME}})"
+    else:
+        other = names[int(foreground.argmax())]
+        what = (
+            f"{number_of(int(alone.sum()), 'label file')} with the id {value} and no class ({first}), "
+            f"{int(foreground.sum())} with classes and no {value} ({other})"
+        )
+        cure = f"write one id for one class in all files, if {value} is a class"
+    raise CasesError(
+        f"{first}: {what}; {value} is ignored unless it is a class; {cure}, or set data.ignore_id to {value} "
+        "if these voxels are to be ignored"
+    )
 
 
 def _warn_of_absent(dataset: ScanDataset, held: np.ndarray) -> None:

@@ -219,6 +219,8 @@ def _no_classes(layout: Layout, root: Path) -> str:
             continue  # damaged files are reported once there are classes
         read += 1
     classes = sorted((found | {0}) - {DEFAULT_IGNORE}) if len(found) <= 50 else [0, 1]
+    if found <= {0, DEFAULT_IGNORE} and DEFAULT_IGNORE in found:
+        classes = [0, DEFAULT_IGNORE]  # the foreground, as in binary masks
     names = [f"{i}: {'background' if i == 0 else f'class_{i}'}" for i in classes]
     seen = f"{read} of {len(files)} label files hold the ids {', '.join(map(str, sorted(found)[:50]))}"
     lines = "\n".join(f"  {name}" for name in names)

@@ -46,6 +46,7 @@ class ScanDataset:
         regions: labels that each region consists of; empty without regions.
         ignore_id: the value, in the files of labels, of voxels to leave out.
         region_labels: the label that each region is written as, in their order; empty if nothing is said.
+        ignore_stated: whether the user or the dataset named the value to leave out; else it is the usual one.
     """
 
     cases: dict[str, tuple[Case, ...]]
@@ -54,6 +55,7 @@ class ScanDataset:
     regions: dict[str, tuple[int, ...]]
     ignore_id: int
     region_labels: tuple[int, ...] = ()
+    ignore_stated: bool = False
 
 
 class Declared(NamedTuple):
