@@ -35,10 +35,10 @@ class Header(NamedTuple):
 def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
     """Read the headers of all scans, and then all labels, of some splits.
 
-    Every case of ``train`` and ``val`` needs labels. Channels and labels of a case lie on one grid, to
-    0.01 mm at the corners; all cases have the same number of channels and of axes; labels hold only declared
-    ids. Classes that no label of ``train`` holds are logged. Whether voxels are finite shows when scans are
-    prepared.
+    Every case of ``train`` and ``val`` needs labels. Channels and labels of a case lie on one grid, to a
+    tenth of a voxel at the corners; all cases have the same number of channels and of axes; labels hold only
+    declared ids. Classes that no label of ``train`` holds are logged. Whether voxels are finite shows when
+    scans are prepared.
 
     Args:
         dataset: the cases.

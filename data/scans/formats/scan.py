@@ -21,6 +21,8 @@ import numpy as np
 from ...shared.io import ImageError
 
 logger = logging.getLogger("trunkline")
+# Up to which grids are one: voxels at the corners, per step, and as a share of the size of a single voxel.
+_SAME_CORNERS, _SAME_STEPS, _SAME_THICKNESS = 0.1, 1e-4, 0.1
 _reported: set[str] = set()
 
 PathLike = str | os.PathLike[str]
@@ -141,23 +143,31 @@ def affine_problem(affine: np.ndarray) -> str | None:
     return None
 
 
-def difference(a: Grid, b: Grid, tolerance: float = 1e-2) -> str | None:
+def difference(a: Grid, b: Grid, tolerance: float | None = None) -> str | None:
     """Say how two grids differ, or return None if they are alike.
+
+    Headers hold rounded numbers, so grids that differ by a tenth of a voxel at their corners, or by 1e-4 of a
+    voxel from each voxel to the next, are one grid.
 
     Args:
         a: a grid.
         b: another one.
-        tolerance: millimetres by which the corners may lie apart.
+        tolerance: millimetres by which the corners may lie apart instead, however large the voxels are.
     """
     if a.shape != b.shape:
         return f"shape {'x'.join(map(str, a.shape))} and {'x'.join(map(str, b.shape))}"
     corners = np.array(list(itertools.product(*((0, size - 1) for size in a.shape))))  # [2 ** n, n]
-    apart = float(np.linalg.norm(a.world(corners) - b.world(corners), axis=1).max())
-    if apart > tolerance:
+    moved = b.world(corners) - a.world(corners)  # [2 ** n, 3] mm
+    apart = float(np.linalg.norm(moved, axis=1).max())
+    voxels = float(np.abs(moved @ np.linalg.inv(a.affine[:3, :3]).T).max())
+    most = max(_SAME_CORNERS, _SAME_STEPS * max(a.shape))
+    if voxels > most if tolerance is None else apart > tolerance:
         return f"corners lie up to {apart:.3g} mm apart"
     # Along an axis of one voxel the corners are the same whatever the spacing.
-    turned = float(np.abs(a.affine[:3, :3] - b.affine[:3, :3]).max())
-    return f"voxels differ by up to {turned:.3g} mm" if turned > tolerance else None
+    turned = np.abs(a.affine[:3, :3] - b.affine[:3, :3]).max(axis=0)  # [3] mm
+    same = _SAME_THICKNESS * np.array([*a.spacing, *[np.inf] * (3 - len(a.shape))])
+    different = turned > (same if tolerance is None else tolerance)
+    return f"voxels differ by up to {turned.max():.3g} mm" if different.any() else None
 
 
 def make_grid(path: PathLike, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
