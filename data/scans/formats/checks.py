@@ -82,7 +82,7 @@ def check_memory(path: PathLike, sizes: Sequence[int]) -> None:
     if memory is not None and needed > memory:
         raise ScanError(
             f"{path}: its {' x '.join(map(str, sizes))} voxels need {needed / _GIB:.1f} GiB as float32 "
-            f"numbers, and there are {memory / _GIB:.1f} GiB of memory; crop it, or split it into several files"
+            f"numbers, and there are {memory / _GIB:.1f} GiB of memory; crop it, or split it into files"
         )
 
 

@@ -237,8 +237,8 @@ def _check_pixels(file: Path, header: Any) -> None:
         return
     if int(high) != int(stored) - 1:
         raise ScanError(
-            f"{file}: BitsStored {stored} and HighBit {high} contradict each other; convert the series to NIfTI, "
-            "for example by dcm2niix"
+            f"{file}: BitsStored {stored} and HighBit {high} contradict each other; convert the series to "
+            "NIfTI, for example by dcm2niix"
         )
 
 

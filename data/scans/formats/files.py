@@ -19,6 +19,7 @@ from ...shared.io import IMAGE_SUFFIXES
 from .checks import check_file, check_packing
 from .dicom import read_dicom
 from .dicom_files import holds_dicom
+from .ids import whole_ids
 from .itk import ITK_SUFFIXES, read_itk, write_itk
 from .nifti import NIFTI_SUFFIXES, read_nifti, write_nifti, write_nifti_like
 from .picture import read_picture, read_picture_labels, write_picture
@@ -36,7 +37,6 @@ from .scan import (
 
 SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
 _SUFFIXES = (*SCAN_SUFFIXES, *IMAGE_SUFFIXES)
-_ID_TYPES = (np.uint8, np.uint16, np.int32)
 _WRITABLE = {"b1": "u1", "f2": "f4"}  # types that files cannot hold, and what holds their values
 
 
@@ -117,7 +117,8 @@ def read_labels(path: PathLike) -> tuple[np.ndarray, Grid]:
         ``[*S]`` uint8, uint16 or int32, the smallest that holds them, and the grid.
 
     Raises:
-        ScanError: as ``read_scan``, or if there are several channels, or values that are no whole numbers.
+        ScanError: as ``read_scan``, or if there are several channels, or values that are no whole numbers but
+            for rounding (see ``whole_ids``).
     """
     if _is_picture(path):
         check_file(path)
@@ -129,7 +130,8 @@ def read_labels(path: PathLike) -> tuple[np.ndarray, Grid]:
             f"{path}: has {stored.channels} channels where labels have one; write one id per voxel, also of "
             "overlapping classes (declare those as regions)"
         )
-    return _as_ids(path, cast(np.ndarray, stored.values)[0]), stored.grid
+    values = cast(np.ndarray, stored.values)[0]
+    return whole_ids(path, values, stored.step, stored.scaled_by), stored.grid
 
 
 def read_grid(path: PathLike) -> tuple[Grid, int]:
@@ -165,7 +167,7 @@ def write_labels(path: PathLike, ids: np.ndarray, like: PathLike, dtype: Any = N
         raise ScanError(
             f"{path}: labels of shape {list(ids.shape)} do not fit {like} of shape {list(stored.grid.shape)}"
         )
-    ids = _as_ids(path, ids)
+    ids = whole_ids(path, ids)
     values = ids.astype(_label_type(path, ids, stored.dtype, dtype))[None]
     same = {suffix for suffix in (*NIFTI_SUFFIXES, *ITK_SUFFIXES) if str(like).lower().endswith(suffix)}
     with replacing(path) as temporary:
@@ -238,24 +240,6 @@ def _write(path: PathLike, values: np.ndarray, grid: Grid, like: PathLike | None
         write_nifti(path, values, grid)
     else:
         write_itk(path, values, grid, like)
-
-
-def _as_ids(path: PathLike, values: np.ndarray) -> np.ndarray:
-    """Return whole numbers in the smallest type that holds them, in C order."""
-    if values.dtype.kind == "f":
-        bad = int((~np.isfinite(values) | (values != np.rint(values))).sum())
-        if bad:
-            raise ScanError(
-                f"{path}: {bad} of {values.size} labels are no whole numbers; labels hold one id per voxel "
-                "and must not be interpolated"
-            )
-    elif values.dtype.kind not in "biu":
-        raise ScanError(f"{path}: labels are {values.dtype}, not whole numbers")
-    low, high = (values.min(), values.max()) if values.size else (0, 0)
-    for kind in _ID_TYPES:
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return np.ascontiguousarray(values, dtype=kind)
-    raise ScanError(f"{path}: ids from {low} to {high} do not fit 32 bits; give the classes other numbers")
 
 
 def _label_type(path: PathLike, ids: np.ndarray, stored: np.dtype, asked: Any) -> np.dtype:

@@ -142,6 +142,6 @@ def test_a_folder_of_folders(eight):
     assert not is_scan(eight.parent)
     with pytest.raises(
         ScanError,
-        match="without DICOM slices, .*sub-folders are not searched\): 1 \(series\); name the folder",
+        match=r"without DICOM slices, .*sub-folders are not searched\): 1 \(series\); name the folder",
     ):
         read_scan(eight.parent)
