@@ -28,6 +28,7 @@ from .pairs import Unpaired
 
 logger = logging.getLogger("trunkline")
 
+_FEW = 100  # annotations, by which a panoptic file is known
 OUTLINES_IN_PIXELS = "multiply each x by the image's width and each y by its height"
 
 
@@ -65,7 +66,7 @@ def read_mask_json(
     ]
     image_ids, sizes, names = read_images(content["images"], source)
     annotations = content["annotations"]
-    if annotations and isinstance(annotations[0], dict) and "segments_info" in annotations[0]:
+    if any(isinstance(record, dict) and "segments_info" in record for record in annotations[:_FEW]):
         table = ClassTable(rows, ignore, categories, background, str(source))
         return _panoptic(source, table, annotations, image_ids, names, missing)
     if categories is None:
@@ -169,14 +170,19 @@ def _panoptic(
         for position, name in enumerate(names)
         if position not in record_of
     ]
-    if missing != "error":
+    if problems:
+        alone = []  # the wrong ones may be theirs
+    elif missing != "error":
         if missing == "skip" and alone:
             logger.warning("%s: left out %s without a mask", source, number_of(len(alone), "image"))
         alone = []
     if problems or alone:
+        remedy = "correct the records"
+        if alone:
+            remedy = "add them, or set data.missing to skip to leave out images without annotation"
         raise AnnotationError(
             f"{source}: {number_of(len(problems) + len(alone), 'problem')}:\n{listing([*problems, *alone])}\n"
-            "correct the file, or set data.missing to skip to leave out images without annotation"
+            f"{remedy}"
         )
     kept = sorted(record_of)
     segments = [sorted((s["id"], s["category_id"]) for s in record_of[p]["segments_info"]) for p in kept]

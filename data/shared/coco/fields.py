@@ -59,7 +59,7 @@ def require(records: list[Any], fields: dict[str, type], kind: str, source: Path
         wanted = ", ".join(f"{field} ({kind_of.__name__})" for field, kind_of in fields.items())
         raise AnnotationError(
             f"{source}: {len(problems)} {kind} fields are missing or of the wrong type; every {kind} needs "
-            f"{wanted}\n{listing(problems)}"
+            f"{wanted}; correct these records\n{listing(problems)}"
         )
 
 

@@ -65,7 +65,7 @@ def other_form(xywh: np.ndarray, sizes: np.ndarray) -> str:
     else:
         return ""
     return (
-        f"{leaving:,} of {len(xywh):,} leave their image, but all fit if their four numbers are {form}: "
+        f"{leaving:,} of {len(xywh):,} boxes leave their image, but all fit if the numbers are {form}: "
         f"write {change} if so"
     )
 
