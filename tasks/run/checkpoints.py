@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import signal
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +22,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 logger = logging.getLogger("trunkline")
 
 LAST = "last.ckpt"
+STOPPED = 128 + signal.SIGTERM  # exit status of a process that was asked to stop
 
 
 class CheckpointError(ValueError):
@@ -156,11 +159,15 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer, again=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save where the process is asked to stop; Lightning does so between two steps."""
-        if isinstance(exception, SIGTERMException) and self.path is not None:
+        """Say how to go on. Where the process is asked to stop (Lightning: between two steps) save before."""
+        if self.path is None:
+            return
+        if isinstance(exception, SIGTERMException):
+            exception.code = STOPPED
             self._save(trainer)
-            if trainer.is_global_zero:
-                logger.warning("stopped by SIGTERM; to go on: trunkline fit --ckpt_path %s", self.path)
+        if trainer.is_global_zero and self._saved_step >= 0:
+            path = shlex.quote(self.path)
+            logger.warning("the run has stopped; to go on: trunkline fit --ckpt_path %s", path)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the checkpoints are."""

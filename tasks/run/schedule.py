@@ -184,14 +184,14 @@ def _of_curve(
 
 def told(rates: Sequence[tuple[int, float]], run: Run) -> str:
     """Return the start, the turning points and the end of a curve as text."""
-    extremes, jumps = set(), set()
+    extremes, drops = set(), set()
     triples = zip(rates, rates[1:], rates[2:], strict=False)
     for (_, before), (step, rate), (_, after) in triples:
         if (rate - before) * (after - rate) < 0:
             extremes.add((step, rate))
-        if rate < 0.6 * before:
-            jumps.add((step, rate))
-    turning = sorted(extremes | (jumps if len(jumps) <= FEW else set()))
+        if rate < before:
+            drops.add((step, rate))
+    turning = sorted(extremes | (drops if len(drops) <= FEW else set()))
     kept = turning if len(turning) <= SHOWN else turning[: SHOWN - 1] + turning[-1:]
     points = dict([rates[0], *kept, rates[-1]])
     lines = [

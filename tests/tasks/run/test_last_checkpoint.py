@@ -107,10 +107,26 @@ def test_save_last_follows_the_steps_of_its_checkpoint(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
-def test_asked_to_stop_after_a_step_its_state_is_kept(tiny, tmp_path, step):
-    with pytest.raises(SIGTERMException):
+def test_asked_to_stop_after_a_step_its_state_is_kept(tiny, tmp_path, caplog, step):
+    with pytest.raises(SIGTERMException) as stopped:
         fit(tiny, tmp_path, ModelCheckpoint(tmp_path, "best", monitor="val/loss"), StopAsked(step))
     assert step_in(tmp_path / "last.ckpt") == step
+    assert stopped.value.code == 143, "not a success"
+    assert f"to go on: trunkline fit --ckpt_path {tmp_path / 'last.ckpt'}" in caplog.text
+
+
+@pytest.mark.parametrize(("epoch", "kept"), [(0, None), (1, STEPS)])
+def test_failed_run_says_how_to_go_on_if_there_is_a_state(tiny, tmp_path, caplog, epoch, kept):
+    class Fail(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == epoch:
+                raise RuntimeError("the device is gone")
+
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        fit(tiny, tmp_path, ModelCheckpoint(tmp_path, "best"), Fail())
+    last = tmp_path / "last.ckpt"
+    assert (step_in(last) if last.exists() else None) == kept
+    assert ("to go on: trunkline fit --ckpt_path" in caplog.text) == (kept is not None)
 
 
 def test_asked_to_stop_in_validation_its_state_is_kept(tiny, tmp_path):
