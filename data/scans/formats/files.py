@@ -62,7 +62,13 @@ def prediction_suffix(like: PathLike) -> str:
     """Return the suffix of a label volume for a scan: that of its format, ``.nii.gz`` for a DICOM series."""
     if _is_picture(like):
         return ".png"
-    for suffix, written in ((".nii", ".nii"), (".nrrd", ".nrrd"), (".mha", ".mha"), (".mhd", ".mha")):
+    for suffix, written in (
+        (".nii", ".nii"),
+        (".nrrd", ".nrrd"),
+        (".nhdr", ".nrrd"),
+        (".mha", ".mha"),
+        (".mhd", ".mha"),
+    ):
         if str(like).lower().endswith(suffix):
             return written
     return ".nii.gz"

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage files (``.nrrd``, ``.mha``, ``.mhd``), by SimpleITK.
+"""NRRD and MetaImage files (``.nrrd``, ``.nhdr``, ``.mha``, ``.mhd``), by SimpleITK.
 
 ITK's world is LPS (x to the patient's left, y to the back), its arrays have the fastest axis last, and the
 channels of a voxel after that; here and there the two are exchanged.
@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from .itk_headers import NRRD_SUFFIXES, check_header
 from .scan import Grid, PathLike, ScanError, Stored, make_grid, warn_unplaced
 
-ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
+ITK_SUFFIXES = (*NRRD_SUFFIXES, ".mha", ".mhd")
 LPS_TO_RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
 
 
 def read_itk(path: PathLike, header_only: bool = False) -> Stored:
     """Read a file. Pixels of several components, or a fourth axis, are channels.
+
+    Lengths that the header tells in another unit become millimetres.
 
     Args:
         path: the file.
@@ -27,6 +30,7 @@ def read_itk(path: PathLike, header_only: bool = False) -> Stored:
     """
     import SimpleITK as sitk
 
+    scale = check_header(path).scale
     reader = _opened(path)
     size, parts = reader.GetSize(), reader.GetNumberOfComponents()
     more = [number for number in size[3:] if number != 1]
@@ -36,9 +40,8 @@ def read_itk(path: PathLike, header_only: bool = False) -> Stored:
             "and one more (or several numbers per voxel) if it has channels"
         )
     shape, channels = (*size[:3], 1)[:3], more[0] if more else parts
-    grid = make_grid(path, shape, _affine(path, reader))
-    if str(path).lower().endswith(".nrrd") and not reader.HasMetaDataKey("NRRD_space"):
-        warn_unplaced(path, grid, "no space directions")
+    grid = make_grid(path, shape, np.diag((scale, scale, scale, 1.0)) @ _affine(path, reader))
+    _check_space(path, reader, grid)
     dtype = sitk.GetArrayViewFromImage(sitk.Image((1, 1), reader.GetPixelID())).dtype
     if dtype.kind not in "iuf":
         raise ScanError(f"{path}: voxels are {dtype}, not real numbers; export the scan as numbers")
@@ -55,6 +58,17 @@ def read_itk(path: PathLike, header_only: bool = False) -> Stored:
     return stored
 
 
+def _check_space(path: PathLike, reader: Any, grid: Grid) -> None:
+    """Warn where an NRRD file does not say which of its axes' ends are left, front and head."""
+    if not str(path).lower().endswith(NRRD_SUFFIXES):
+        return
+    space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else None
+    if space is None:
+        warn_unplaced(path, grid, "no space directions")
+    elif space != "left-posterior-superior":  # what ITK turns the other spaces of patients into
+        warn_unplaced(path, grid, f"the space {space}, which is not that of a patient")
+
+
 def _opened(path: PathLike) -> Any:
     """Return a reader that has read the header."""
     import SimpleITK as sitk
@@ -64,8 +78,10 @@ def _opened(path: PathLike) -> Any:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()  # the innermost comes last
         raise ScanError(
-            f"{path}: is no such file as its name says, or its header is damaged; copy or export it again"
+            f"{path}: is no such file as its name says, or its header is damaged ({reason}); copy or export it "
+            "again"
         ) from error
     return reader
 
@@ -110,7 +126,7 @@ def write_itk(path: PathLike, values: np.ndarray, grid: Grid, written_as: PathLi
     image.SetOrigin(affine[:3, 3].tolist())
     image.SetSpacing(grid.spacing)
     image.SetDirection((affine[:3, :3] / grid.spacing).ravel().tolist())
-    if written_as is not None:
+    if written_as is not None and check_header(written_as).scale == 1:  # no unit is written
         reader = _opened(written_as)
         if reader.GetDimension() == 3:
             image.SetOrigin(reader.GetOrigin())
