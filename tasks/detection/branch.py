@@ -33,14 +33,14 @@ class DetectionBranch(Branch):
     kind = "detection"
     _data: TrunklineData | None = None
     _stage: str = ""
-    _written_ids: Sequence[int] = ()
+    _written_ids: list[int] | None = None
 
     def default_evaluators(self, **options: Any) -> list[Evaluator]:
         return [CocoEvaluator(**options)]
 
     def prepare(self, data: TrunklineData, stage: str, fitting: bool = False) -> None:
         """Take over what the data say; classes of other ids than the checkpoint's are matched by name."""
-        self._data, self._stage, self._written_ids = data, stage, ()
+        self._data, self._stage, self._written_ids = data, stage, None
         super().prepare(data, stage, fitting)
         if stage == "predict":
             self._written_ids = written_ids(self.classes, data.prediction_classes(self.kind, self.name))

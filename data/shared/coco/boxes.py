@@ -81,7 +81,8 @@ def check_boxes(
     """
     limits = sizes[columns.image][:, ::-1]  # [N, 2] width, height
     finite = np.all(np.abs(columns.xywh) < _FARTHEST, axis=1)
-    low, high = columns.xywh[:, :2], columns.xywh[:, :2] + columns.xywh[:, 2:]
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = columns.xywh[:, :2], columns.xywh[:, :2] + columns.xywh[:, 2:]
     flat = np.any(columns.xywh[:, 2:] <= 0, axis=1)
     form = _other_units(columns, sizes, finite & ~flat, source)
     with np.errstate(invalid="ignore"):
