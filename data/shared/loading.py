@@ -6,6 +6,7 @@ Letters in shapes: I images, r repetitions.
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import islice
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+GRACE = 120  # seconds from SIGTERM to the end of a loader process that is still there
 
 
 class ImageRequest(NamedTuple):
@@ -195,6 +198,16 @@ def limit_threads(worker_id: int = 0) -> None:
     cv2.setNumThreads(0)
 
 
+def start_worker(worker_id: int) -> None:
+    """Set up a loader process: one thread, and time for the run to save its state when all are asked to stop.
+
+    Queues send SIGTERM to every process of a run. A loader process that ended at once would take the
+    run with it before its checkpoint is written.
+    """
+    limit_threads()
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+
+
 def ranks_of(trainer: Any) -> dict[str, int]:
     """Return ``rank`` and ``world_size`` of this process, for a sampler; 0 and 1 without a trainer."""
     return {
@@ -230,5 +243,5 @@ def batch_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=limit_threads,
+        worker_init_fn=start_worker,
     )
