@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..shared.loading import (
     ranks_of,
 )  # fmt: skip
 from ..shared.module import SPLITS, SplitData, VolumeSettings
+from ..shared.summary import SplitSummary
 from .arguments import as_preparation, check_arguments
 from .augment import ScanAugmentation
 from .batches import collate_patches
@@ -33,7 +34,8 @@ from .dataset import CasesToPredict, LabelledCases, PatchDataset
 from .formats.files import read_grid
 from .patches import PatchSampler, fit_patch
 from .prepare.cache import PreparedCases
-from .prepare.prepare import Preparation
+from .prepare.prepare import Placement, Preparation
+from .summary import summary, trained_spacing, warn_of_far_spacings
 
 logger = logging.getLogger("trunkline")
 
@@ -175,6 +177,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         if stage == "fit":
             cases = cast(PreparedCases, self.index_of("train"))
             self.slice_axis = fit_patch(cases, cast(Sequence[int], self.patch), self.slice_axis)
+            warn_of_far_spacings(cases, self._places(cases), self.preparation.spacing)
 
     def _require_patch(self, stage: str) -> None:
         if stage == "fit" and self.patch is None:
@@ -310,9 +313,25 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         regions = {} if self._known is None else self._known.regions
         written = () if self._known is None else self._known.region_labels
         labels = dict(zip(regions, written, strict=False))
-        return VolumeSettings(self.patch or (), self.slice_axis, regions, self.hparams.preparation, labels)
+        spacing: Sequence[float] = self.preparation.spacing or ()
+        if not spacing and "train" in self.splits:
+            spacing = trained_spacing(self._places(cast(PreparedCases, self.splits["train"])), None)
+        return VolumeSettings(
+            self.patch or (), self.slice_axis, regions, self.hparams.preparation, labels, spacing
+        )
+
+    def summaries(self) -> Mapping[str, SplitSummary]:
+        return {
+            split: summary(cast(PreparedCases, cases))
+            for split, cases in self.splits.items()
+            if split in ("train", "val")
+        }
 
     # -- inside
+
+    @staticmethod
+    def _places(cases: PreparedCases) -> list[Placement]:
+        return [cases.placement(index) for index in range(len(cases))]
 
     def _dataset(self) -> ScanDataset:
         if self._known is None:

@@ -39,6 +39,8 @@ class VolumeSettings:
         regions: the labels of each region that is evaluated, by name; empty for every class but the first.
         preparation: how scans are prepared, in plain values that can be compared.
         region_labels: the label that each region is written as, by name; empty if nothing is said.
+        spacing: mm between voxels, per axis of prepared scans, that the network is trained with; empty if
+            not known.
     """
 
     patch: Sequence[int] = ()
@@ -46,6 +48,7 @@ class VolumeSettings:
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     preparation: Mapping[str, Any] = field(default_factory=dict)
     region_labels: Mapping[str, int] = field(default_factory=dict)
+    spacing: Sequence[float] = ()
 
 
 class DataContractError(ValueError):

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ...constants import IGNORE_INDEX
 from ...data.scans.formats.files import prediction_suffix, read_scan, write_labels
 from ...data.scans.prepare.resample import count_labels
+from ...data.scans.summary import far_spacing
 from ...data.shared.module import TrunklineData, VolumeSettings
 from ...evaluation.base import EvaluationContext, Evaluator, Prediction
 from ...evaluation.distributed import gather_objects
@@ -39,6 +41,8 @@ class VolumeBranch(SegmentationBranch):
         regions: labels of each region, by name.
         patch: voxels that the network was trained with.
         slice_axis: along which a 2D network goes through volumes.
+        spacing: mm between voxels, per axis of prepared scans, that the network was trained with; empty if
+            not known.
     """
 
     kind = "volumes"
@@ -49,7 +53,10 @@ class VolumeBranch(SegmentationBranch):
         self.regions: dict[str, tuple[int, ...]] = {}
         self.patch: list[int] = []
         self.slice_axis: int | None = None
+        self.spacing: list[float] = []
         self._folder: Path | None = None  # of the pictures of the evaluation at hand
+        self._far: set[str] = set()  # cases of which was said that their voxels are unlike those of training
+        self._labels: np.ndarray | None = None  # [256], label of the checkpoint for each label of the data
 
     def default_evaluators(self, **options: Any) -> list[Evaluator]:
         return [VolumeEvaluator(**options)]
@@ -59,8 +66,12 @@ class VolumeBranch(SegmentationBranch):
     def prepare(self, data: TrunklineData, stage: str, fitting: bool = False) -> None:
         super().prepare(data, stage, fitting)
         settings = data.volume_settings()
-        self.regions = self.named_regions(settings.regions) or self.regions
+        regions = settings.regions
+        if self._labels is not None:  # the data number their labels in another way
+            regions = {name: self._labels[list(labels)].tolist() for name, labels in regions.items()}
+        self.regions = self.named_regions(regions) or self.regions
         self.patch = [int(size) for size in settings.patch] or self.patch
+        self.spacing = [float(mm) for mm in settings.spacing] or self.spacing
         if stage == "fit":
             self.slice_axis = settings.slice_axis
             self._compare_written(settings)
@@ -94,17 +105,51 @@ class VolumeBranch(SegmentationBranch):
 
     def state(self) -> dict[str, Any]:
         regions = {name: list(labels) for name, labels in self.regions.items()}
-        return {**super().state(), "regions": regions, "patch": self.patch, "slice_axis": self.slice_axis}
+        known = {"regions": regions, "patch": self.patch, "slice_axis": self.slice_axis}
+        return {**super().state(), **known, "spacing": self.spacing}
 
     def restore(self, state: dict[str, Any], predicting: bool) -> None:
         super().restore(state, predicting)
         stored = {name: tuple(labels) for name, labels in state.get("regions", {}).items()}
-        if predicting or not self.regions:
+        if predicting or not self.regions or self._labels is not None:
             self.regions = stored or self.regions
+        self.spacing = state.get("spacing") or self.spacing
         self.patch = self.patch or state.get("patch", [])
         self.slice_axis = state.get("slice_axis") if self.slice_axis is None else self.slice_axis
 
+    def adopt(self, classes: list[dict[str, Any]]) -> None:
+        """Take over the data's classes; an evaluation may have the checkpoint's under other ids.
+
+        Raises:
+            ValueError: as that of the base class.
+        """
+        self._labels = None
+        known, given = ([row["name"] for row in rows] for rows in (self.classes, classes))
+        ids = [[row["id"] for row in rows] for rows in (self.classes, classes)]
+        same = sorted(known) == sorted(given) and len(set(given)) == len(given)
+        if self.fitting or not same or (known == given and ids[0] == ids[1]):
+            super().adopt(classes)
+            return
+        logger.info("the classes of the data have other ids than those of the checkpoint: matched by name")
+        self._labels = np.full(256, IGNORE_INDEX, dtype=np.uint8)
+        self._labels[: len(given)] = [known.index(name) for name in given]
+
     # -- metrics
+
+    def _as_trained(self, batch: Any) -> Any:
+        """Return a batch whose truth has the labels of the checkpoint."""
+        if self._labels is None or batch.truth is None:
+            return batch
+        return replace(batch, truth=self._labels[batch.truth])
+
+    def compare_spacing(self, batch: Any) -> None:
+        """Say once of each case if its voxels are far from those that the network was trained with."""
+        name = batch.case.name
+        if batch.placement is not None and name not in self._far:
+            text = far_spacing(batch.placement, self.spacing)
+            if text is not None:
+                self._far.add(name)
+                logger.warning("%s: %s", batch.case.images[0], text)
 
     def context(self) -> EvaluationContext:
         return replace(super().context(), regions=self.regions or self.named_regions({}))
@@ -114,7 +159,8 @@ class VolumeBranch(SegmentationBranch):
         self._folder = None if folder is None or self.fitting else folder / "pictures"
 
     def update(self, predictions: Sequence[Prediction], batch: Any) -> None:
-        super().update(predictions, batch)
+        self.compare_spacing(batch)
+        super().update(predictions, self._as_trained(batch))
         if self._folder is not None:
             for prediction in predictions:
                 save_picture(self._folder / f"{batch.case.name}.jpg", self._slices(prediction, batch))
@@ -133,7 +179,7 @@ class VolumeBranch(SegmentationBranch):
         return slice_picture(
             scan.voxels[0],
             prediction["mask"],
-            batch.truth,
+            self._as_trained(batch).truth,
             self.class_names,
             self.colours(),
             scan.grid.spacing,
@@ -183,6 +229,7 @@ class VolumeFiles(FileWriter):
         if "error" in prediction:
             self._failed.append((name, str(scan), prediction["error"]))
             return
+        self.branch.compare_spacing(batch)
         target = self.folder / "labels" / f"{name}{prediction_suffix(scan)}"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_labels(target, self.branch.ids()[prediction["mask"]], like=scan)

@@ -27,7 +27,7 @@ from ...shared.common import in_threads_singly, number_of
 from ...shared.labels.classes import LabelClass
 from ..cases.types import Case, CasesError
 from .entries import UNFINISHED, CacheError, DamagedEntry, Entry, read_entry, store_entry
-from .prepare import Preparation, Prepared, prepare_case
+from .prepare import Placement, Preparation, Prepared, prepare_case
 from .resample import count_labels, label_boxes
 
 logger = logging.getLogger("trunkline")
@@ -35,6 +35,7 @@ logger = logging.getLogger("trunkline")
 _VERSION = 1  # of what entries hold: another number leaves older ones unused
 _MOST_LOCATIONS = 10_000  # of each label
 _MOST_REPORTED = 20
+_MOST_CONSTANT = 5
 _MOST_HEADER = 2**16  # bytes
 _REMAINS_AFTER = 24 * 3600  # seconds after which an unfinished entry belongs to a process that ended
 
@@ -83,6 +84,8 @@ class PreparedCases:
         self._paths: dict[int, Path] = {}
         self._counts: dict[int, np.ndarray] = {}
         self._looked_into: set[int] = set()
+        self._places: dict[int, Placement] = {}
+        self._constant: dict[int, list[int]] = {}  # channels of one value, of cases prepared by this process
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -117,6 +120,15 @@ class PreparedCases:
             return np.zeros((0, len(self.classes) + 1), dtype=np.int64)
         return np.stack([self._counts[index] for index in range(len(self))])
 
+    def known_counts(self) -> np.ndarray | None:
+        """Return ``counts()`` if nothing has to be prepared for it, else None."""
+        known = self.cache != "none" or len(self._counts) == len(self)
+        return self.counts() if known else None
+
+    def placement(self, index: int) -> Placement:
+        """Return where a prepared case lies in the grid of its file; it is remembered."""
+        return self._places[index] if index in self._places else self._entry(index).prepared.placement
+
     def build(self, workers: int = 0) -> None:
         """Prepare what is not there yet, with a progress bar. With ``none`` there is nothing to do.
 
@@ -133,6 +145,7 @@ class PreparedCases:
             self._remove_remains()
         missing = [index for index in range(len(self)) if not self._is_there(index)]
         outcomes = in_threads_singly(self._try, missing, "preparing scans", workers)
+        self._warn_of_constant()
         problems = [problem for problem in outcomes if problem is not None]
         if problems:
             more = len(problems) - _MOST_REPORTED
@@ -141,6 +154,20 @@ class PreparedCases:
                 f"{number_of(len(problems), 'case')} cannot be prepared; repair or leave out:\n  "
                 + "\n  ".join(shown)
             )
+
+    def _warn_of_constant(self) -> None:
+        """Say which scans hold one value everywhere, of which nothing can be learned."""
+        found = [
+            f"{self.cases[index].name} (channel {', '.join(map(str, channels))})"
+            for index, channels in sorted(self._constant.items())
+        ]
+        self._constant.clear()
+        if found:
+            more = ", ..." if len(found) > _MOST_CONSTANT else ""
+            logger.warning(
+                "%s with a channel of one value everywhere once prepared: %s%s; are these the right files?",
+                number_of(len(found), "case"), ", ".join(found[:_MOST_CONSTANT]), more,
+            )  # fmt: skip
 
     def _try(self, index: int) -> str | None:
         try:
@@ -162,6 +189,12 @@ class PreparedCases:
 
     def _entry(self, index: int) -> Entry:
         index = range(len(self))[index]  # IndexError; counts from the end if negative
+        entry = self._found(index)
+        self._places.setdefault(index, entry.prepared.placement)
+        self._counts.setdefault(index, entry.counts)
+        return entry
+
+    def _found(self, index: int) -> Entry:
         if self.cache != "disk":
             if index not in self._kept:
                 entry = self._make(index)
@@ -178,6 +211,9 @@ class PreparedCases:
 
     def _make(self, index: int) -> Entry:
         prepared = prepare_case(self.cases[index], self.how, self.classes, self.ignore_id)
+        channels = prepared.image.reshape(len(prepared.image), -1)
+        if constant := [number for number, each in enumerate(channels) if each.min() == each.max()]:
+            self._constant[index] = constant
         if prepared.mask is None:
             return Entry(prepared, np.zeros(len(self.classes) + 1, dtype=np.int64), {})
         counts = count_labels(prepared.mask)

@@ -106,6 +106,11 @@ class Placement:
         return tuple(stop - start for start, stop in self.box)
 
     @property
+    def turned_spacing(self) -> tuple[float, ...]:
+        """Millimetres between the voxels of the file, per axis of the prepared scan."""
+        return _turned_spacing(self.grid, self.orientation)
+
+    @property
     def prepared_grid(self) -> Grid:
         """The grid of the prepared scan in the world of the file."""
         from nibabel.orientations import inv_ornt_aff
