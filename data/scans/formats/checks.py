@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import stat
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ DEFLATE = 1032  # bytes that one byte of gzip data can become, at most (zlib, "T
 GZIP = b"\x1f\x8b"
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 _GIB = 1 << 30
+_BLOCK = 1 << 20
+_ZLIB_OR_GZIP = 32 + 15  # told from their first bytes
 
 
 def check_file(path: PathLike) -> None:
@@ -83,6 +86,36 @@ def check_memory(path: PathLike, sizes: Sequence[int]) -> None:
         raise ScanError(
             f"{path}: its {' x '.join(map(str, sizes))} voxels need {needed / _GIB:.1f} GiB as float32 "
             f"numbers, and there are {memory / _GIB:.1f} GiB of memory; crop it, or split it into files"
+        )
+
+
+def check_deflated(path: PathLike, files: Sequence[Path], start: int, least: int) -> None:
+    """Raise ``ScanError`` if compressed voxels are damaged or cut off: ITK takes what it gets of them.
+
+    Args:
+        path: the file of the header, for the error.
+        files: files with zlib or gzip data.
+        start: where the data begin in the first of them.
+        least: bytes that they must become.
+    """
+    found = 0
+    for file in files:
+        unpacker = zlib.decompressobj(_ZLIB_OR_GZIP)
+        with open(file, "rb") as opened:
+            opened.seek(start if file == files[0] else 0)
+            try:
+                while not unpacker.eof and (block := opened.read(_BLOCK)):
+                    found += len(unpacker.decompress(block))
+            except zlib.error as error:
+                raise ScanError(
+                    f"{path}: the compressed voxels are damaged ({error}); copy or export it again"
+                ) from error
+        if not unpacker.eof:
+            raise ScanError(f"{path}: the compressed voxels are cut off; copy or export it again")
+    if found < least:
+        raise ScanError(
+            f"{path}: the header tells of {least} bytes of voxels, but the compressed data hold {found}; "
+            "copy or export it again"
         )
 
 

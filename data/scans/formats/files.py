@@ -9,6 +9,7 @@ Letters in shapes: C channels, *S the spatial axes (i, j, k of a scan; h, w of a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ from .scan import (
     decoding,
     difference,
     replacing,
+    warn_once,
 )
 
 SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
@@ -41,8 +43,16 @@ _WRITABLE = {"b1": "u1", "f2": "f4"}  # types that files cannot hold, and what h
 
 
 def is_scan(path: PathLike) -> bool:
-    """Whether a path is a scan or a 2D image by its name, or a folder that holds DICOM files."""
-    return str(path).lower().endswith(_SUFFIXES) or holds_dicom(path)
+    """Whether a path is a scan or a 2D image by its name, or a folder that holds DICOM files.
+
+    A folder, pipe or device that is named like a scan is none; a warning names pipes and devices.
+    """
+    if not str(path).lower().endswith(_SUFFIXES) or os.path.isdir(path):
+        return holds_dicom(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        warn_once(path, "is a pipe, socket or device, not a file; it is left out")
+        return False
+    return True
 
 
 def scan_stem(path: PathLike) -> str:

@@ -30,7 +30,8 @@ def read_itk(path: PathLike, header_only: bool = False) -> Stored:
     """
     import SimpleITK as sitk
 
-    scale = check_header(path).scale
+    header = check_header(path)
+    scale = header.scale
     reader = _opened(path)
     size, parts = reader.GetSize(), reader.GetNumberOfComponents()
     more = [number for number in size[3:] if number != 1]
@@ -47,6 +48,7 @@ def read_itk(path: PathLike, header_only: bool = False) -> Stored:
         raise ScanError(f"{path}: voxels are {dtype}, not real numbers; export the scan as numbers")
     stored = Stored(grid, channels, dtype)
     if not header_only:
+        header.check_voxels(path)
         try:
             array = sitk.GetArrayFromImage(reader.Execute())  # [C?, k?, j, i] or [k?, j, i, C]
         except RuntimeError as error:
@@ -80,8 +82,8 @@ def _opened(path: PathLike) -> Any:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()  # the innermost comes last
         raise ScanError(
-            f"{path}: is no such file as its name says, or its header is damaged ({reason}); copy or export it "
-            "again"
+            f"{path}: is no such file as its name says, or its header is damaged ({reason}); copy or export "
+            "it again"
         ) from error
     return reader
 

@@ -7,13 +7,14 @@ NRRD: https://teem.sourceforge.net/nrrd/format.html; MetaImage: https://itk.org/
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .checks import DEFLATE, check_claim, check_memory
+from .checks import DEFLATE, check_claim, check_deflated, check_memory
 from .scan import PathLike, ScanError
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ _HELD: dict[str, int | None] = {
     "gz": DEFLATE,
     "gzip": DEFLATE,
 }
-_HELD |= {"bz2": None, "bzip2": None}  # bytes that one byte can become; None where there is no such limit
+# Bytes that one byte can become; None where there is no such limit. ITK is built without bzip2.
 _MM = {
     "mm": 1.0,
     "millimeter": 1.0,
@@ -76,9 +77,20 @@ class ItkHeader:
 
     Attributes:
         scale: millimetres of its unit of length.
+        deflated: the files of voxels that are compressed by zlib or gzip; empty if they are not.
+        start: where the voxels begin in the first of those.
+        size: bytes of the voxels.
     """
 
     scale: float
+    deflated: tuple[Path, ...]
+    start: int
+    size: int
+
+    def check_voxels(self, path: PathLike) -> None:
+        """Raise ``ScanError`` if compressed voxels are damaged, which ITK does not notice."""
+        if self.deflated:
+            check_deflated(path, self.deflated, self.start, self.size)
 
 
 def check_header(path: PathLike) -> ItkHeader:
@@ -115,8 +127,8 @@ def _check_nrrd(path: Path) -> ItkHeader:
         )
     skipped = max(0, _number(path, fields, "byte skip", -1, 1 << 62, "0"))
     named = fields.get("data file", fields.get("datafile"))
-    _check_data(path, sizes, size, ratio, _data_files(path, named, lines), after + skipped)
-    return ItkHeader(_nrrd_scale(path, fields))
+    data = _data(path, sizes, size, ratio, _data_files(path, named, lines), after + skipped)
+    return ItkHeader(_nrrd_scale(path, fields), *data)
 
 
 def _check_meta(path: Path) -> ItkHeader:
@@ -152,10 +164,9 @@ def _check_meta(path: Path) -> ItkHeader:
         raise _wrong(path, "ElementDataFile", None)
     skipped = max(0, _number(path, fields, "HeaderSize", -1, 1 << 62, "0"))
     files = _data_files(path, None if named.upper() == "LOCAL" else named, lines)
-    _check_data(
-        path, [*sizes, parts] if parts > 1 else sizes, _META_SIZES[kind], ratio, files, after + skipped
-    )
-    return ItkHeader(_unit(path, "DistanceUnits", fields.get("DistanceUnits", "")))
+    sizes += [parts] if parts > 1 else []
+    data = _data(path, sizes, _META_SIZES[kind], ratio, files, after + skipped)
+    return ItkHeader(_unit(path, "DistanceUnits", fields.get("DistanceUnits", "")), *data)
 
 
 def _lines(path: Path, magic: bytes, end: str) -> tuple[list[str], int]:
@@ -223,16 +234,19 @@ def _data_files(path: Path, named: str | None, lines: list[str]) -> list[Path] |
     return files
 
 
-def _check_data(
+def _data(
     path: Path, sizes: list[int], size: int, ratio: int | None, files: list[Path] | None, start: int
-) -> None:
-    """Compare sizes with the bytes that there are; of text, at least a digit and a space for each number."""
+) -> tuple[tuple[Path, ...], int, int]:
+    """Compare sizes with the bytes that there are; return the last three parts of ``ItkHeader``."""
     held = sum(file.stat().st_size for file in ([path] if files is None else files))
     held -= start if files is None else 0
     if ratio is None:
         check_memory(path, sizes)
     else:
         check_claim(path, sizes, size, max(held, 0), ratio)
+    found = (path,) if files is None else tuple(files)
+    begin = start if files is None else 0
+    return found if ratio == DEFLATE else (), begin, math.prod(sizes) * size
 
 
 def _nrrd_scale(path: Path, fields: dict[str, str]) -> float:
