@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trunkline.backbones import FeatureLevel
+from trunkline.heads import NumClasses
 from trunkline.heads.segmentation import RawSegmentation, SegmentationHead, SegmentationLoss
 
 
@@ -17,7 +18,7 @@ class Hypercolumns(SegmentationHead):
 
     Args:
         levels: of the trunk or neck.
-        num_classes: K.
+        num_classes: K; ``auto`` is replaced by the command line.
         channels: that every level is brought to.
         loss: what to minimise; None for cross-entropy.
     """
@@ -25,7 +26,7 @@ class Hypercolumns(SegmentationHead):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        num_classes: int,
+        num_classes: NumClasses,
         channels: int = 32,
         loss: SegmentationLoss | None = None,
     ) -> None:

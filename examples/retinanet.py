@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from trunkline.backbones import FeatureLevel
+from trunkline.heads import NumClasses, class_number
 from trunkline.heads.detection import (
     AnchorOptions,
     Anchors,
@@ -43,7 +44,7 @@ class RetinaNet(DetectionHead):
 
     Args:
         levels: of the neck, all with the same number of channels.
-        num_classes: K.
+        num_classes: K; ``auto`` is replaced by the command line.
         depth: hidden convolutions of each branch.
         anchors: shapes of the boxes to start from.
         prior: probability that each class starts with; small, because objects are rare among anchors.
@@ -57,7 +58,7 @@ class RetinaNet(DetectionHead):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        num_classes: int,
+        num_classes: NumClasses,
         depth: int = 4,
         anchors: AnchorOptions = AnchorOptions(scale=4, octave_scales=3),
         prior: float = 0.01,
@@ -68,7 +69,7 @@ class RetinaNet(DetectionHead):
         nms_threshold: float = 0.5,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes = num_classes = class_number(num_classes)
         self.alpha, self.gamma, self.candidates = alpha, gamma, candidates
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.anchors = Anchors(levels, anchors)

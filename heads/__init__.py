@@ -1,6 +1,14 @@
 """Branches: feature maps in; raw outputs, losses or predictions out."""
 
-from .base import ClassificationHead, ClassProbabilities, ClassTargets, Head, RawClassification
+from .base import (
+    ClassificationHead,
+    ClassProbabilities,
+    ClassTargets,
+    Head,
+    NumClasses,
+    RawClassification,
+    class_number,
+)
 from .classification import Classifier
 from .detection import DetectionHead, FasterRCNN
 from .multi import MultiHead
@@ -18,8 +26,10 @@ __all__ = [
     "FasterRCNN",
     "Head",
     "MultiHead",
+    "NumClasses",
     "RawClassification",
     "SegmentationHead",
     "SemanticFPN",
     "UNet",
+    "class_number",
 ]

@@ -7,9 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
+
+# Of a head's constructor. The command line replaces auto by the number of classes of the data.
+NumClasses = int | Literal["auto"]
+
+
+def class_number(num_classes: NumClasses, least: int = 1) -> int:
+    """Return K, the number of classes that a head is built for.
+
+    Args:
+        num_classes: what the constructor got.
+        least: the smallest number that makes sense.
+
+    Raises:
+        ValueError: for ``auto``, which only the command line can fill in, and for numbers that are too small.
+    """
+    if num_classes == "auto":
+        raise ValueError(
+            "num_classes: auto is filled in from the data by the command line (trunkline fit, ...); a head "
+            "that is built in Python needs the number, such as len(data.label_classes('detection')) after "
+            "data.setup()"
+        )
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < least:
+        raise ValueError(f"head.num_classes must be a whole number of at least {least}, got {num_classes!r}")
+    return num_classes
 
 
 class Head(nn.Module):

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from ..backbones.base import FeatureLevel
 from ..constants import UNLABELLED
-from .base import ClassificationHead, ClassProbabilities, ClassTargets, RawClassification, balanced_weights
+from .base import (
+    ClassificationHead,
+    ClassProbabilities,
+    ClassTargets,
+    NumClasses,
+    RawClassification,
+    balanced_weights,
+    class_number,
+)
 
 Pool = Literal["average", "max", "average_max"]
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
@@ -39,7 +47,7 @@ class Classifier(ClassificationHead):
 
     Args:
         levels: what the trunk or neck declares; the last one is pooled.
-        num_classes: K.
+        num_classes: K; on the command line also ``auto``, for the classes of the data.
         dropout: share of pooled features that training sets to zero, 0 to below 1.
         pool: ``average``, ``max``, or ``average_max`` for the mean of the two.
         loss: by default ``binary_cross_entropy`` for several labels per image, else ``cross_entropy``.
@@ -55,7 +63,7 @@ class Classifier(ClassificationHead):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        num_classes: int,
+        num_classes: NumClasses,
         dropout: float = 0.0,
         pool: Pool = "average",
         loss: Loss | None = None,
@@ -65,6 +73,7 @@ class Classifier(ClassificationHead):
     ) -> None:
         super().__init__()
         loss = loss or ("binary_cross_entropy" if multi_label else "cross_entropy")
+        num_classes = class_number(num_classes)
         _check(num_classes, dropout, pool, loss, multi_label, label_smoothing)
         self.num_classes = num_classes
         self.pool = pool

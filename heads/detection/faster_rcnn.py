@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ...backbones.base import FeatureLevel
-from ..base import BoxTargets
+from ..base import BoxTargets, NumClasses, class_number
 from .base import DetectionHead, Detections, RoIStage
 from .options import AnchorOptions, RoIOptions, RPNOptions
 from .roi import RoI
@@ -40,7 +40,7 @@ class FasterRCNN(DetectionHead):
 
     Args:
         levels: the trunk's or neck's levels, finest first, all with the same channels.
-        num_classes: K foreground classes.
+        num_classes: K foreground classes; on the command line also ``auto``, for those of the data.
         anchors: shapes of the boxes to start from; one entry of sizes per level.
         rpn: options of the region proposal network.
         roi: options of the second stage :class:`RoI`.
@@ -54,16 +54,14 @@ class FasterRCNN(DetectionHead):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        num_classes: int,
+        num_classes: NumClasses,
         anchors: AnchorOptions = AnchorOptions(),
         rpn: RPNOptions = RPNOptions(),
         roi: RoIOptions = RoIOptions(),
         roi_stage: Callable[[Sequence[FeatureLevel], int], RoIStage] | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes (foreground classes) must be at least 1, got {num_classes}")
-        self.num_classes = num_classes
+        self.num_classes = num_classes = class_number(num_classes)
         self.rpn = RPN(levels, anchors, rpn)
         self.has_default_stage = roi_stage is None
         if roi_stage is None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
 from ...constants import IGNORE_INDEX
-from ..base import Head, MaskTargets
+from ..base import Head, MaskTargets, NumClasses, class_number
 from .losses import CrossEntropy, SegmentationLoss
 from .regions import THRESHOLD, Regions
 
@@ -61,7 +61,8 @@ class SegmentationHead(Head):
 
     Args:
         levels: what the trunk or neck declares, finest first.
-        num_classes: K, 2 to 255: labels are stored as uint8, and 255 marks pixels to ignore.
+        num_classes: K, 2 to 255: labels are stored as uint8, and 255 marks pixels to ignore. On the command
+            line also ``auto``, for the classes of the data.
         loss: what to minimise; None for :class:`.losses.CrossEntropy`.
         aux_weight: what the loss of an auxiliary map counts, at least 0.
         regions: the labels that each region is made of; None for classes that do not overlap.
@@ -83,7 +84,7 @@ class SegmentationHead(Head):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        num_classes: int,
+        num_classes: NumClasses,
         loss: SegmentationLoss | None = None,
         aux_weight: float = 0.5,
         regions: list[list[int]] | None = None,
@@ -91,6 +92,7 @@ class SegmentationHead(Head):
     ) -> None:
         super().__init__()
         self.ndim = count_axes(levels)
+        num_classes = class_number(num_classes)
         if not 2 <= num_classes <= IGNORE_INDEX:
             raise ValueError(
                 f"head.num_classes must lie in 2..{IGNORE_INDEX}, got {num_classes}: foreground and "

@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 
 from ...backbones.base import FeatureLevel
 from ...backbones.layers import Norm, make_conv, make_norm
+from ..base import NumClasses
 from .base import (
     RawSegmentation,
     SegmentationHead,
@@ -39,7 +40,7 @@ class DeepLabV3(SegmentationHead):
 
     Args:
         levels: what the trunk or neck declares; the last one is classified.
-        num_classes: K, 2 to 255.
+        num_classes: K, 2 to 255; on the command line also ``auto``, for the classes of the data.
         rates: spacing, in cells, of the 3x3 convolutions that run side by side: 12, 24, 36 on a trunk of
             output stride 8; 6, 12, 18 on one of 16.
         channels: of all hidden layers.
@@ -61,7 +62,7 @@ class DeepLabV3(SegmentationHead):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        num_classes: int,
+        num_classes: NumClasses,
         rates: tuple[int, ...] = (12, 24, 36),
         channels: int = 256,
         aux: int | None = None,
@@ -101,7 +102,7 @@ class DeepLabV3Plus(SegmentationHead):
 
     Args:
         levels: what the trunk or neck declares; ASPP reads the last one.
-        num_classes: K, 2 to 255.
+        num_classes: K, 2 to 255; on the command line also ``auto``, for the classes of the data.
         rates: as for :class:`DeepLabV3`; 6, 12, 18 on a trunk of output stride 16, the paper's choice.
         channels: of all hidden layers but ``low_channels``.
         aux: as for :class:`DeepLabV3`.
@@ -121,7 +122,7 @@ class DeepLabV3Plus(SegmentationHead):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        num_classes: int,
+        num_classes: NumClasses,
         rates: tuple[int, ...] = (12, 24, 36),
         channels: int = 256,
         aux: int | None = None,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
 from ...backbones.layers import Norm, make_conv, make_norm
+from ..base import NumClasses
 from .base import RawSegmentation, SegmentationHead, check_dropout, check_level, check_width, resize
 from .losses import SegmentationLoss
 
@@ -34,7 +35,7 @@ class FCN(SegmentationHead):
 
     Args:
         levels: what the trunk or neck declares; the last one is classified.
-        num_classes: K, 2 to 255.
+        num_classes: K, 2 to 255; on the command line also ``auto``, for the classes of the data.
         channels: of the hidden convolution; None for a quarter of the level's. The auxiliary classifier's
             always has a quarter of its own level's.
         aux: position of a level that an auxiliary classifier of the same kind reads (-2 is C4), whose scores
@@ -54,7 +55,7 @@ class FCN(SegmentationHead):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        num_classes: int,
+        num_classes: NumClasses,
         channels: int | None = None,
         aux: int | None = None,
         aux_weight: float = 0.5,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
 from ...backbones.layers import Norm, initialise_trunk, make_conv, make_norm
+from ..base import NumClasses
 from .base import (
     RawSegmentation,
     SegmentationHead,
@@ -37,7 +38,7 @@ class SemanticFPN(SegmentationHead):
 
     Args:
         levels: what the neck (or trunk) declares, finest first.
-        num_classes: K, 2 to 255.
+        num_classes: K, 2 to 255; on the command line also ``auto``, for the classes of the data.
         channels: of the hidden layers.
         pyramid_levels: how many levels to read, from the finest: 4 leaves out the P6 that detectors add.
         norm: of the hidden layers, see :func:`.layers.make_norm`.
@@ -53,7 +54,7 @@ class SemanticFPN(SegmentationHead):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        num_classes: int,
+        num_classes: NumClasses,
         channels: int = 128,
         pyramid_levels: int = 4,
         norm: Norm = "group",

@@ -24,6 +24,7 @@ from ...backbones.layers import (
     make_conv,
     make_transposed_conv,
 )
+from ..base import NumClasses
 from .base import RawSegmentation, SegmentationHead, check_width, halvings, resize, stepped_size
 from .losses import SegmentationLoss
 
@@ -60,7 +61,7 @@ class UNet(SegmentationHead):
 
     Args:
         levels: what the trunk or neck declares, finest first; at least two.
-        num_classes: K, 2 to 255.
+        num_classes: K, 2 to 255; on the command line also ``auto``, for the classes of the data.
         channels: width of each block, coarsest first; None for half of the coarsest level's, halved from
             block to block down to 16: the widths of the paper for a trunk as wide as its.
         norm: of the blocks, see :func:`.layers.make_norm`.
@@ -83,7 +84,7 @@ class UNet(SegmentationHead):
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
-        num_classes: int,
+        num_classes: NumClasses,
         channels: list[int] | None = None,
         norm: Norm = "batch",
         activation: Activation = "relu",

@@ -315,8 +315,8 @@ class Branch(ABC):
         """Return what writes the predictions as files under ``folder``."""
 
 
-def branch_class(name: str, head: Head, option: str) -> type[Branch]:
-    """Return the branch that a head names: one of this package, or a class path.
+def branch_class(name: str, head: Head | type[Head], option: str) -> type[Branch]:
+    """Return the branch that a head, or its class, names: one of this package, or a class path.
 
     Raises:
         ValueError: if there is no such branch.
@@ -328,8 +328,9 @@ def branch_class(name: str, head: Head, option: str) -> type[Branch]:
             raise ValueError("it is no Branch")
         return found
     except (ImportError, AttributeError, ValueError) as error:
+        kind = head if isinstance(head, type) else type(head)
         raise ValueError(
-            f"{option} is a {type(head).__name__}, whose attribute branch is {name!r} ({error}); it has "
+            f"{option} is a {kind.__name__}, whose attribute branch is {name!r} ({error}); it has "
             f"to be one of {', '.join(BRANCHES)}, or the class path of a Branch"
         ) from error
 
