@@ -13,7 +13,7 @@ from ...shared.locate import DataNotFoundError
 from ..formats.files import SCAN_SUFFIXES, ScanError, is_scan, read_grid, scan_stem
 from .classes import choose_classes, labels_of_regions
 from .layouts import find_layout
-from .names import by_number, folders_in, scans_in, unique_names
+from .names import by_number, folders_in, scans_in, unique_names, warn_left_out
 from .splits import check_patients, choose_fold, folds_of_column, make_folds, read_folds, write_folds
 from .table import read_rows
 from .types import Case, CasesError, Layout, ScanDataset, Unlabelled
@@ -259,10 +259,13 @@ def _cases_inside(folder: Path, channels: int | None) -> list[tuple[str, tuple[P
     """Return the names and files of the cases in a folder."""
     files = scans_in(folder)
     if files:
+        warn_left_out(folder, files)
         found = _by_channels(files, channels)
         one = channels is not None and channels > 1 and len(files) == channels == len(found)
         return [(folder.absolute().name, tuple(files))] if one and _single(files[0]) else found
     inner = {case: scans_in(case) for case in folders_in(folder)}
+    if inner:
+        warn_left_out(folder, {path for scans in inner.values() for path in scans})
     alike = len({tuple(scan_stem(path) for path in found) for found in inner.values()}) == 1
     cases: list[tuple[str, tuple[Path, ...]]] = []
     for case, scans in inner.items():

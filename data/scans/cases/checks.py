@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -22,6 +24,7 @@ logger = logging.getLogger("trunkline")
 _THREADS = 4  # each holds one file of labels
 _SHOW_PROGRESS_FROM = 20  # files
 _ENOUGH = 20  # problems
+_SAMPLES, _SAMPLED = 16, 4096  # parts of a file that are compared, and the bytes of each
 
 
 class Header(NamedTuple):
@@ -56,6 +59,7 @@ def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
     headers = _mapped(lambda item: _header(*item), cases, "Reading headers")
     problems += [problem for header in headers for problem in header.problems]
     problems += _unlike(dataset, [case for _, case in cases], headers)
+    _warn_of_copies(cases)
     if len(problems) < _ENOUGH:
         labelled = [
             (split, case)
@@ -104,6 +108,40 @@ def _header(split: str, case: Case) -> Header:
         if (text := difference(grids[0][1], grid)) is not None
     ]
     return Header(channels, len(grids[0][1].shape) if grids else 0, problems)
+
+
+def _warn_of_copies(cases: Sequence[tuple[str, Case]]) -> None:
+    """Say which scans are there under two names: files of one size and of the same bytes in places."""
+    sizes: dict[int, list[tuple[str, Case]]] = {}
+    for split, case in cases:
+        path = Path(case.images[0])
+        if path.is_file():
+            sizes.setdefault(path.stat().st_size, []).append((split, case))
+    copies = []
+    for size, found in sizes.items():
+        seen: dict[bytes, tuple[str, Case]] = {}
+        for split, case in found if len(found) > 1 else ():
+            before, other = seen.setdefault(_sample(case.images[0], size), (split, case))
+            if other is not case:
+                copies.append(f"{other.images[0]} ({before}) and {case.images[0]} ({split})")
+    if copies:
+        logger.warning(
+            "%s there under two names, by their bytes; across splits metrics would be too good, so remove "
+            "one of each:\n%s", number_of(len(copies), "scan"), listing(copies),
+        )  # fmt: skip
+
+
+def _sample(path: str, size: int) -> bytes:
+    """Return a digest of a few parts of a file, spread evenly."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for number in range(_SAMPLES):
+                file.seek(size * number // _SAMPLES)
+                digest.update(file.read(_SAMPLED))
+    except OSError:
+        return path.encode("utf-8", "surrogateescape")  # reported by whoever reads it
+    return digest.digest()
 
 
 def _remedy(grid: Grid, wanted: Grid) -> str:

@@ -78,7 +78,7 @@ def warn_left_out(folder: Path, taken: Collection[Path], what: str = "scans") ->
         and not any((entry.parent, stem) in stems for stem in (scan_stem(entry), entry.name.split(".")[0]))
     ]
     mac = [entry for entry in rest if entry.name[:2] == "._" or entry.name == "__MACOSX"]
-    groups = [("copies of metadata by macOS", mac), (f"no {what}", [e for e in rest if e not in mac])]
+    groups = [("of macOS's metadata", mac), (f"that are no {what}", [e for e in rest if e not in mac])]
     texts = []
     for kind, found in groups:
         if found:
@@ -86,7 +86,7 @@ def warn_left_out(folder: Path, taken: Collection[Path], what: str = "scans") ->
             names = ", ".join(str(path.relative_to(folder)) for path in found[:_NAMED])
             texts.append(f"{len(found)} {kind} ({names}{more})")
     if texts:
-        logger.warning("%s: left out are %s", folder, " and ".join(texts))
+        logger.warning("%s: files and folders left out: %s", folder, ", ".join(texts))
 
 
 def group_folder(

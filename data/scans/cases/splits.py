@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...shared.coco.fields import AnnotationError
+from ...shared.coco.json_file import read_json
 from ...shared.common import listing, number_of
 from .types import Case, CasesError
 
@@ -42,6 +44,12 @@ def make_folds(cases: Sequence[Case], folds: int, seed: int) -> Folds:
     patients = sorted({case.patient for case in cases})
     if folds < 2:
         raise CasesError(f"data.folds is {folds}; there have to be at least 2")
+    if len(patients) < 2:
+        raise CasesError(
+            f"there {'is 1 case' if len(cases) == 1 else f'are {len(cases)} cases, all of 1 patient,'} for "
+            "training and validation; two patients are the least. Add cases, or say by folders train and val, "
+            "or by data.splits, which are for what"
+        )
     if folds > len(patients):
         raise CasesError(
             f"data.folds is {folds}, but there {'is' if len(patients) == 1 else 'are'} "
@@ -69,6 +77,11 @@ def folds_of_column(numbers: dict[str, int], source: str) -> Folds:
     Raises:
         CasesError: if a fold is empty, naming ``source``.
     """
+    if max(numbers.values()) >= len(numbers):
+        raise CasesError(
+            f"{source}: there is a fold {max(numbers.values())}, but only {number_of(len(numbers), 'case')}; "
+            "folds are numbered from 0 on, and each needs a case"
+        )
     folds = [
         {
             "train": sorted(name for name, number in numbers.items() if number != fold),
@@ -106,16 +119,21 @@ def read_folds(path: Path) -> Folds:
         CasesError: naming what is wrong with the file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise CasesError(
-            f"{path}: no readable JSON ({error}); repair it, or remove it to have new folds made"
-        ) from error
+        content = read_json(path)
+    except (OSError, AnnotationError) as error:
+        raise CasesError(f"{error}; or remove {path.name} to have new folds made") from error
     if not isinstance(content, list) or not content:
         raise CasesError(
             f'{path}: has to be a list of {{"train": [names], "val": [names]}}, one for each fold'
         )
-    return [_checked_fold(f"{path}, fold {number}", entry) for number, entry in enumerate(content)]
+    folds = [_checked_fold(f"{path}, fold {number}", entry) for number, entry in enumerate(content)]
+    often = [name for name, count in Counter(n for fold in folds for n in fold["val"]).items() if count > 1]
+    if often:
+        logger.warning(
+            "%s: %s validated in more than one fold (%s%s), which count more than others over all folds",
+            path, number_of(len(often), "case"), ", ".join(often[:5]), ", ..." * (len(often) > 5),
+        )  # fmt: skip
+    return folds
 
 
 def _checked_fold(place: str, entry: Any) -> dict[str, list[str]]:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import csv
+import difflib
+import io
+import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ...shared.common import listing, number_of
 from ...shared.io import IMAGE_SUFFIXES
 from ...shared.locate import SPLIT_NAMES, DataNotFoundError
 from ..formats.files import SCAN_SUFFIXES, is_scan, scan_stem
+from .dataset_json import repeated
 from .names import by_number, unique_names
 from .types import Case, CasesError, Declared, Layout, Unlabelled
+
+logger = logging.getLogger("trunkline")
 
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _NUMBERED = re.compile(r"image_(\d+)")
 _OTHERS = ("label", "case", "patient", "split", "fold")
+_ALIKE = 0.8  # of the names of two columns, from which one is taken for a misspelt other
+_MOST_DIGITS = 6  # of the number of a fold
 
 Row = tuple[int, dict[str, str]]  # line of the file, fields by column
 
@@ -43,8 +52,15 @@ def read_rows(source: Path, argument: str) -> tuple[list[str], list[Row]]:
         raise CasesError(f"{source}: not readable as CSV ({error}); save it as UTF-8") from error
     first = text.partition("\n")[0]
     delimiter = next((mark for mark in "\t;" if mark in first), ",")
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
-    header = [name.strip() for name in next(reader, [])]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        return _header_and_rows(source, reader)
+    except csv.Error as error:
+        raise CasesError(f"{source}, line {reader.line_num}: not readable as CSV ({error})") from error
+
+
+def _header_and_rows(source: Path, reader: Any) -> tuple[list[str], list[Row]]:
+    header = [_column_name(name.strip()) for name in next(reader, [])]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise CasesError(f"{source}, line 1: column {', '.join(twice)} is there twice; rename or remove one")
@@ -62,6 +78,12 @@ def read_rows(source: Path, argument: str) -> tuple[list[str], list[Row]]:
     if not rows:
         raise CasesError(f"{source}: has no rows")
     return header, rows
+
+
+def _column_name(name: str) -> str:
+    """Return the name of a column that has a meaning in small letters, any other as it is."""
+    small = name.lower()
+    return small if small in ("image", *_OTHERS) or _NUMBERED.fullmatch(small) else name
 
 
 def read_case_table(source: Path, missing: Unlabelled = "error") -> Layout:
@@ -82,6 +104,7 @@ def read_case_table(source: Path, missing: Unlabelled = "error") -> Layout:
     """
     header, rows = read_rows(source, "table")
     columns = _image_columns(source, header, rows)
+    _warn_of_columns(source, header, columns)
     named = not any(column == "image" or _NUMBERED.fullmatch(column) for column in columns)
     problems: list[str] = []
     for line, row in rows:
@@ -99,10 +122,22 @@ def read_case_table(source: Path, missing: Unlabelled = "error") -> Layout:
         cases.setdefault(split, []).append(Case(name, images, label, row.get("patient") or name))
         if row.get("fold") and split != "test":
             folds[name] = int(row["fold"])
+    if twice := repeated(cases):
+        raise CasesError(f"{source}: {number_of(len(twice), 'problem')}:\n{listing(twice)}")
     channels = tuple(columns)
     if not named:
         channels = tuple(f"channel_{n}" for n in range(len(columns))) if len(columns) > 1 else ()
     return Layout(str(source), cases, Declared(channels=channels), folds)
+
+
+def _warn_of_columns(source: Path, header: list[str], columns: list[str]) -> None:
+    """Say which columns without a meaning look like misspelt ones."""
+    for name in header:
+        near = difflib.get_close_matches(
+            name.lower(), [known for known in _OTHERS if known not in header], 1, _ALIKE
+        )
+        if near and name not in (*columns, *_OTHERS):
+            logger.warning("%s: column %s has no meaning; is %s meant?", source, name, near[0])
 
 
 def _split(row: dict[str, str]) -> str:
@@ -157,7 +192,8 @@ def _row_problems(folder: Path, row: dict[str, str], columns: list[str], missing
             )
     elif not (folder / row["label"]).exists():
         problems.append(f"column label: {folder / row['label']} does not exist")
-    if "fold" in row and not row["fold"].isdecimal() and (row["fold"] or split != "test"):
+    whole = row.get("fold", "").isdecimal() and len(row["fold"]) <= _MOST_DIGITS
+    if "fold" in row and not whole and (row["fold"] or split != "test"):
         problems.append(f"column fold: is {row['fold']!r}, not 0, 1, 2 and so on")
     if "patient" in row and not row["patient"]:
         problems.append("column patient: is empty; fill it or remove the column")

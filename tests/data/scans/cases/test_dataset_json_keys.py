@@ -82,7 +82,10 @@ def test_only_files_of_the_stated_suffix_are_cases_and_others_are_named(tmp_path
     volume(tmp_path / "imagesTr/preview_0000.nii"), volume(tmp_path / "labelsTr/preview.nii")
     found = find_dataset(tmp_path, folds=2)
     assert {case.name for cases in found.cases.values() for case in cases} == {"c1", "c2"}
-    assert f"{tmp_path}/imagesTr: left out are 1 no scans (preview_0000.nii)" in caplog.text
+    assert (
+        f"{tmp_path}/imagesTr: files and folders left out: 1 that are no scans (preview_0000.nii)"
+        in caplog.text
+    )
     (tmp_path / "dataset.json").write_text(json.dumps(nnunet(file_ending=".nrrd")))
     with pytest.raises(FileNotFoundError, match=r"imagesTr: holds no scans .nrrd \(the file_ending of"):
         find_dataset(tmp_path)

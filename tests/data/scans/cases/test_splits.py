@@ -186,7 +186,10 @@ def test_patients_in_two_of_the_given_folders(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", r"splits.json: no readable JSON \(Expecting value.*remove it to have new folds made"),
+        (
+            "[",
+            r"splits.json: not readable as JSON \(Expecting .*or remove splits.json to have new folds made",
+        ),
         ("[]", r"splits.json: has to be a list of \{\"train\""),
         ('{"train": ["a"]}', r"has to be a list of"),
         ('[["a"]]', r"fold 0: train is None, not a list of names"),

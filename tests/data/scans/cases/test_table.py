@@ -70,8 +70,8 @@ def test_table_with_channels(root):
 
 def test_table_with_folds(root):
     for n in range(5):
-        volume(root / f"lists/{n}.nii")
-    rows = [f"{n}.nii,{n}.nii,{fold},{'test' if n == 4 else 'train'}" for n, fold in enumerate("0112 ")]
+        volume(root / f"lists/{n}.nii"), volume(root / f"lists/l{n}.nii")
+    rows = [f"{n}.nii,l{n}.nii,{fold},{'test' if n == 4 else 'train'}" for n, fold in enumerate("0112 ")]
     text = "\n".join(["image,label,fold,split", *rows])
     names = {k: [case.name for case in v] for k, v in table(root, text).cases.items()}
     assert names == {"train": ["1", "2", "3"], "val": ["0"], "test": ["4"]}
