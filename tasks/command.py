@@ -43,8 +43,10 @@ from .multitask import MultiTask  # noqa: F401
 from .run.resume import with_checkpoint_settings, with_found_checkpoint
 from .segmentation import SemanticSegmentation  # noqa: F401
 from .settings.class_paths import check_class_paths
+from .settings.nulls import check_nulls
 from .settings.num_classes import fill_in
-from .settings.parser import CommandParser
+from .settings.parser import CommandParser, placed
+from .settings.sources import read_sources
 from .volumes import VolumeSegmentation  # noqa: F401
 
 REFRESH_RATE = 20  # steps between two updates of the progress bar on a device
@@ -119,12 +121,16 @@ class TrunklineCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        words = with_found_checkpoint(list(sys.argv[1:] if args is None else args))
+        given = list(sys.argv[1:] if args is None else args)
+        sources = read_sources(given)
+        words = with_found_checkpoint(given)
         if args is None:  # other processes of the run, which are started by these words, take the same file
             sys.argv[1:] = words
         words = with_checkpoint_settings(words)
         check_class_paths(words)
-        self.config = parser.parse_args(words)
+        with placed(given, sources):
+            self.config = parser.parse_args(words)
+            check_nulls(self.config[self.config.subcommand], {"trainer": Trainer, "output": Output})
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: ``with_checkpoint_settings`` has read the checkpoint, and what the user says wins."""

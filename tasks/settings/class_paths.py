@@ -23,7 +23,7 @@ def check_class_paths(words: list[str]) -> None:
     Raises:
         ValueError: naming the option, the path, and what could not be imported and why.
     """
-    configs = [value for option, value in _options(words) if option in ("config", "c")]
+    configs = [value for option, value in options_of(words) if option in ("config", "c")]
     files = [Path(config) for config in configs if not config.lstrip().startswith("{")]
     folders = list(dict.fromkeys(map(str, (Path.cwd(), *(file.resolve().parent for file in files)))))
     sys.path += [folder for folder in folders if folder not in sys.path]
@@ -31,7 +31,7 @@ def check_class_paths(words: list[str]) -> None:
         inline = config.lstrip().startswith("{")
         for option, path in _class_paths(_parsed(config if inline else Path(config)), ""):
             _require_class(f"{option} in {'--config' if inline else config}", path, folders)
-    for option, value in _options(words):
+    for option, value in options_of(words):
         if _takes_class(option) and _looks_like_class(value):
             _require_class(f"--{option}", value, folders)
         elif value[:1] in ("[", "{") and option not in ("config", "c"):
@@ -42,12 +42,12 @@ def check_class_paths(words: list[str]) -> None:
 def _parsed(source: str | Path) -> Any:
     """Return what YAML or JSON holds; None if it cannot be read, for the parser says what is wrong then."""
     try:
-        return yaml.safe_load(source if isinstance(source, str) else source.read_text(encoding="utf-8"))
+        return yaml.safe_load(source if isinstance(source, str) else source.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
 
 
-def _options(words: list[str]) -> Iterator[tuple[str, str]]:
+def options_of(words: list[str]) -> Iterator[tuple[str, str]]:
     """Yield the options of a command with their values, without the dashes."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         option, equals, value = word.partition("=")
