@@ -141,7 +141,9 @@ def test_config_trains_saves_reloads_and_predicts_the_same(
     assert cli.trainer.global_step == 2
     names = ["healthy", "ill"] if scanning else CLASSES
     (saved,) = tmp_path.rglob("last.ckpt")
-    state = torch.load(saved, weights_only=True)["branches"][""]
+    stored = torch.load(saved, weights_only=True)
+    assert stored["global_step"] == 2, "not the last state"
+    state = stored["branches"][""]
     assert [row["name"] for row in state["classes"]] == cli.model.class_names == names
     if scanning:  # 4 healthy and 2 ill training scans
         assert state["class_weights"] == pytest.approx([6 / 8, 6 / 4])

@@ -74,6 +74,7 @@ def test_config_trains_saves_reloads_and_predicts_the_same(
     assert cli.trainer.global_step == 2
     (saved,) = tmp_path.rglob("last.ckpt")
     checkpoint = torch.load(saved, weights_only=True)
+    assert checkpoint["global_step"] == cli.trainer.global_step > 0
     names = [row["name"] for row in checkpoint["branches"][""]["classes"]]
     assert names == ["background", "circle", "rectangle", "triangle"]
     reloaded = SemanticSegmentation.load_from_checkpoint(saved, map_location="cpu").eval()
@@ -160,6 +161,7 @@ def test_several_heads_train_save_reload_and_predict_the_same(monkeypatch, tmp_p
     assert cli.model.head.loss_weights == {"boxes": 1.0, "stuff": 0.5}
     assert {"val/boxes/AP", "val/stuff/mIoU"} <= set(cli.trainer.callback_metrics)
     (saved,) = tmp_path.rglob("last.ckpt")
+    assert torch.load(saved, weights_only=True)["global_step"] == cli.trainer.global_step > 0
     assert MultiTask.load_from_checkpoint(saved, map_location="cpu").branches["stuff"].classes
     out, pictures = tmp_path / "out", shapes_with_masks / "images" / "val"
     quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from volume_tasks import QUIET, TINY, command
 
 from trunkline.data.scans.formats.files import read_scan
@@ -72,6 +73,7 @@ def test_every_config_trains_saves_reloads_and_predicts(monkeypatch, tmp_path, s
     )
     assert cli.trainer.global_step == 2
     (saved,) = tmp_path.rglob("last.ckpt")
+    assert torch.load(saved, weights_only=True)["global_step"] == cli.trainer.global_step > 0
     inputs = next((data / "images" / "val").iterdir())
     reloaded = command(
         monkeypatch,
