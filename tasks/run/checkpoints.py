@@ -201,6 +201,10 @@ def read_checkpoint(path: str, option: str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises nearly anything on a file that is not its own
         cause = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        if "PytorchStreamReader" in cause:
+            cause = "it is cut short or damaged"
+        elif "Weights only load failed" in cause:
+            cause = "it holds objects other than tensors and plain values, which could run code"
         raise CheckpointError(
             f"{option} {path} cannot be read as a checkpoint ({cause}); give a .ckpt that fit has written"
         ) from error

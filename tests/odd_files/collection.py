@@ -20,6 +20,7 @@ TOPICS = (
     "Scans: datasets",
     "Weights and trunks",
     "Configs and options",
+    "Runs and checkpoints",
     "Predictions and drawings",
 )
 
