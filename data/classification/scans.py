@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 from os import PathLike
 from typing import Any
 
@@ -15,7 +16,10 @@ import torch
 from torch.nn import functional
 
 from ..shared.io import ImageError, image_error
+from .scan_headers import array_shape, check_packing, check_placed, nifti_kind
 
+_HEADER = 540  # bytes of the longer of NIfTI's two headers
+_BLOCK = 1 << 20
 SCAN_SUFFIXES = (".nii", ".nii.gz", ".npy")
 
 
@@ -40,12 +44,19 @@ def read_scan(path: str | PathLike[str], content: bytes | None = None) -> np.nda
         ``[C, D, H, W]`` float32, contiguous.
 
     Raises:
-        ImageError: if the file is missing or damaged, has another number of axes, holds no real numbers, or a
-            voxel is infinite or not a number.
+        ImageError: if the file is missing, damaged or not what its name says, tells of more voxels than it
+            has data or than 2 ** 31, has another number of axes, no real numbers, or a voxel is not finite.
     """
     try:
         with _open_scan(path, content) as file:
-            voxels = np.load(file, allow_pickle=False) if _is_array(path) else _canonical_voxels(file)
+            held = _size(path, content)
+            if _is_array(path):
+                array_shape(path, file, held)
+                voxels = np.load(file, allow_pickle=False)
+            else:
+                voxels = _canonical_voxels(path, file, held)
+    except ImageError:
+        raise
     except Exception as error:  # decoders raise OSError, ValueError, EOFError, zlib.error and others
         raise _scan_error(path, error) from error
     _check_scan_shape(path, voxels.shape)
@@ -72,12 +83,14 @@ def scan_shape(path: str | PathLike[str], content: bytes | None = None) -> tuple
     """
     try:
         with _open_scan(path, content) as file:
+            held = _size(path, content)
             if _is_array(path):
-                shape = _array_shape(file)
+                shape = array_shape(path, file, held)
             else:
-                header = _nifti_class(start := file.read(4)).header_class
-                rest = header.template_dtype.itemsize - len(start)
-                shape = header(start + file.read(rest)).get_data_shape()
+                _, header, _ = nifti_kind(path, file.read(_HEADER), held, _is_packed(path))
+                shape = tuple(int(size) for size in header.get_data_shape())
+    except ImageError:
+        raise
     except Exception as error:  # see read_scan
         raise _scan_error(path, error) from error
     _check_scan_shape(path, shape)
@@ -128,38 +141,47 @@ def _is_array(path: str | PathLike[str]) -> bool:
     return str(path).lower().endswith(".npy")
 
 
+def _is_packed(path: str | PathLike[str]) -> bool:
+    return str(path).lower().endswith(".gz")
+
+
+def _size(path: str | PathLike[str], content: bytes | None) -> int:
+    return os.path.getsize(path) if content is None else len(content)
+
+
 def _open_scan(path: str | PathLike[str], content: bytes | None) -> Any:
-    source: Any = path if content is None else io.BytesIO(content)
-    if str(path).lower().endswith(".gz"):
-        return gzip.open(source)
-    return open(source, "rb") if content is None else source  # the caller closes it
+    """Open a scan, unpacked; the caller closes it."""
+    if content is None and os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise ImageError(
+            f"{path}: is a pipe, socket or device, not a file; remove it"
+        )  # opening it would wait
+    file: Any = open(path, "rb") if content is None else io.BytesIO(content)  # noqa: SIM115
+    try:
+        start = file.read(4)
+        file.seek(0)
+        check_packing(path, start)
+    except BaseException:
+        file.close()
+        raise
+    if not _is_packed(path):
+        return file
+    file.close()
+    return gzip.open(path if content is None else io.BytesIO(content))
 
 
-def _nifti_class(start: bytes) -> Any:
-    """Choose the version of NIfTI by the header's size, its first number in either byte order."""
+def _canonical_voxels(path: str | PathLike[str], file: Any, held: int) -> np.ndarray:
     import nibabel
 
-    sizes = {int.from_bytes(start, order) for order in ("little", "big")}
-    if 348 in sizes:
-        return nibabel.Nifti1Image
-    if 540 in sizes:
-        return nibabel.Nifti2Image
-    raise ValueError("no NIfTI header")
-
-
-def _canonical_voxels(file: Any) -> np.ndarray:
-    import nibabel
-
-    content = file.read()
-    image = nibabel.as_closest_canonical(_nifti_class(content[:4]).from_bytes(content))
+    start = file.read(_HEADER)
+    kind, _, size = nifti_kind(path, start, held, _is_packed(path))
+    content = start + file.read(max(0, size - len(start)))
+    while file.read(_BLOCK):  # to its end, where the checksum stands
+        pass
+    image = kind.from_bytes(content)
+    check_placed(path, image)
+    image = nibabel.as_closest_canonical(image)
     scaled = image.get_data_dtype().kind in "biuf"  # records (colours) cannot be
     return image.get_fdata(dtype=np.float32) if scaled else np.asarray(image.dataobj)
-
-
-def _array_shape(file: Any) -> tuple[int, ...]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)[0]
 
 
 def _check_scan_shape(path: str | PathLike[str], shape: tuple[int, ...]) -> None:

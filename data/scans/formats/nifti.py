@@ -97,6 +97,8 @@ def _check_header(path: PathLike) -> None:
     shape = tuple(int(size) for size in header.get_data_shape())
     if min(shape, default=0) < 0 or not 0 < int(header["dim"][0]) < len(header["dim"]):
         raise ScanError(f"{path}: the header has sizes {header['dim'].tolist()}; copy or export it again")
+    if int(header["datatype"]) not in nibabel.nifti1.data_type_codes.dtype:
+        raise ScanError(f"{path}: the header has the unknown datatype {header['datatype']}; export it again")
     held = os.path.getsize(path) - (0 if packed else int(header["vox_offset"]))
     check_claim(path, shape, header.get_data_dtype().itemsize, held, DEFLATE if packed else 1)
     zooms = header["pixdim"][1:4]

@@ -124,13 +124,13 @@ def wrong(kind, tmp_path):
         ("five axes", "three axes"),
         ("empty axis", r"shape \[0, 3, 4\]"),
         ("text", "not real numbers"),
-        ("pickle", "damaged scan"),
+        ("pickle", "holds Python objects"),
         ("colours", "not real numbers"),
         ("nan", "2 of 60 voxels are infinite or not a number"),
         ("too large", "8 of 8 voxels"),
         ("truncated", "damaged scan .*replace or remove"),
         ("no nifti", "no NIfTI header"),
-        ("no gzip", "damaged scan"),
+        ("no gzip", "not compressed by gzip.*rename it to scan.nii "),
     ],
 )
 def test_unusable_scans_are_named(tmp_path, kind, words):
