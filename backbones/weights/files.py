@@ -8,7 +8,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ class Weights:
         state: its tensors.
         author: who made it, as files of detectron2's model zoo say under ``__author__``; None for others.
         without_eps: whether its norms were trained without eps.
+        published: whether torchvision publishes them.
     """
 
     label: str
     state: dict[str, Tensor]
     author: str | None = None
     without_eps: bool = False
+    published: bool = False
 
 
 def read_weights(source: Source) -> Weights:
@@ -88,7 +90,7 @@ def _download(name: str) -> Weights:
             f"{name} could not be downloaded from {weights.url} ({error}); download it by other means "
             "and give the path of the file"
         ) from error
-    return _unwrap(state, name, str(weights) in _WITHOUT_EPS)
+    return replace(_unwrap(state, name, str(weights) in _WITHOUT_EPS), published=True)
 
 
 def open_file(path: Path) -> object:

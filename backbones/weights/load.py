@@ -44,9 +44,10 @@ from torch import Tensor, nn
 from ..base import parts_of
 from ..layers import Inflation, check_choice
 from .adapt import COCO_CATEGORY_IDS
+from .checks import require_trained_below, require_values, warn_of_untrained
 from .detectron2 import unmet_settings, wrong_pixels
 from .files import Source, Weights, read_weights
-from .plan import LoadReport, Plan, first_names
+from .plan import LoadReport, Plan
 
 __all__ = [
     "COCO_CATEGORY_IDS",
@@ -59,6 +60,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger("trunkline")
+# Mean and standard deviation of the images that all of torchvision's published networks were trained on.
+TORCHVISION_PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _skip: ContextVar[str] = ContextVar("skip_pretrained", default="")
 
 
@@ -106,7 +109,8 @@ def load_weights(
             is run.
         minimum: smallest acceptable ``fraction`` of the report, 0 to 1. Above 0 residual networks must also
             be of the same kind: the stem, norms before or after the convolutions, shortcuts with weights or
-            without. They differ in few tensors, so the fraction would hardly show it.
+            without. They differ in few tensors, so the fraction would hardly show it. For the same reason no
+            layer of the trunk may then be left untrained under one that gets weights.
         inflation: ``centre`` or ``mean``, how 2-D kernels fill 3-D ones, see :func:`.adapt.inflate`.
         check_settings: whether to refuse detectron2's weights for a module with other settings than theirs.
 
@@ -116,13 +120,15 @@ def load_weights(
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if the source cannot be read as weights, fits less than ``minimum``, needs other
-            settings, or holds values that are not finite; or if ``inflation`` is neither.
+            settings, holds values that are not finite or no floating-point numbers, or leaves a layer
+            untrained under trained ones; or if ``inflation`` is neither.
         OSError: if weights could not be downloaded.
         TypeError: if ``module`` is no backbone and no task.
     """
     trunk, _ = parts_of(module)
     check_choice("inflation", inflation, get_args(Inflation))
-    plan = Plan(module, read_weights(source), inflation)
+    weights = read_weights(source)
+    plan = Plan(module, weights, inflation)
     report = plan.report
     if report.fraction < minimum or (plan.other_network and minimum > 0):
         raise ValueError(plan.complaint(minimum))
@@ -133,24 +139,19 @@ def load_weights(
                 f"{report.source} was trained with other settings than this model has; nothing was loaded. "
                 "Set\n  " + "\n  ".join(changes)
             )
-    _require_finite(plan)
+    require_values(plan)
+    if minimum > 0:
+        require_trained_below(plan)
     with torch.no_grad():
         for target, value in plan.copies:
             target.copy_(value)
     if plan.convention is not None:
         trunk.expected_pixels = plan.convention.pixel_mean, plan.convention.pixel_std
+    elif weights.published:
+        trunk.expected_pixels = TORCHVISION_PIXELS
     logger.info("%s", report)
+    warn_of_untrained(plan)
     return report
-
-
-def _require_finite(plan: Plan) -> None:
-    names = {id(entry.tensor): entry.key for entry in plan.target.values()}
-    wrong = [names[id(target)] for target, value in plan.copies if not value.isfinite().all()]
-    if wrong:
-        raise ValueError(
-            f"{plan.report.source} holds values that are not finite, for {first_names(wrong)}; nothing was "
-            "loaded. Give weights from before they became so"
-        )
 
 
 def check_pixels(module: nn.Module, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:

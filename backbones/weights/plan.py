@@ -93,6 +93,7 @@ class Plan:
     Attributes:
         report: what will become of every tensor.
         copies: pairs of a tensor of the module and its value.
+        untrained: the module's tensors, of the parts that the source has, that it has no fitting values for.
         convention: of a detectron2 file, else None.
         other_network: why the source is another residual network than the model, though most tensors may
             fit; "" if it is not.
@@ -121,6 +122,7 @@ class Plan:
         parts = {part for part, _ in self.target}
         self.parts = {part for part, _ in self.source if part in parts & shared} - {OTHER}
         self.mismatches: list[str] = []
+        self.untrained: set[str] = set()
         self.absorbed: set[str] = set()
         for slot, entry in self.target.items():
             if entry.part in self.parts:
@@ -144,12 +146,14 @@ class Plan:
             value, note = self._affine(target)
             if value is None:
                 self.report.missing.append(target.key)
+                self.untrained.add(target.key)
                 return
         else:
             value, note = self._fit(source, target)
             if value is None:
                 self.report.skipped[source.key] = note
                 self.mismatches.append(f"{source.key}: {note}")
+                self.untrained.add(target.key)
                 return
         self.copies.append((target.tensor, value))
         if note:
