@@ -26,7 +26,7 @@ from .classes import renumbered
 from .dataset import CocoDetectionDataset
 from .index import CocoIndex, check_images, index_of_files, read_coco
 from .lost import LostBoxes
-from .summary import summarise, tell, tell_unlearned
+from .summary import Scale, summarise, tell, tell_unlearned
 
 logger = logging.getLogger("trunkline")
 
@@ -194,9 +194,8 @@ class CocoDetection(SplitData[CocoIndex]):
 
     def summaries(self) -> Mapping[str, SplitSummary]:
         """Return the numbers of images and boxes by split; empty before ``setup``."""
-        largest = max(self.short_sides), self.hparams.long_side
         return {
-            split: summarise(index, *largest)
+            split: summarise(index, self._scale)
             for split, index in self.splits.items()
             if split in ("train", "val")
         }
@@ -241,7 +240,7 @@ class CocoDetection(SplitData[CocoIndex]):
         if split == "train" and given.skip_images_without_boxes:
             every, index = len(index), index.with_boxes()
             logger.info("left out %d of %d images, which have no boxes", every - len(index), every)
-        tell(index, split, max(self.short_sides), given.long_side)
+        tell(index, split, self._scale)
         return index
 
     def read_prediction(self, given: list[str]) -> CocoIndex:
@@ -251,6 +250,11 @@ class CocoDetection(SplitData[CocoIndex]):
             index = read_coco(source, "", boxes=False)
             return replace(index, folder=str(self._predict_folder(source, index.file_name(0))))
         return index_of_files(list_images(given))
+
+    @property
+    def _scale(self) -> Scale:
+        """How large images become at most."""
+        return Scale(max(self.short_sides), self.hparams.long_side, self.canvases)
 
     def make_loader(self, split: str, index: CocoIndex) -> DataLoader:
         """Return the loader of a split; batches to predict on have no boxes."""

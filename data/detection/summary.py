@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ..shared.canvas import scaled_sizes
+from ..shared.canvas import Size, scaled_sizes
 from ..shared.common import LISTED
 from ..shared.labels.classes import LabelClass
 from ..shared.summary import SplitSummary
@@ -22,17 +23,25 @@ logger = logging.getLogger("trunkline")
 _MANY = 0.05  # share of boxes below a pixel
 
 
-def summarise(index: CocoIndex, short_side: int, long_side: int) -> SplitSummary:
-    """Count images and boxes; a box that no size shows with a whole pixel is nothing to learn from.
+class Scale(NamedTuple):
+    """How large images become at most.
 
-    Args:
-        index: of a split.
-        short_side: the largest that images are resized to, in pixels.
-        long_side: its limit for the longer side.
+    Attributes:
+        short_side: the largest length of the shorter side, in pixels.
+        long_side: the limit of the longer side.
+        canvases: heights and widths that resized images have to fit; none for any.
     """
+
+    short_side: int
+    long_side: int
+    canvases: Sequence[Size] = ()
+
+
+def summarise(index: CocoIndex, scale: Scale) -> SplitSummary:
+    """Count images and boxes; a box of which even ``scale`` shows no whole pixel is nothing to learn from."""
     single = ~index.crowd
     images = torch.repeat_interleave(torch.arange(len(index)), index.offsets.diff())
-    small = below_pixel(index, short_side, long_side) & single.numpy()
+    small = below_pixel(index, scale) & single.numpy()
     boxes = int(single.sum())
     counts = {
         "images": len(index),
@@ -45,9 +54,8 @@ def summarise(index: CocoIndex, short_side: int, long_side: int) -> SplitSummary
     counts |= {f"boxes dropped: {reason}": count for reason, count in index.dropped.items()}
     remedy = "look at the annotations: every image is background"
     if small.sum() == boxes > 0:
-        remedy = (
-            f"all boxes are below 1 pixel when images are resized; set data.short_side above {short_side}"
-        )
+        remedy = "all boxes are below 1 pixel when images are resized; set data.short_side above "
+        remedy += str(scale.short_side)
     elif boxes < len(single):
         remedy = "all boxes have iscrowd 1, which marks regions to ignore; set it to 0 for single objects"
     elif index.dropped:
@@ -55,15 +63,17 @@ def summarise(index: CocoIndex, short_side: int, long_side: int) -> SplitSummary
     return SplitSummary(counts, learnable=boxes - int(small.sum()), remedy=remedy)
 
 
-def below_pixel(index: CocoIndex, short_side: int, long_side: int) -> np.ndarray:
+def below_pixel(index: CocoIndex, scale: Scale) -> np.ndarray:
     """Return ``[N]`` bool: boxes of which a side is shorter than a pixel when their image is resized."""
     if not len(index):
         return np.zeros(0, dtype=bool)
     sizes = index.sizes.numpy()
-    scale = scaled_sizes(sizes, short_side, long_side) / sizes  # [I, 2] height, width
-    scale = np.repeat(scale, index.offsets.diff().numpy(), axis=0)[:, ::-1]  # [N, 2] width, height
+    resized = [scaled_sizes(sizes, scale.short_side, scale.long_side, each) for each in scale.canvases]
+    resized = resized or [scaled_sizes(sizes, scale.short_side, scale.long_side)]
+    factors = np.max(resized, axis=0) / sizes  # [I, 2] height, width, on the canvas that shrinks least
+    factors = np.repeat(factors, index.offsets.diff().numpy(), axis=0)[:, ::-1]  # [N, 2] width, height
     boxes = index.boxes.numpy()
-    return np.asarray(((boxes[:, 2:] - boxes[:, :2]) * scale < 1).any(axis=1))
+    return np.asarray(((boxes[:, 2:] - boxes[:, :2]) * factors < 1).any(axis=1))
 
 
 def unused_classes(index: CocoIndex) -> Sequence[LabelClass]:
@@ -89,7 +99,7 @@ def _named(classes: Sequence[LabelClass]) -> str:
     return text + (f" and {len(classes) - LISTED} more" if len(classes) > LISTED else "")
 
 
-def tell(index: CocoIndex, split: str, short_side: int, long_side: int) -> None:
+def tell(index: CocoIndex, split: str, scale: Scale) -> None:
     """Log what is odd about a split as a whole: classes without boxes, boxes that resizing makes vanish."""
     unused = unused_classes(index)
     if unused and len(index.labels):
@@ -100,10 +110,10 @@ def tell(index: CocoIndex, split: str, short_side: int, long_side: int) -> None:
             len(index.categories),
             _named(unused),
         )
-    small = below_pixel(index, short_side, long_side) & ~index.crowd.numpy()
+    small = below_pixel(index, scale) & ~index.crowd.numpy()
     if small.sum() > _MANY * len(small):
         logger.warning(
             "%s of %d in the %s data are below 1 pixel when images are resized to a short side of %d; set "
             "data.short_side and data.long_side higher, or cut the images into tiles",
-            f"{int(small.sum())} boxes" if small.sum() > 1 else "1 box", len(small), split, short_side,
+            f"{int(small.sum())} boxes" if small.sum() > 1 else "1 box", len(small), split, scale.short_side,
         )  # fmt: skip

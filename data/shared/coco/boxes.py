@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from .fields import raise_if
-from .units import other_form, require_pixels, warn_of_areas, warn_of_corner
+from .units import other_form, require_pixels, warn_of_areas, warn_of_copies, warn_of_corner
 
 logger = logging.getLogger("trunkline")
 
@@ -129,6 +129,7 @@ def _other_units(columns: BoxColumns, sizes: np.ndarray, usable: np.ndarray, sou
     require_pixels("boxes", ends, own, change, source)
     warn_of_corner(high, own, source)
     warn_of_areas(columns.area[usable], xywh, source)
+    warn_of_copies(columns.image[usable], columns.labels[usable], xywh, source)
     return other_form(xywh, own)
 
 

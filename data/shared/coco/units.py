@@ -106,3 +106,22 @@ def warn_of_areas(areas: np.ndarray, xywh: np.ndarray, source: Path) -> None:
             "medium and large objects go by it, as in pycocotools; without areas they go by the boxes",
             source, f"{int(wrong.sum()):,}", f"{len(areas):,}",
         )  # fmt: skip
+
+
+def warn_of_copies(images: np.ndarray, labels: np.ndarray, xywh: np.ndarray, source: Path) -> None:
+    """Warn of boxes that are there twice, as after merging files: a second object, which is never found.
+
+    Args:
+        images: ``[N]`` positions of the images.
+        labels: ``[N]`` labels.
+        xywh: ``[N, 4]`` boxes.
+        source: the file.
+    """
+    rows = np.column_stack([images, labels, xywh])
+    rows = rows[np.lexsort(rows.T)]
+    if copies := int((rows[1:] == rows[:-1]).all(axis=1).sum()):
+        logger.warning(
+            "%s: %s an exact copy of another one (image, category and box), and counts as an object of its "
+            "own; remove copies",
+            source, f"{copies:,} annotations are each" if copies > 1 else "1 annotation is",
+        )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from trunkline.data.detection import CocoDetection
 from trunkline.data.detection.index import read_coco
 from trunkline.data.detection.lost import LostBoxes
-from trunkline.data.detection.summary import below_pixel, summarise
+from trunkline.data.detection.summary import Scale, below_pixel, summarise
 from trunkline.data.shared.summary import require_learnable
 
 SMALL = {"short_side": 48, "long_side": 96, "batch_size": 2, "workers": 0}
@@ -69,9 +69,12 @@ def test_boxes_below_a_pixel_by_the_sizes_that_images_get(tmp_path):
     content = {"images": shots, "annotations": rows, "categories": [{"id": 1, "name": "a"}]}
     (tmp_path / "a.json").write_text(json.dumps(content))
     index = read_coco(tmp_path / "a.json", tmp_path)
-    assert below_pixel(index, 50, 100).tolist() == [False, True, False, False]
-    assert below_pixel(index, 50, 80).tolist() == [True, True, True, False]
-    assert summarise(index, 50, 80).learnable == 1  # the image of one pixel is enlarged
+    assert below_pixel(index, Scale(50, 100)).tolist() == [False, True, False, False]
+    assert below_pixel(index, Scale(50, 80)).tolist() == [True, True, True, False]
+    # Of two canvases the one counts that images shrink less for: 80 for 400.
+    assert below_pixel(index, Scale(50, 100, [(30, 60), (60, 80)])).tolist() == [True, True, True, False]
+    assert below_pixel(index, Scale(50, 100, [(30, 60), (60, 100)])).tolist() == [False, True, False, False]
+    assert summarise(index, Scale(50, 80)).learnable == 1  # the image of one pixel is enlarged
 
 
 @pytest.mark.parametrize(

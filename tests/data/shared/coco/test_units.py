@@ -111,3 +111,11 @@ def test_areas_of_masks_are_not_odd(tmp_path, caplog):
     assert not caplog.records
     warn_of_areas(1.5 * whole + 700, boxes, tmp_path)
     assert "the area of 60 of 60 annotations is 0, or larger than their box" in caplog.text
+
+
+def test_copies_are_counted(tmp_path, caplog):
+    boxes = pixels(3)
+    read(tmp_path, boxes)
+    assert not caplog.records
+    read(tmp_path, np.concatenate([boxes, boxes[:2], boxes[:1]]))
+    assert "3 annotations are each an exact copy of another one" in caplog.text
