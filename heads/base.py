@@ -32,7 +32,7 @@ def class_number(num_classes: NumClasses, least: int = 1) -> int:
             "data.setup()"
         )
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < least:
-        raise ValueError(f"head.num_classes must be a whole number of at least {least}, got {num_classes!r}")
+        raise ValueError(f"head.num_classes must be at least {least} and a whole number, got {num_classes!r}")
     return num_classes
 
 

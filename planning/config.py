@@ -106,7 +106,7 @@ def _model(plan: Plan) -> list[str]:
         "    head:",
         "      class_path: UNet",
         "      init_args:",
-        *_block(8, plan.network.head(plan.stages), _head_reasons(plan)),
+        *_block(8, {**plan.network.head(plan.stages), "num_classes": "auto"}, _head_reasons(plan)),
         *_regions(plan),
         "        loss:",
         "          class_path: WeightedSum",

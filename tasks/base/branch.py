@@ -6,7 +6,6 @@ Letters in shapes: B images, h w height and width of an image in pixels, K class
 from __future__ import annotations
 
 import importlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +26,6 @@ from ...evaluation.base import (
 )
 from ...heads.base import Head
 from .writer import FileWriter, draw_all, enlarged
-
-logger = logging.getLogger("trunkline")
 
 BRANCHES = {
     "classification": "trunkline.tasks.classification.branch.ClassificationBranch",
@@ -103,7 +100,6 @@ class Branch(ABC):
         classes = self.classes_of(data)
         if classes:
             self.adopt(classes)
-            self.check_spare_classes(data)
         if stage == "fit" and self.head.balanced:
             self.head.balance([int(count) for count in data.label_counts(self.kind, self.name)])
         if any(evaluator.needs_truth for evaluator in self.evaluators):
@@ -146,7 +142,7 @@ class Branch(ABC):
         """Take over the data's classes, after checking that the head and the checkpoint know them.
 
         Raises:
-            ValueError: if the data have more classes than the head, or others than the checkpoint.
+            ValueError: if the data have more or fewer classes than the head, or others than the checkpoint.
         """
         known, given = ([self.label_of(row) for row in rows] for rows in (self.classes, classes))
         if known and known != given:
@@ -155,21 +151,14 @@ class Branch(ABC):
                 f"{_shortened(given)}{_first_difference(known, given)}; give data with the same classes in "
                 "the same order, or train from these weights with --model.weights CHECKPOINT"
             )
-        if len(given) > self.head.num_classes:
-            raise ValueError(self._other_number(len(given)))
+        if len(given) != self.head.num_classes:
+            names = ", ".join(_listed([row["name"] for row in classes]))
+            raise ValueError(
+                f"--{self.option}.num_classes is {self.head.num_classes}, but the data have {len(given)} "
+                f"classes: {names}. Set --{self.option}.num_classes auto (or {len(given)}); to use a "
+                "network as it was trained, give data with its classes"
+            )
         self.classes = classes
-
-    def check_spare_classes(self, data: TrunklineData) -> None:
-        """Warn of classes of the head that the data lack."""
-        if len(self.classes) < self.head.num_classes:
-            text = self._other_number(len(self.classes))
-            logger.warning("%s unless the others are to come later", text)
-
-    def _other_number(self, given: int) -> str:
-        return (
-            f"the data have {given} classes, the head num_classes {self.head.num_classes}; "
-            f"set --{self.option}.num_classes {given}"
-        )
 
     @property
     def class_names(self) -> list[str]:
@@ -333,6 +322,10 @@ def branch_class(name: str, head: Head | type[Head], option: str) -> type[Branch
             f"{option} is a {kind.__name__}, whose attribute branch is {name!r} ({error}); it has "
             f"to be one of {', '.join(BRANCHES)}, or the class path of a Branch"
         ) from error
+
+
+def _listed(names: Sequence[str], most: int = 20) -> list[str]:
+    return [*names] if len(names) <= most else [*names[:most], f"and {len(names) - most} more"]
 
 
 def _shortened(names: Sequence[str], most: int = 8) -> str:

@@ -54,12 +54,6 @@ class ClassificationBranch(Branch):
                 f"{str(multi_label).lower()}, or give other labels"
             )
 
-    def check_spare_classes(self, data: TrunklineData) -> None:
-        """Refuse classes of the head that the data lack, or warn where the loss allows them."""
-        if self.head.multi_label and len(self.classes) < self.head.num_classes:
-            raise ValueError(self._other_number(len(self.classes)))
-        super().check_spare_classes(data)
-
     def label_of(self, known: dict[str, Any]) -> str:
         return known["name"]
 

@@ -187,7 +187,7 @@ def test_the_command_predicts_with_the_copy(monkeypatch, tmp_path):
 
     monkeypatch.setattr(OptimisedPrediction, "on_predict_start", note)
     words = ["predict", "--config", "detection/faster_rcnn_r18_fpn_demo"]
-    words += ["--output.folder", str(tmp_path / "out")]
+    words += ["--model.head.num_classes", "3", "--output.folder", str(tmp_path / "out")]
     words += ["--data.predict", str(tmp_path / "data/images/val"), "--trainer.accelerator", "cpu"]
     words += ["--trainer.logger", "false", "--trainer.devices", "1", "--data.workers", "0"]
     words += ["--output.pictures", "false"]
