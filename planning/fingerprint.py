@@ -23,10 +23,12 @@ from ..data.scans.formats.scan import Scan
 from ..data.scans.prepare.intensity import Intensity
 from ..data.scans.prepare.prepare import Placement, Preparation, place, prepare_case
 from ..data.scans.prepare.resample import count_labels
+from ..data.scans.summary import far_spacing, middle_spacing
 from ..data.shared.common import in_threads_singly, listing, number_of
 
 logger = logging.getLogger("trunkline")
 
+USUAL_SPACING = (0.02, 20.0)  # mm, of medical scans
 MOST_SAMPLES = 10_000  # voxels of each case
 _AS_STORED = Preparation(intensity=[Intensity(scale="none")])  # turned to RAS, and nothing else
 _CROPPED = Preparation(orientation=None, crop=True)
@@ -108,6 +110,8 @@ class _CaseFingerprint(NamedTuple):
     foreground: bool
     lowest: np.ndarray
     whole: np.ndarray
+    constant: np.ndarray
+    place: Placement
 
 
 def read_fingerprint(dataset: ScanDataset, workers: int = 4) -> Fingerprint:
@@ -143,6 +147,7 @@ def read_fingerprint(dataset: ScanDataset, workers: int = 4) -> Fingerprint:
     check_ignored(
         dataset, [case.label or case.name for case in cases], np.array([one.counts > 0 for one in found])
     )
+    _warn_of_odd(found, cases)
     return _joined(found, dataset.channels)
 
 
@@ -169,6 +174,8 @@ def _read(case: Case, dataset: ScanDataset) -> _CaseFingerprint:
         foreground,
         image.reshape(len(image), -1).min(1),
         np.array([_is_whole(channel) for channel in image]),
+        np.ptp(image.reshape(len(image), -1), axis=1) == 0,
+        placement,
     )
 
 
@@ -221,6 +228,34 @@ def _check_alike(found: Sequence[_CaseFingerprint], cases: Sequence[Case], chann
     ]
     if problems:
         raise CasesError(f"cases differ:\n{listing(problems)}\nmake them alike, or leave them out")
+
+
+def _warn_of_odd(found: Sequence[_CaseFingerprint], cases: Sequence[Case]) -> None:
+    """Say which scans hold one value everywhere, and whose voxels are far from those of most scans."""
+    constant = [
+        f"{case.name}: channel {', '.join(map(str, np.flatnonzero(one.constant)))}"
+        for one, case in zip(found, cases, strict=True)
+        if one.constant.any()
+    ]
+    if constant:
+        logger.warning(
+            "%s with one value in all voxels of a channel; are these the right files?\n%s",
+            number_of(len(constant), "scan"), listing(constant),
+        )  # fmt: skip
+    median = middle_spacing([one.place for one in found])
+    far = [
+        f"{case.images[0]}: {text}"
+        for one, case in zip(found, cases, strict=True)
+        if (text := far_spacing(one.place, median)) is not None
+    ]
+    if far:
+        logger.warning("%s with other voxels than most:\n%s", number_of(len(far), "scan"), listing(far))
+    if len(median) == 3 and not (USUAL_SPACING[0] <= min(median) and max(median) <= USUAL_SPACING[1]):
+        logger.warning(
+            "voxels measure %s mm in the median, which is unusual; are the units of the headers right (mm, "
+            "micron, m)? Distances and volumes of the evaluation are in these mm",
+            " x ".join(f"{mm:.4g}" for mm in median),
+        )  # fmt: skip
 
 
 def _joined(found: Sequence[_CaseFingerprint], names: Sequence[str]) -> Fingerprint:

@@ -10,6 +10,7 @@ Letters in shapes: N cases, n spatial axes of a scan (2 or 3).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import numpy as np
 
 from ..data.scans.cases.cases import CasesError, ScanDataset, find_dataset
 from ..data.scans.patches import coarsest_axis
+from ..data.scans.summary import FAR
 from ..heads.segmentation.regions import Regions
 from .fingerprint import Fingerprint, read_fingerprint
 from .intensity import Normalisation, normalisations
@@ -34,6 +36,8 @@ from .shape import (
     rounded,
     target_spacing,
 )
+
+logger = logging.getLogger("trunkline")
 
 MOST_REMOVED = 0.25  # of the median scan by cropping, above which zeros are taken for a mask
 
@@ -116,10 +120,17 @@ def make_plan(
     given = {key: value for key, value in (given or {}).items() if value is not None}
     if not (0 < memory < math.inf):
         raise ValueError(f"--memory is {memory}; give the memory of the device in GiB, such as 8")
+    if workers < 0:
+        raise ValueError(f"--workers is {workers}; it must be at least 0")
     dataset = find_dataset(root, **given)
     if not any(case.label is not None for case in dataset.cases.get("train", ())):
         raise CasesError(f"{root} has no train cases with labels; a plan needs them")
     fingerprint = read_fingerprint(dataset, workers)
+    if not fingerprint.foreground:
+        raise CasesError(
+            f"{root}: no label holds a class other than the background, so there is nothing to learn; check "
+            "the labels, --classes and --ignore_id"
+        )
     return plan_for(root, given, dataset, fingerprint, memory, ndim, modality, spacing)
 
 
@@ -199,6 +210,12 @@ def _spacing(
             raise ValueError(
                 f"--spacing is {list(asked)}; give one number of mm above 0 for each of the 3 axes"
             )
+        median = np.median(fingerprint.spacings, axis=0)
+        if (np.maximum(asked / median, median / asked) > FAR).any():
+            logger.warning(
+                "--spacing is %s, but voxels of the scans measure %s mm in the median", list(asked),
+                " x ".join(f"{mm:.4g}" for mm in median),
+            )  # fmt: skip
         return tuple(float(mm) for mm in asked), "given by --spacing"
     if fingerprint.axes == 2:
         return None, "2D images have pixels, not mm"

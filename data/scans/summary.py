@@ -52,6 +52,12 @@ def trained_spacing(places: Sequence[Placement], wanted: Sequence[float] | None)
     return tuple(np.median([place.turned_spacing for place in places], axis=0).tolist())
 
 
+def middle_spacing(places: Sequence[Placement]) -> tuple[float, ...]:
+    """Return the median mm per axis; the lower of two that differ, so that the other one is far from it."""
+    spacings = [place.turned_spacing for place in places]
+    return tuple(np.quantile(spacings, 0.5, axis=0, method="lower").tolist())
+
+
 def far_spacing(place: Placement, trained: Sequence[float]) -> str | None:
     """Say how far the voxels of a scan are from those of the training; None if they are near, or unknown.
 
@@ -78,7 +84,7 @@ def warn_of_far_spacings(
 ) -> None:
     """Log the training scans whose voxels are far from those of the others, or from what they become."""
     trained = trained_spacing(places, wanted)
-    median = tuple(np.median([place.turned_spacing for place in places], axis=0).tolist())
+    median = middle_spacing(places)
     found: Mapping[str, str | None] = {
         case.images[0]: far_spacing(place, median) or far_spacing(place, trained)
         for case, place in zip(cases.cases, places, strict=True)

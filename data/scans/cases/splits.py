@@ -47,8 +47,8 @@ def make_folds(cases: Sequence[Case], folds: int, seed: int) -> Folds:
     if len(patients) < 2:
         raise CasesError(
             f"there {'is 1 case' if len(cases) == 1 else f'are {len(cases)} cases, all of 1 patient,'} for "
-            "training and validation; two patients are the least. Add cases, or say by folders train and val, "
-            "or by data.splits, which are for what"
+            "training and validation; two patients are the least. Add cases, or say by folders train and val,"
+            " or by data.splits, which are for what"
         )
     if folds > len(patients):
         raise CasesError(
