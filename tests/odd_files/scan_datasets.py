@@ -209,6 +209,7 @@ ODD_FILES = [
         read_cached,
         "A disk was full, or a copy incomplete. The scan is prepared again from its files, and takes "
         "the place of the damaged entry; processes that do so at once do not harm each other.",
+        "Nothing, if it happens once. Else look whether the disk is full or broken.",
     ),
     OddFile(
         "scans_left_out",

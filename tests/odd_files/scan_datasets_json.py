@@ -17,7 +17,7 @@ REGIONS: dict[str, Any] = {"background": 0, "whole": [1, 2], "ring": [1, 2, 3], 
 
 
 def nnunet(text: str | None = None, **changes: Any) -> Callable[[Path], None]:
-    """Return what writes two cases of nnU-Net's layout, with a ``dataset.json`` of these keys or this text."""
+    """Return what writes two cases of nnU-Net's layout, and a ``dataset.json`` of these keys or text."""
     content = {
         "channel_names": {"0": "T1"},
         "labels": LABELS,
