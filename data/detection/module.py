@@ -73,8 +73,9 @@ class CocoDetection(SplitData[CocoIndex]):
         augment: albumentations transforms for training, each a name with its arguments, applied before
             resizing; none if null.
         min_visibility: a box of which a transform leaves a smaller share of its area than this is dropped.
-        on_bad_box: what to do with boxes without area or outside their image: error, clip or drop. With drop,
-            annotations with a wrong mask or wrong keypoints are dropped too; else they are an error.
+        on_bad_box: what training does with boxes without area or outside their image: error, clip or drop.
+            With drop, annotations with a wrong mask or wrong keypoints are dropped too; else they are an
+            error. Evaluation takes boxes as the file gives them.
         check_images: before starting, check that images exist and have the size in the JSON: header reads the
             beginning of each file, decode all of it, off nothing.
         reduced_decoding: decode JPEGs that will shrink to half their size or less at a half, a quarter or an
@@ -137,8 +138,9 @@ class CocoDetection(SplitData[CocoIndex]):
         Raises:
             ImageError: listing missing, unreadable or differently sized images.
         """
-        for index in self.indices(self.stage).values():
-            check_images(index, self.hparams.check_images)
+        for split, index in self.indices(self.stage).items():
+            if split != "predict":  # where one bad file costs none of the others
+                check_images(index, self.hparams.check_images)
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs.
@@ -220,7 +222,8 @@ class CocoDetection(SplitData[CocoIndex]):
     def prediction_paths(self) -> dict[int, Path]:
         """Return the file of each image to predict on, by its id."""
         index = self.index_of("predict")
-        return {image_id: index.path(n) for n, image_id in enumerate(index.image_ids.tolist())}
+        paths = {image_id: index.path(n) for n, image_id in enumerate(index.image_ids.tolist())}
+        return paths | {image.image_id: Path(image.file_name) for image in self.unreadable}
 
     def has_split(self, split: str) -> bool:
         """Return whether there are annotations for ``train``, ``val`` or ``test``."""
@@ -248,8 +251,9 @@ class CocoDetection(SplitData[CocoIndex]):
         if len(given) == 1 and given[0].lower().endswith(".json"):
             source = Path(given[0]).expanduser()
             index = read_coco(source, "", boxes=False)
-            return replace(index, folder=str(self._predict_folder(source, index.file_name(0))))
-        return index_of_files(list_images(given))
+            return replace(index, folder=str(self._predict_folder(source, index.names)))
+        index, self.unreadable = index_of_files(list_images(given))
+        return index
 
     @property
     def _scale(self) -> Scale:
@@ -266,7 +270,8 @@ class CocoDetection(SplitData[CocoIndex]):
             **self.sampler_options(split),
         )
         dataset = self.make_dataset(split, index, self._augmentation() if split == "train" else None)
-        return batch_loader(dataset, sampler, self.collate, self.hparams.workers, self.trainer)
+        named = index.named if split == "predict" else None
+        return batch_loader(dataset, sampler, self.collate, self.hparams.workers, self.trainer, named)
 
     def make_dataset(
         self, split: str, index: CocoIndex, augmentation: Augmentation | None
@@ -288,20 +293,21 @@ class CocoDetection(SplitData[CocoIndex]):
     def _given(self, split: str) -> bool:
         return any(self.hparams[f"{split}_{what}"] is not None for what in ("images", "annotations"))
 
-    def _predict_folder(self, source: Path, first: str) -> Path:
-        """Find the image folder of a JSON file by where its first image is."""
+    def _predict_folder(self, source: Path, names: PackedNames) -> Path:
+        """Find the image folder of a JSON file by where its first image is; some images may be missing."""
         if self.hparams.predict_images is not None:
             return Path(self.hparams.predict_images).expanduser()
         near = source.parent, source.parent.parent
         bases = near if self.hparams.root is None else (*near, Path(self.hparams.root).expanduser())
         split = source.stem.removeprefix("instances_").removesuffix("2017")
         folders = [base / place.format(split=split) for base in bases for place in (*IMAGE_PLACES, ".")]
-        for folder in folders:
-            if (folder / first).exists():
-                return folder
+        for name in islice(names, MOST_MISSING):
+            for folder in folders:
+                if (folder / name).exists():
+                    return folder
         looked = "\n".join(f"  {folder}" for folder in dict.fromkeys(folders))
         raise DataNotFoundError(
-            f"{source}: no image folder found, looked for {first} in\n{looked}\ngive data.predict_images"
+            f"{source}: no image folder found, looked for {names[0]} in\n{looked}\ngive data.predict_images"
         )
 
     def _require_same_categories(self, split: str, index: CocoIndex) -> None:
