@@ -18,7 +18,7 @@ _NOT_CT = re.compile(
     r"mri?|t[12].*|flair|pd|dwi|adc|swi|pet|us|ultrasound|red|green|blue|zscore", re.IGNORECASE
 )
 # Names of channels by which nnU-Net chooses the normalisation.
-_SCALED = {
+_SCALED: dict[str, tuple[dict[str, Any], str]] = {
     "nonorm": ({"scale": "none"}, "intensities as they are"),
     "rescale_to_0_1": (
         {"percentiles": [0.0, 100.0], "scale": "unit"},

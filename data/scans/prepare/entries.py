@@ -112,8 +112,8 @@ def _opened(path: Path, classes: int, labelled: bool, whole: bool) -> Entry:
     _require(
         counts.shape == (classes + 1,)
         and counts.dtype == np.int64
-        and (counts >= 0).all()
-        and counts.sum() == (math.prod(shape) if labelled else 0),
+        and bool((counts >= 0).all())
+        and int(counts.sum()) == (math.prod(shape) if labelled else 0),
         "meta.json: counts",
     )
     flat = _array(path / "locations.npy", np.int32)
@@ -127,7 +127,7 @@ def _opened(path: Path, classes: int, labelled: bool, whole: bool) -> Entry:
         )  # fmt: skip
         locations[int(label)] = flat[start:stop]
     if whole and len(flat):
-        _require((flat.min(0) >= 0).all() and (flat.max(0) < shape).all(), "locations.npy: voxels")
+        _require(bool((flat.min(0) >= 0).all() and (flat.max(0) < shape).all()), "locations.npy: voxels")
     return Entry(Prepared(image, mask, placement), counts, locations)
 
 
