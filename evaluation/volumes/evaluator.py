@@ -38,26 +38,23 @@ def case_metrics(
     (voxels of the surfaces, without sub-voxels), see :func:`.surfaces.surface_distances`.
 
     A class that is absent from truth and prediction has no metric: NaN, left out of every mean. One that is
-    absent from only one of the two has Dice 0 and surface Dice 0. Its HD95 is the diagonal of the scan, the
-    largest that the scan allows. So a missed organ makes the mean worse, and the mean stays finite.
+    absent from only one of the two has Dice 0 and surface Dice 0, and as HD95 the diagonal of the scan. So a
+    missed organ makes the mean worse, and the mean stays finite.
 
     Args:
         predicted: ``[*S]`` uint8 labels.
         truth: ``[*S]`` uint8 labels, 255 where a voxel is ignored.
-        regions: the labels of each class by its name; they may overlap. An ordinary class is a region of one
-            label. Labels in 0..254.
+        regions: the labels, 0..254, of each class by its name; they may overlap. Mostly there is one each.
         spacing: n voxel sizes in mm.
         tolerance: distance in mm up to which a surface counts as met.
-        surfaces: whether to measure distances between surfaces; they take most of the time.
-        voxel: mm^3 (mm^2 of two axes) of a voxel; None for the product of the voxel sizes, which is too much
-            where axes are oblique to each other.
+        surfaces: whether to measure distances between surfaces, which takes most of the time.
+        voxel: mm^3 (mm^2 of two axes) of a voxel; None for the product of the sizes.
         axes: ``[3, n]`` mm, the step in the world from a voxel to the next along each axis (the affine's
-            first columns). Where they are not at right angles distances follow them; None if they are.
+            first columns); None for right angles.
 
     Returns:
         For each region ``Dice``, ``HD95_mm`` and ``surface_Dice`` (these two with ``surfaces``), and
-        ``volume_ml`` and ``true_volume_ml`` of the prediction and the truth; for two axes ``area_mm2`` and
-        ``true_area_mm2``.
+        ``volume_ml`` and ``true_volume_ml``; for two axes ``area_mm2`` and ``true_area_mm2``.
 
     Raises:
         ValueError: if shapes, types, sizes or regions are not as above.
@@ -67,12 +64,11 @@ def case_metrics(
     labels, wanted, sizes = _checked(predicted, truth, spacing)
     kept = None if (wanted != IGNORE_INDEX).all() else wanted != IGNORE_INDEX
     steps = _sheared_axes(axes, labels.ndim)
-    diagonal = math.hypot(*(size * width for size, width in zip(labels.shape, sizes, strict=True)))
-    diagonal = diagonal if steps is None else longest_diagonal(labels.shape, steps)
+    diagonal = longest_diagonal(labels.shape, sizes, steps)
     unit, names = math.prod(sizes) if voxel is None else voxel, ("area_mm2", "true_area_mm2")
     if labels.ndim == 3:
         unit, names = unit / 1000, ("volume_ml", "true_volume_ml")
-    result = {}
+    result: dict[str, dict[str, float]] = {}
     for name, values in regions.items():
         table = np.zeros(256, dtype=bool)
         table[list(values)] = True
@@ -80,11 +76,10 @@ def case_metrics(
         if kept is not None:
             mine &= kept
         counts = int(np.count_nonzero(mine)), int(np.count_nonzero(true))
-        metrics = {"Dice": _dice(mine, true, sum(counts))}
+        result[name] = {"Dice": _dice(mine, true, sum(counts))}
         if surfaces:
-            metrics |= _surface_metrics(mine, true, counts, sizes, steps, tolerance, diagonal)
-        volumes = {key: count * unit for key, count in zip(names, counts, strict=True)}
-        result[name] = {**metrics, **volumes}
+            result[name] |= _surface_metrics(mine, true, counts, sizes, steps, tolerance, diagonal)
+        result[name] |= {key: count * unit for key, count in zip(names, counts, strict=True)}
     return result
 
 

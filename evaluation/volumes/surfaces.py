@@ -6,6 +6,7 @@ Letters in shapes: S spatial axes of one scan (2 or 3), n their number, N voxels
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,13 +47,16 @@ def sheared(axes: np.ndarray) -> bool:
     return bool(np.abs(directions.T @ directions - np.eye(axes.shape[1])).max() > UPRIGHT)
 
 
-def longest_diagonal(shape: Sequence[int], axes: np.ndarray) -> float:
+def longest_diagonal(shape: Sequence[int], sizes: Sequence[float], axes: np.ndarray | None) -> float:
     """Return the largest distance between two corners of a scan, mm.
 
     Args:
         shape: n numbers of voxels.
-        axes: ``[3, n]`` mm, the step in the world from a voxel to the next along each axis.
+        sizes: n voxel sizes in mm.
+        axes: as for :func:`surface_distances`.
     """
+    if axes is None:
+        return math.hypot(*(size * width for size, width in zip(shape, sizes, strict=True)))
     signs = np.array(list(itertools.product((1, -1), repeat=len(shape))))  # [2 ** n, n]
     return float(np.linalg.norm((signs * np.array(shape)) @ axes.T, axis=1).max())
 

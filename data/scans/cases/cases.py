@@ -44,13 +44,12 @@ def find_dataset(
 
     - a CSV, if ``table`` names one: see ``read_case_table``
     - ``dataset.json`` of the Medical Segmentation Decathlon, or of nnU-Net next to imagesTr and labelsTr
-    - ``images/train``, ``images/val``, ``images/test`` and ``labels/...`` (or ``masks``); or ``images`` and
-      ``labels`` without folders inside. A label has the name of its case. A case is a scan, a DICOM folder, a
-      folder of scans that are its channels, or several files ``CASE_0000``, ``CASE_0001`` and so on.
+    - ``images/{train,val,test}`` and ``labels/...`` (or ``masks``), with or without these folders inside. A
+      label has the name of its case: a scan, a DICOM folder, a folder of channels, or ``CASE_0000`` ...
 
-    Cases that no folder, column or file splits are split into folds by patient, and the folds written to
-    ``splits``. Folders or columns that tell train from val are taken as they are, unless ``fold`` or
-    ``splits`` is given: then both are pooled. Cases of ``test`` stay where they are.
+    Cases that nothing splits are split into folds by patient, and the folds written to ``splits``. Folders or
+    columns that tell train from val are taken as they are, unless ``fold`` or ``splits`` is given: then both
+    are pooled. Cases of ``test`` stay where they are.
 
     Args:
         root: folder that other paths are relative to.
@@ -63,7 +62,7 @@ def find_dataset(
         fold: number of the fold, from 0; None for 0, or for the split that folders or columns tell.
         folds: how many to make if the file is not there, 2 or more.
         seed: of the folds.
-        patients: a CSV with columns ``case`` and ``patient``; None for that of ``table``, or one per case.
+        patients: a CSV with ``case`` and ``patient``; None for that of ``table``, or one per case.
         missing: ``error`` if a case of train or val has no labels; ``skip`` leaves it out, with a warning.
 
     Returns:
@@ -71,21 +70,20 @@ def find_dataset(
 
     Raises:
         DataNotFoundError: if ``root`` or a named file is missing, or there are no scans.
-        CasesError: if files, classes, folds or patients are missing or do not fit together.
+        CasesError: if files, classes, folds or patients do not fit together.
     """
     base = Path(root).expanduser()
     layout = find_layout(base, images, labels, table, missing)
     _require_distinct(layout)
-    if patients is not None:
-        _set_patients(layout, base / Path(patients).expanduser())
-    others = [base / name for name in (table, patients) if name is not None]
+    _set_patients(layout, base, patients)
     _leave_out_unlabelled(layout)
+    others = [base / name for name in (table, patients) if name is not None]
     known, ignored = choose_classes(layout, base, classes, ignore_id, others)
     regions, written = labels_of_regions(layout, known)
-    chosen = _split(layout, base, splits, fold, folds, seed)
-    cases = {split: tuple(each) for split, each in chosen.items() if each}
+    chosen = _split(layout, base, splits, fold, folds, seed).items()
+    cases = {split: tuple(each) for split, each in chosen if each}
     channels = layout.declared.channels or _channel_names(cases)
-    stated = ignore_id is not None or layout.declared.ignore_id is not None
+    stated = (ignore_id, layout.declared.ignore_id) != (None, None)
     return ScanDataset(cases, known, channels, regions, ignored, written, stated)
 
 
@@ -165,8 +163,11 @@ def _leave_out_unlabelled(layout: Layout) -> None:
             layout.folds.pop(name, None)
 
 
-def _set_patients(layout: Layout, source: Path) -> None:
-    """Write into all cases whose they are."""
+def _set_patients(layout: Layout, root: Path, patients: str | None) -> None:
+    """Write into all cases whose they are, if a file says so."""
+    if patients is None:
+        return
+    source = root / Path(patients).expanduser()
     header, rows = read_rows(source, "patients")
     for column in ("case", "patient"):
         if column not in header:
