@@ -35,6 +35,7 @@ from ..heads import (  # noqa: F401
     UNet,
     segmentation,  # its losses
 )
+from .base.output import Existing
 from .base.predicting import OptimisedPrediction
 from .base.task import Task
 from .classification import Classification  # noqa: F401
@@ -70,16 +71,19 @@ class Output:
     Attributes:
         folder: created where needed. Every task writes predictions.json (detection) or predictions.csv,
             images.json and pictures/, segmentation also masks/, scans labels/; several heads write into a
-            folder of their name each.
+            folder of their name each. Images that cannot be read are listed in failed.csv.
         pictures: whether to draw pictures: predictions on images, slices of scans, or (classification) a
             sheet of the first images.
         min_score: detections below this score are written to the results but not drawn; classification
             with any number of classes per image lists the classes from this probability on.
+        existing: what to do if the folder holds such files already: error, or move them into a new folder
+            earlier_1 (_2, ...) there.
     """
 
     folder: Path = Path("predictions")
     pictures: bool = True
     min_score: float = 0.5
+    existing: Existing = "error"
 
 
 class TrunklineCLI(LightningCLI):
@@ -115,6 +119,7 @@ class TrunklineCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.keep_whole_numbers()
         if subcommand == "predict":
             parser.add_class_arguments(Output, "output")
             parser.set_defaults({"return_predictions": False})  # they go to disk, not into memory
@@ -189,6 +194,6 @@ class TrunklineCLI(LightningCLI):
         if self.model.predicts_on_copy:
             self.trainer.callbacks.append(OptimisedPrediction())
         output = self.config_init["predict"]["output"]
-        self.trainer.callbacks.append(
-            self.model.prediction_writer(Path(output.folder), output.pictures, output.min_score)
-        )
+        writer = self.model.prediction_writer(Path(output.folder), output.pictures, output.min_score)
+        writer.existing = output.existing
+        self.trainer.callbacks.append(writer)
