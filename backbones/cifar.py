@@ -12,7 +12,7 @@ from torch import Tensor
 from .blocks import BasicBlock, BlockOptions, Shortcut
 from .layers import Activation, Dimensions, Inflation, Norm, check_choice, initialise_trunk
 from .residual import ResidualTrunk, check_common
-from .weights.load import load_weights, pretrained_is_skipped
+from .weights.load import load_weights, pretrained_is_skipped, warn_of_frozen
 from .weights.published import torchvision_name
 
 
@@ -83,6 +83,7 @@ class CifarResNet(ResidualTrunk):
             self._zero_branches(norm, shortcut)
         if weights is not None and not pretrained_is_skipped():
             load_weights(self, torchvision_name(weights, None, f"depth {depth}"), inflation=inflation)
+        warn_of_frozen(weights, frozen_stages=frozen_stages, norm=norm == "frozen_batch" and norm)
         self._freeze_stages(frozen_stages)
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -28,7 +28,7 @@ from .layers import (
     run_checkpointed,
     times,
 )
-from .weights.load import load_weights, pretrained_is_skipped
+from .weights.load import load_weights, pretrained_is_skipped, warn_of_frozen
 from .weights.published import torchvision_name
 
 Depth = Literal[121, 161, 169, 201]
@@ -192,6 +192,7 @@ class DenseNet(Backbone):
         if weights is not None and not pretrained_is_skipped():
             name = torchvision_name(weights, f"DenseNet{depth}", f"depth {depth}")
             load_weights(self, name, inflation=inflation)
+        warn_of_frozen(weights, frozen_stages=frozen_stages, norm=norm == "frozen_batch" and norm)
         self._freeze_stages(frozen_stages)
 
     def _build_stages(self, stride: Axes, steps: list[Axes], options: LayerOptions) -> None:

@@ -22,7 +22,7 @@ from .layers import (
     initialise_trunk,
 )
 from .residual import ResidualTrunk, check_common
-from .weights.load import load_weights, pretrained_is_skipped
+from .weights.load import load_weights, pretrained_is_skipped, warn_of_frozen
 from .weights.published import torchvision_name
 
 
@@ -115,6 +115,7 @@ class ResidualEncoder(ResidualTrunk):
         if weights is not None and not pretrained_is_skipped():
             network = f"ResidualEncoder with channels {list(channels)}"
             load_weights(self, torchvision_name(weights, None, network), inflation=inflation)
+        warn_of_frozen(weights, norm=norm == "frozen_batch" and norm)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Compute the stages' maps of ``image`` ``[B, in_channels, *S]``; sizes are rounded up."""

@@ -24,7 +24,7 @@ from .layers import (
     times,
 )
 from .residual import ResidualTrunk, check_common
-from .weights.load import load_weights, pretrained_is_skipped
+from .weights.load import load_weights, pretrained_is_skipped, warn_of_frozen
 from .weights.published import torchvision_name
 
 Depth = Literal[10, 18, 26, 34, 50, 101, 152, 200]
@@ -165,6 +165,7 @@ class ResNet(ResidualTrunk):
         if weights is not None and not pretrained_is_skipped():
             family, network = _published(depth, options, width, pre_activation, stem)
             load_weights(self, torchvision_name(weights, family, network), inflation=inflation)
+        warn_of_frozen(weights, frozen_stages=frozen_stages, norm=norm == "frozen_batch" and norm)
         self._freeze_stages(frozen_stages)
 
     def _build_stem(

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Backbone, FeatureLevel
-from .weights.load import load_weights, pretrained_is_skipped
+from .maps import single_value
+from .weights.load import load_weights, pretrained_is_skipped, warn_of_frozen
 
 OWN_SETTINGS = ("features_only", "in_chans", "out_indices", "pretrained")  # not for ``options``
 # What makes a model take images of any size, tried in this order; few constructors know either.
@@ -104,6 +105,7 @@ class TimmBackbone(Backbone):
         self._accept_any_size(timm, options)
         if weights not in (None, "timm") and not pretrained_is_skipped():
             load_weights(self, weights)
+        warn_of_frozen(weights, frozen_stages=frozen_stages, freeze_batch_norm=freeze_batch_norm)
         self._freeze_stages(timm, frozen_stages)
         if freeze_batch_norm:
             self._freeze_batch_norms()
@@ -114,7 +116,7 @@ class TimmBackbone(Backbone):
         """Compute the levels' maps of ``image`` ``[B, in_channels, H, W]``.
 
         Raises:
-            ValueError: if the network is bound to a size that the image does not have.
+            ValueError: if the network cannot take images of this size.
         """
         try:
             maps = self.model(image)
@@ -135,15 +137,21 @@ class TimmBackbone(Backbone):
         self.native_size = (size, size) if isinstance(size, int) else tuple(size)
 
     def _blame_size(self, image: Tensor, error: Exception) -> None:
-        """Raise an error that names the size, if the network is bound to one and the image has another."""
-        fixed = self.model.pretrained_cfg.get("fixed_input_size", False)
+        """Raise an error that names the size, where the network cannot take an image of it."""
         size = tuple(image.shape[2:])
-        if not fixed or size == self.native_size or isinstance(error, torch.OutOfMemoryError):
+        about_size = isinstance(error, AssertionError) or re.search(r"(?i)\bsizes?\b|shape", str(error))
+        single = single_value(str(error), len(image), size)
+        if size == self.native_size or single or not about_size or isinstance(error, torch.OutOfMemoryError):
             return
         height, width = self.native_size
+        start = f"{self.name} cannot take an image of {size[0]} x {size[1]} ({_first_line(error)}); "
+        if not self.model.pretrained_cfg.get("fixed_input_size", False):
+            step = max(level.stride[0] for level in self.levels)
+            raise ValueError(
+                f"{start}give larger images, of sides that are multiples of {step}, or choose another network"
+            ) from error
         raise ValueError(
-            f"{self.name} cannot take an image of {size[0]} x {size[1]} ({_first_line(error)}); "
-            f"it is built for {height} x {width}: give images of that size, set options: "
+            f"{start}it is built for {height} x {width}: give images of that size, set options: "
             "{img_size: [H, W]} to yours, or choose a network without a fixed size"
         ) from error
 

@@ -57,6 +57,7 @@ __all__ = [
     "load_weights",
     "pretrained_is_skipped",
     "skip_pretrained",
+    "warn_of_frozen",
 ]
 
 logger = logging.getLogger("trunkline")
@@ -86,6 +87,23 @@ def pretrained_is_skipped(task: bool = False) -> bool:
         task: ask for the weights of a whole task rather than those of a trunk.
     """
     return _skip.get() == "all" or (_skip.get() == "trunk" and not task)
+
+
+def warn_of_frozen(weights: str | None, **frozen: object) -> None:
+    """Warn of layers that will keep the random values that they start with.
+
+    Args:
+        weights: of the trunk.
+        **frozen: options that keep layers from changing, with their values; those without effect are false.
+    """
+    options = [f"{name}: {str(value).lower()}" for name, value in frozen.items() if value]
+    if options and weights is None and not pretrained_is_skipped():
+        logger.warning(
+            "the trunk has no weights, and %s would keep layers as they are, untrained. Set "
+            "model.backbone.weights, or take out %s, unless you load weights yourself afterwards",
+            " and ".join(options),
+            " and ".join(frozen_name.partition(":")[0] for frozen_name in options),
+        )
 
 
 def load_weights(

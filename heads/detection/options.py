@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,11 @@ def _require_fractions(options: Any, *names: str) -> None:
         _require(0 <= getattr(options, name) <= 1, options, name, "between 0 and 1")
 
 
+def _require_finite(options: Any, *names: str) -> None:
+    for name in names:
+        _require(math.isfinite(getattr(options, name)), options, name, "a finite number")
+
+
 def _require_counts(options: Any, *names: str) -> None:
     for name in names:
         _require(getattr(options, name) >= 1, options, name, "at least 1")
@@ -29,6 +35,8 @@ def _require_counts(options: Any, *names: str) -> None:
 def _require_training(options: Any) -> None:
     """Check what the RPN's and the RoI head's options have in common."""
     _require_fractions(options, "fg_iou", "bg_iou", "positive_fraction", "nms_threshold")
+    _require(options.positive_fraction > 0, options, "positive_fraction", "above 0, or nothing is learned")
+    _require_finite(options, "min_box_size", "smooth_l1_beta")
     _require(options.bg_iou <= options.fg_iou, options, "bg_iou", f"at most fg_iou ({options.fg_iou})")
     _require(0 < options.crowd_overlap <= 1, options, "crowd_overlap", "above 0 and at most 1")
     _require(options.min_box_size >= 0, options, "min_box_size", "at least 0")
@@ -67,15 +75,17 @@ class AnchorOptions:
     octave_scales: int = 1
 
     def __post_init__(self) -> None:
-        _require(self.scale > 0, self, "scale", "positive")
+        _require(0 < self.scale < math.inf, self, "scale", "positive and finite")
         _require_counts(self, "octave_scales")
         if self.sizes is not None:
             levels = self.sizes_per_level([])
             _require(len(levels) > 0 and all(levels), self, "sizes", "at least one size per level")
-            _require(all(size > 0 for level in levels for size in level), self, "sizes", "positive")
+            sound = all(0 < size < math.inf for level in levels for size in level)
+            _require(sound, self, "sizes", "positive and finite")
             _require(len({len(level) for level in levels}) == 1, self, "sizes", "equally many on every level")
             _require(self.scale == CELLS, self, "scale", "left out where sizes are given")
-        _require(len(self.ratios) > 0 and all(ratio > 0 for ratio in self.ratios), self, "ratios", "positive")
+        sound = len(self.ratios) > 0 and all(0 < ratio < math.inf for ratio in self.ratios)
+        _require(sound, self, "ratios", "positive and finite")
 
     def sizes_per_level(self, strides: Sequence[tuple[int, ...]]) -> tuple[tuple[float, ...], ...]:
         """Return the sizes of every level, each followed by its ``octave_scales - 1`` larger ones.
@@ -193,8 +203,8 @@ class RoIOptions:
 
     def __post_init__(self) -> None:
         _require_training(self)
-        _require_fractions(self, "score_threshold")
+        _require(0 <= self.score_threshold < 1, self, "score_threshold", "at least 0 and below 1")
         _require_counts(self, "batch_size", "hidden", "pool_size", "levels")
         _require_counts(self, "detections_per_image", "nms_candidates")
         _require(self.sampling_ratio >= 0, self, "sampling_ratio", "at least 0")
-        _require(self.canonical_size > 0, self, "canonical_size", "positive")
+        _require(0 < self.canonical_size < math.inf, self, "canonical_size", "positive and finite")

@@ -15,6 +15,7 @@ from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from ...backbones.base import Backbone, FeatureLevel
+from ...backbones.maps import check_maps, single_value
 from ...backbones.optimised import optimised
 from ...backbones.weights.load import (
     check_pixels,
@@ -84,6 +85,7 @@ class Network(LightningModule):
         self.make_scheduler = lr_scheduler
         self.optimization = optimization
         self.channels_last = channels_last
+        self._checked_sizes: set[tuple[int, ...]] = set()  # of images, on which maps are as declared
         # Plain tensors, not buffers: weight averaging would run rounding errors into constants.
         self.pixel_mean = torch.tensor(pixel_mean)  # [C]
         self.pixel_std = torch.tensor(pixel_std)
@@ -175,18 +177,21 @@ class Network(LightningModule):
         """Run trunk, neck and head on normalised images ``[B, C, *S]``: raw outputs.
 
         Raises:
-            ValueError: if batch norms get a single value per channel to compute statistics from.
+            ValueError: if the maps are not those that the backbone declares, or a norm gets a single value to
+                compute statistics from.
         """
+        size = tuple(normalised.shape[2:])
         try:
             features = self.backbone(normalised)
+            if size not in self._checked_sizes:
+                check_maps(self.backbone, features, size)
+                self._checked_sizes.add(size)
+            return self.head(features, size)
         except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
+            reason = single_value(str(error), len(normalised), size)
+            if reason is None:
                 raise
-            raise ValueError(
-                "a batch of one image, whose coarsest map is a single cell, is too little for batch norm; "
-                "set --data.batch_size 2 or more, a larger --data.size, or --model.backbone.norm group"
-            ) from error
-        return self.head(features, tuple(normalised.shape[2:]))
+            raise ValueError(reason) from error
 
     def normalise(self, image: Tensor, image_sizes: Tensor) -> Tensor:
         """Bring images to the trunk's input scale, on their own device.

@@ -84,5 +84,5 @@ class SemanticSegmentation(Task):
         # F.pad wants the last axis first, and for each what goes before it.
         sides = [side for more in reversed(self._border(normalised)) for side in (0, more)]
         padded = F.pad(normalised, sides)
-        logits = self.head(self.backbone(padded), tuple(padded.shape[2:])).logits
+        logits = self.run(padded).logits
         return logits[(..., *(slice(0, length) for length in normalised.shape[2:]))]

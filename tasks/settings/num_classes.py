@@ -114,8 +114,8 @@ def _classes(data: TrunklineData, model: Namespace, head: AutoHead, command: str
     if not classes:
         source = "--model.weights or --ckpt_path" if command == "predict" else "the data"
         raise ValueError(
-            f"--{head.option} is auto, but {type(data).__name__} names no classes of {branch.kind} labels, and "
-            f"no checkpoint was given; give the number of classes of {source}: --{head.option} 3"
+            f"--{head.option} is auto, but {type(data).__name__} names no classes of {branch.kind} labels, "
+            f"and no checkpoint was given; give the number of classes of {source}: --{head.option} 3"
         )
     _say(f"{head.option}: {len(classes)}, the classes of the data: {', '.join(_shown(classes))}")
     return classes

@@ -80,7 +80,7 @@ class VolumeSegmentation(Task):
         total: Tensor | None = None
         with faster_kernels(windows) as ordered:
             for task in (self, *self._members):
-                raw = task.head(task.backbone(ordered), tuple(windows.shape[2:]))
+                raw = task.run(ordered)
                 each = task.head.probabilities(raw.logits.float())
                 total = each if total is None else total + each
         return cast(Tensor, total) / (1 + len(self._members))
