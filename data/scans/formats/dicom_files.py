@@ -109,7 +109,7 @@ def read_headers(folder: Path) -> list[Slice]:
             continue
         with decoding(file):
             header = _read_header(file)
-            if "Rows" not in header and "NumberOfFrames" not in header:
+            if not any(name in header for name in ("Rows", "Columns", "NumberOfFrames")):
                 without_pixels.append(f"{file.name} (no image)")
                 continue
             _check_header(file, header)
