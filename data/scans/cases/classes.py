@@ -182,6 +182,8 @@ def _check_rows(rows: Sequence[LabelClass], source: str, asked: int | None, igno
             f"{source}: class {far[0].name} has the id {digits}; ids are numbers of 32 bits, "
             f"{-_LARGEST_ID} to {_LARGEST_ID - 1}"
         )
+    if unnamed := [row.id for row in rows if not row.name.strip()]:
+        raise CasesError(f"{source}: the class of id {unnamed[0]} has no name; give it one")
     zero = next((row for row in rows if row.id == 0), None)
     other = next((row for row in rows if row.name.casefold() == "background" and row.id != 0), None)
     if zero is not None and other is not None:

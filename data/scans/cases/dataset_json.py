@@ -138,6 +138,13 @@ def _classes(
     if order is None and all(len(ids) == 1 for ids in named.values()):
         return [LabelClass(ids[0], name) for name, ids in named.items()], {}, ignore_id
     regions = {name: ids for name, ids in named.items() if ids != (0,)}
+    name_of: dict[tuple[int, ...], str] = {}
+    for name, ids in regions.items():
+        if name_of.setdefault(ids, name) != name:
+            raise CasesError(
+                f"{source}, labels: regions {name_of[ids]} and {name} have the same ids "
+                f"({', '.join(map(str, ids))}); remove one of them"
+            )
     alone = {ids[0]: name for name, ids in named.items() if len(ids) == 1}
     used = sorted({i for ids in named.values() for i in ids})
     return [LabelClass(i, alone.get(i, f"label_{i}")) for i in used], regions, ignore_id

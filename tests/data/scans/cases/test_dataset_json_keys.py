@@ -42,6 +42,8 @@ def test_the_order_of_regions_says_which_label_each_is_written_as(tmp_path):
         ({"regions_class_order": ["4", 2, 1]}, r"region whole would be written as '4'"),
         ({"regions_class_order": {"a": 1}}, r"regions_class_order: is \{'a': 1\}"),
         ({"labels": None, "training": [], "regions_class_order": [1]}, "regions_class_order, but no labels"),
+        ({"labels": {"background": 0, "a": [1, 2], "b": [2, 1]}}, r"regions a and b have the same ids \(1"),
+        ({"labels": {"background": 0, " ": 1}}, "the class of id 1 has no name"),
         ({"file_ending": ".xyz"}, r"file_ending: is '.xyz', not one of .nii, "),
         ({"file_ending": 3}, r"file_ending: is 3"),
         ({"numTraining": "2"}, r"numTraining: is '2', not a number of cases"),
