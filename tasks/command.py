@@ -15,6 +15,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, Namespace
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.seed import isolate_rng
 
 # Imported so that their class names are known without a module path in YAML.
@@ -47,7 +48,8 @@ from .settings.class_paths import check_class_paths
 from .settings.nulls import check_nulls
 from .settings.num_classes import fill_in
 from .settings.parser import CommandParser, placed
-from .settings.sources import read_sources
+from .settings.run_folder import SaveRunConfig, new_run_folder
+from .settings.sources import SettingError, read_sources
 from .volumes import VolumeSegmentation  # noqa: F401
 
 REFRESH_RATE = 20  # steps between two updates of the progress bar on a device
@@ -108,7 +110,7 @@ class TrunklineCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveRunConfig,
             trainer_defaults={"default_root_dir": "runs"},
             parser_class=CommandParser,
             auto_configure_optimizers=False,
@@ -179,7 +181,13 @@ class TrunklineCLI(LightningCLI):
             vars(self).pop("config_dump", None)  # which goes into checkpoints, with the number
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        folder = new_run_folder(self._get(self.config_init, "trainer"))
+        if folder is not None:
+            kwargs["default_root_dir"] = folder
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
+            raise SettingError(f"the options of the trainer cannot be used: {error}") from error
         refresh_seldom(trainer)
         return trainer
 

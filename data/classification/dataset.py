@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.utils.data import Dataset
 
 from ..shared.augment.transforms import AugmentationError
+from ..shared.common import number_of
 from ..shared.io import ImageError, read_image
 from ..shared.loading import ImageRequest
 from .batches import ClassificationSample
@@ -19,10 +20,14 @@ class ClassificationDataset(Dataset):
     Args:
         index: what there is.
         transform: for 2D images or scans, whichever the index holds.
+        channels: that every image must have; None for any number, which is the same within a batch.
     """
 
-    def __init__(self, index: ClassIndex, transform: PictureTransform | ScanTransform):
+    def __init__(
+        self, index: ClassIndex, transform: PictureTransform | ScanTransform, channels: int | None = None
+    ):
         self.index = index
+        self.channels = channels
         self.transform = transform
         self.read = read_scan if index.scans else read_image
 
@@ -33,7 +38,7 @@ class ClassificationDataset(Dataset):
         """Load one image.
 
         Raises:
-            ImageError: if the file cannot be decoded.
+            ImageError: if the file cannot be decoded, or has another number of channels.
             AugmentationError: if a transform fails on this image.
         """
         position = request.index
@@ -46,4 +51,9 @@ class ClassificationDataset(Dataset):
             pixels = self.transform(image, request.seed)
         except AugmentationError as error:
             raise AugmentationError(f"{path}: {error}") from error
+        if self.channels not in (None, len(pixels)):
+            raise ImageError(
+                f"{path}: has {number_of(len(pixels), 'channel')}, most of the images have {self.channels}; "
+                "predict on it by a network for such images"
+            )
         return ClassificationSample(pixels, self.index.label(position), position)

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from ..shared.common import PackedNames, in_threads, listing, number_of
 from ..shared.io import ImageError, read_image, stored_size
+from ..shared.loading import ImageRequest
 from ..shared.locate import CheckImages
 from .archive import Archive, ArchiveError, read_member
 from .scans import is_scan, read_scan, scan_shape
+
+FIRST_SCANS = 20  # whose headers tell how many channels the scans have
 
 
 class LabelError(ValueError):
@@ -76,6 +79,10 @@ class ClassIndex:
         """Return where one image lies; inside a zip, the zip's path and the member's name."""
         return os.path.join(self.folder, self.names[index])
 
+    def named(self, request: ImageRequest) -> tuple[int, str]:
+        """Return id (the position) and file of the image that a request of a sampler asks for."""
+        return request.index, self.path(request.index)
+
     def content(self, index: int) -> bytes | None:
         """Return the bytes of one image if it lies in a zip, else None: it is to be read from ``path``.
 
@@ -95,12 +102,23 @@ class ClassIndex:
         return label.float() if self.multi_label else label.clone()
 
     def layout(self) -> tuple[int, int]:
-        """Return the number of channels and of spatial axes of the images, by the first one's header.
+        """Return the number of channels and of spatial axes of the images; of scans, those of most of them.
 
         Raises:
-            ImageError: if the first file is a scan and cannot be read.
+            ImageError: if the files are scans and none of the first can be read.
         """
-        return (scan_shape(self.path(0), self.content(0))[0], 3) if self.scans else (3, 2)
+        if not self.scans:
+            return 3, 2
+        found: list[int] = []
+        problems: list[ImageError] = []
+        for position in range(min(len(self), FIRST_SCANS)):
+            try:
+                found.append(scan_shape(self.path(position), self.content(position))[0])
+            except ImageError as error:
+                problems.append(error)
+        if not found:
+            raise problems[0]
+        return Counter(found).most_common(1)[0][0], 3
 
     def counts(self) -> Tensor:
         """Return ``[K]`` int64, how many images show each class."""

@@ -78,7 +78,8 @@ class ImageClassification(SplitData[ClassIndex]):
         flip_axes: axes along which training scans are randomly reversed: 0 for depth, 1 height, 2 width.
         intensity: random changes of scale and offset of training scans, in standard deviations, 0 to 1.
         check_images: before starting, check that the images can be read: header reads the beginning of each
-            file, decode all of it, off nothing.
+            file, decode all of it, off nothing. In prediction of no effect: files that cannot be read are
+            listed in failed.csv.
         seed: fixes order and augmentation; if null, the seed given to seed_everything, else 0.
     """
 
@@ -142,7 +143,8 @@ class ImageClassification(SplitData[ClassIndex]):
         Raises:
             ImageError: listing missing or unreadable images, or scans with other numbers of channels.
         """
-        check_class_images(list(self.indices(self.stage).values()), self.hparams.check_images)
+        indices = [index for split, index in self.indices(self.stage).items() if split != "predict"]
+        check_class_images(indices, self.hparams.check_images)  # one bad file to predict on costs no other
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs.
@@ -248,8 +250,11 @@ class ImageClassification(SplitData[ClassIndex]):
             repeats=given.repeated_augmentation if training else 1,
             spread=split != "predict",
         )
-        dataset = ClassificationDataset(index, self._transform(index, training))
-        return batch_loader(dataset, sampler, collate_classification, given.workers, self.trainer)
+        predicting = split == "predict"
+        channels = index.layout()[0] if predicting else None
+        dataset = ClassificationDataset(index, self._transform(index, training), channels)
+        named = index.named if predicting else None
+        return batch_loader(dataset, sampler, collate_classification, given.workers, self.trainer, named)
 
     def _any_index(self) -> ClassIndex:
         if not self.splits:

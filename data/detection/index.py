@@ -28,6 +28,7 @@ from ..shared.coco.annotations import (
 from ..shared.coco.boxes import BoxColumns, OnBadBox, check_boxes, no_boxes
 from ..shared.coco.outlines import Outlines
 from ..shared.common import PackedNames, in_threads, listing
+from ..shared.failed import FailedImage
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.labels.classes import LabelClass
 from ..shared.locate import CheckImages
@@ -96,6 +97,10 @@ class CocoIndex:
     def path(self, index: int) -> Path:
         """Return where one image lies."""
         return Path(self.folder) / self.file_name(index)
+
+    def named(self, request: Any) -> tuple[int, str]:
+        """Return id and file of the image that a request of a sampler asks for."""
+        return int(self.image_ids[request.index]), str(self.path(request.index))
 
     def rows(self, index: int) -> slice:
         """Return the rows of one image in ``boxes``, ``labels``, ``crowd`` and ``area``."""
@@ -235,20 +240,25 @@ def read_coco(
     return replace(index, truth=more, dropped=dropped)
 
 
-def index_of_files(paths: Sequence[Path]) -> CocoIndex:
+def index_of_files(paths: Sequence[Path]) -> tuple[CocoIndex, list[FailedImage]]:
     """Index image files that have no annotations; their ids are 1..I in the given order.
 
+    Returns:
+        The images, and the files that are missing or no images, with the ids from I + 1 on.
+
     Raises:
-        ImageError: listing the files that are missing or no images.
+        ImageError: listing the first 20 files, if none is an image.
     """
-    problems: list[str] = []
-    sizes: list[tuple[int, int]] = []
-    for outcome in in_threads(_upright_size, paths, "reading image sizes"):
-        (problems if isinstance(outcome, str) else sizes).append(outcome)
-    _raise_image_errors(problems, len(paths))
-    names = [str(path) for path in paths]
-    ids = np.arange(1, len(paths) + 1)
-    return _build("", (), ids, np.asarray(sizes), names, no_boxes(), InstanceColumns())
+    outcomes = in_threads(_upright_size, paths, "reading image sizes")
+    found = list(zip(paths, outcomes, strict=True))
+    problems = [(str(path), outcome) for path, outcome in found if isinstance(outcome, str)]
+    if len(problems) == len(paths):
+        _raise_image_errors([text for _, text in problems], len(paths))
+    sizes = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    names = [str(path) for path, outcome in found if not isinstance(outcome, str)]
+    ids = np.arange(1, len(names) + 1)
+    failed = [FailedImage(number, *problem) for number, problem in enumerate(problems, len(names) + 1)]
+    return _build("", (), ids, np.asarray(sizes), names, no_boxes(), InstanceColumns()), failed
 
 
 def check_images(index: CocoIndex, mode: CheckImages = "header") -> None:

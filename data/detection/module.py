@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from ..shared.canvas import CanvasBatchSampler, default_canvases
 from ..shared.coco.annotations import InstanceKind, load_instances, read_categories
 from ..shared.coco.boxes import OnBadBox
 from ..shared.coco.fields import AnnotationError
-from ..shared.common import require_positive
+from ..shared.common import PackedNames, require_positive
 from ..shared.labels.classes import LabelClass
 from ..shared.loading import batch_loader
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
@@ -29,6 +30,8 @@ from .lost import LostBoxes
 from .summary import Scale, summarise, tell, tell_unlearned
 
 logger = logging.getLogger("trunkline")
+
+MOST_MISSING = 1000  # images of a JSON that may be missing before the first that shows the folder
 
 
 class CocoDetection(SplitData[CocoIndex]):
@@ -77,7 +80,7 @@ class CocoDetection(SplitData[CocoIndex]):
             With drop, annotations with a wrong mask or wrong keypoints are dropped too; else they are an
             error. Evaluation takes boxes as the file gives them.
         check_images: before starting, check that images exist and have the size in the JSON: header reads the
-            beginning of each file, decode all of it, off nothing.
+            beginning of each file, decode all of it, off nothing. Not in prediction.
         reduced_decoding: decode JPEGs that will shrink to half their size or less at a half, a quarter or an
             eighth, which takes a half to two thirds of the time for large photographs. Pixels then differ
             from those of other programs by about half a grey level in the mean, so it is off by default.

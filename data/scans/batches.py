@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..shared.batches import Batch
+from ..shared.failed import FailedImage
 from .cases.types import Case
 from .prepare.prepare import Placement
 
@@ -81,6 +82,7 @@ class EvaluationCase:
         truth: ``[*S0]`` uint8 labels 0..K-1, 255 where ignored, on the grid of the file; None for prediction.
         image_ids: ``[1]`` int64, the position of the case in its split.
         error: why the case cannot be read; None if it can.
+        failed: none: such a case has an ``error``.
     """
 
     image: np.ndarray | None
@@ -89,6 +91,7 @@ class EvaluationCase:
     truth: np.ndarray | None
     image_ids: np.ndarray
     error: str | None = None
+    failed: tuple[FailedImage, ...] = ()
 
     def __len__(self) -> int:
         return 1

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from ..shared.common import PackedNames, in_threads, listing, number_of
+from ..shared.failed import FailedImage
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import MaskError
+from ..shared.loading import ImageRequest
 from ..shared.locate import CheckImages
 from .masks import MaskSource, Survey, described
 
@@ -62,6 +64,26 @@ class SegmentationIndex:
         outcomes = in_threads(lambda p: _image_size(self.path(p), "header"), positions, "reading image sizes")
         _raise_listed(ImageError, [o for o in outcomes if isinstance(o, str)], len(self), "cannot be used")
         return np.array([outcome.upright for outcome in outcomes], dtype=np.int64).reshape(-1, 2)
+
+    def named(self, request: ImageRequest) -> tuple[int, str]:
+        """Return id (the position) and file of the image that a request of a sampler asks for."""
+        return request.index, self.path(request.index)
+
+    def readable(self) -> tuple[SegmentationIndex, np.ndarray, list[FailedImage]]:
+        """Return the images with a size, their sizes as in ``sizes``, and the others, with the ids after them.
+
+        Raises:
+            ImageError: listing the first 20 files, if none is an image.
+        """
+        paths = [self.path(position) for position in range(len(self))]
+        outcomes = in_threads(lambda path: _image_size(path, "header"), paths, "reading image sizes")
+        sizes = {n: o.upright for n, o in enumerate(outcomes) if not isinstance(o, str)}
+        problems = [(paths[n], o) for n, o in enumerate(outcomes) if isinstance(o, str)]
+        if not sizes:
+            _raise_listed(ImageError, [text for _, text in problems], len(self), "cannot be used")
+        failed = [FailedImage(number, *problem) for number, problem in enumerate(problems, len(sizes))]
+        index = self.subset(list(sizes)) if failed else self
+        return index, np.array(list(sizes.values()), dtype=np.int64).reshape(-1, 2), failed
 
     def subset(self, positions: Sequence[int]) -> SegmentationIndex:
         """Return the index of only some images."""

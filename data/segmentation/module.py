@@ -90,7 +90,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
             if null. Metrics are always at native size.
         eval_long_side: limit of the longer side then, in pixels.
         check_images: before starting, check the images: header reads the beginning of each file, decode all
-            of it, off nothing.
+            of it, off nothing. Not in prediction.
         check_masks: before starting, decode all masks once and count what they hold.
         seed: fixes order and augmentation; if null, the seed given to seed_everything, else 0.
     """
@@ -161,6 +161,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
                 the training masks show one class or none.
         """
         indices = {s: index for s, index in self.indices(self.stage).items() if index not in self._checked}
+        indices.pop("predict", None)  # where one bad file costs none of the others
         given = self.hparams
         self._counts |= check_indices(indices, given.check_images, given.check_masks)
         for split, index in indices.items():
@@ -216,7 +217,8 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
     def prediction_paths(self) -> dict[int, Path]:
         """Return the file of each image to predict on, by its position in the index."""
         index = self.index_of("predict")
-        return {position: Path(index.path(position)) for position in range(len(index))}
+        paths = {position: Path(index.path(position)) for position in range(len(index))}
+        return paths | {image.image_id: Path(image.file_name) for image in self.unreadable}
 
     def has_split(self, split: str) -> bool:
         """Return whether there are images and masks; if the user named some, they have to be there."""
@@ -241,7 +243,9 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
 
     def read_prediction(self, given: list[str]) -> SegmentationIndex:
         """Index the images to predict on; their masks are 255 everywhere."""
-        return self._sources.index_for_prediction(given)
+        every = self._sources.index_for_prediction(given)
+        index, self._sizes["predict"], self.unreadable = every.readable()
+        return index
 
     def make_loader(self, split: str, index: SegmentationIndex) -> PlainErrorLoader:
         """Return the loader of a split; evaluation batches hold images of one size."""
@@ -255,4 +259,5 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         sampler = SegmentationBatchSampler(sizes, **self.sampler_options(split), spread=split != "predict")
         augmentation = self._augmentation if training else None
         dataset = SegmentationDataset(index, augmentation, None if training else sizes)
-        return batch_loader(dataset, sampler, collate_segmentation, given.workers, self.trainer)
+        named = index.named if split == "predict" else None
+        return batch_loader(dataset, sampler, collate_segmentation, given.workers, self.trainer, named)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .augment.transforms import Augmentation, ImageAugmentation, MaskAugmentation
     from .batches import Batch, padded
     from .canvas import CanvasBatchSampler, Request, default_canvases, scaled_size
+    from .failed import CollateReadable, FailedBatch, FailedImage, SkipUnreadable
     from .io import ImageError, image_size, read_image, read_mask, resize, resize_mask
     from .labels.classes import LabelClass
     from .loading import ImageBatchSampler, ImageRequest, batch_loader
@@ -25,8 +26,11 @@ __all__ = [
     "AugmentationError",
     "Batch",
     "CanvasBatchSampler",
+    "CollateReadable",
     "DataContractError",
     "DataNotFoundError",
+    "FailedBatch",
+    "FailedImage",
     "ImageAugmentation",
     "ImageBatchSampler",
     "ImageError",
@@ -34,6 +38,7 @@ __all__ = [
     "LabelClass",
     "MaskAugmentation",
     "Request",
+    "SkipUnreadable",
     "SplitData",
     "TrunklineData",
     "VolumeSettings",
@@ -53,6 +58,7 @@ _FILES = {
     "augment.transforms": ("Augmentation", "ImageAugmentation", "MaskAugmentation"),
     "batches": ("Batch", "padded"),
     "canvas": ("CanvasBatchSampler", "Request", "default_canvases", "scaled_size"),
+    "failed": ("CollateReadable", "FailedBatch", "FailedImage", "SkipUnreadable"),
     "io": ("ImageError", "image_size", "read_image", "read_mask", "resize", "resize_mask"),
     "labels.classes": ("LabelClass",),
     "loading": ("ImageBatchSampler", "ImageRequest", "batch_loader"),

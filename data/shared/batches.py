@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from .failed import FailedImage
+
 
 @dataclass(kw_only=True)
 class Batch:
@@ -27,11 +29,13 @@ class Batch:
         image: ``[B, C, *S]``, uint8 (normalised by the task), or float32 that is normalised already.
         image_sizes: ``[B, n]`` int64, the size of each image inside the canvas, n of them.
         image_ids: ``[B]`` int64: the ids in the annotation file, or positions in the index of the data.
+        failed: images to predict on that could not be read, and are not in the batch.
     """
 
     image: Tensor
     image_sizes: Tensor
     image_ids: Tensor
+    failed: tuple[FailedImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image)

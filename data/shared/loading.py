@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from .failed import CollateReadable, SkipUnreadable
+
 GRACE = 120  # seconds from SIGTERM to the end of a loader process that is still there
 
 
@@ -222,6 +224,7 @@ def batch_loader(
     collate: Callable[[list[Any]], Any],
     workers: int,
     trainer: Any,
+    named: Callable[[Any], tuple[int, str]] | None = None,
 ) -> PlainErrorLoader:
     """Build the loader of the batches that a sampler asks for.
 
@@ -231,7 +234,12 @@ def batch_loader(
         collate: joins samples into a batch.
         workers: wanted loader processes, see :func:`capped_workers`.
         trainer: Lightning's, or None.
+        named: for prediction: returns the id and the file of the image that a request asks for. Images that
+            cannot be read then end in ``failed.csv``, and cost none of the others; by default they are an
+            error.
     """
+    if named is not None:
+        dataset, collate = SkipUnreadable(dataset, named), CollateReadable(collate)
     overfit = trainer is not None and trainer.overfit_batches > 0
     devices = 1 if trainer is None else trainer.num_devices
     workers = capped_workers(workers, len(sampler), devices)

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from .common import without_paths
+from .failed import FailedImage
 from .labels.classes import LabelClass
 from .loading import global_seed, leave_out_done, ranks_of
 from .locate import DataNotFoundError
@@ -134,6 +135,13 @@ class TrunklineData(pl.LightningDataModule):
         """Return the file of each image to predict on, by its id in the batches."""
         raise self.missing("prediction_paths()", "the files to predict on, by the ids of the images")
 
+    def prediction_failures(self) -> Sequence[FailedImage]:
+        """Return the images to predict on that were found before the work to be unreadable.
+
+        They are in ``prediction_paths`` too, and in no batch.
+        """
+        return ()
+
     def volume_settings(self) -> VolumeSettings:
         """Return what segmentation of scans has to know: patch, slices, regions and preparation."""
         raise self.missing("volume_settings()", "patches, slices, regions and preparation of scans")
@@ -171,6 +179,7 @@ class SplitData(TrunklineData, Generic[Index]):
     def __init__(self) -> None:
         super().__init__()
         self.splits: dict[str, Index] = {}
+        self.unreadable: list[FailedImage] = []  # of the images to predict on, found by read_prediction
 
     def keep_arguments(self) -> None:
         """Turn paths in ``self.hparams`` into text: checkpoints that open with weights_only hold no Path."""
@@ -219,6 +228,9 @@ class SplitData(TrunklineData, Generic[Index]):
                 self.splits[split] = self._read(split)
             indices[split] = self.splits[split]
         return indices
+
+    def prediction_failures(self) -> Sequence[FailedImage]:
+        return self.unreadable
 
     def index_of(self, split: str) -> Index:
         """Return the index of ``train``, ``val``, ``test`` or ``predict``.

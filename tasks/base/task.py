@@ -288,10 +288,12 @@ class Task(Network):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[Any]:
         """Return the prediction on each image; a dictionary by branch if there are several."""
+        if not len(batch):
+            return []  # none of its images could be read
         _, predictions = self.infer(batch)
         return per_image(predictions) if len(predictions) > 1 else next(iter(predictions.values()))
 
-    def prediction_writer(self, folder: Path, pictures: bool, min_score: float) -> Callback:
+    def prediction_writer(self, folder: Path, pictures: bool, min_score: float) -> PredictionWriter:
         """Return the callback that writes this task's predictions under ``folder``.
 
         Args:

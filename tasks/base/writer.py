@@ -5,9 +5,10 @@ Letters in shapes: h w height and width of a picture in pixels.
 
 from __future__ import annotations
 
-import os
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -15,15 +16,29 @@ import numpy as np
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 
+from ...data.shared.failed import FailedImage
 from ...data.shared.io import read_image
 from ...data.shared.module import DataContractError
 from ...evaluation.base import Prediction
-from ...evaluation.files import write_json
+from ...evaluation.files import shown, write_json
+from ...evaluation.names import safe_name
 from ...evaluation.pictures import contact_sheet, save_picture
+from .drawing import Attempts
+from .output import (
+    Existing,
+    Failures,
+    UnreadImages,
+    earlier_results,
+    move_earlier_results,
+    refuse_earlier_results,
+    require_writable,
+)
 
 if TYPE_CHECKING:
     from .branch import Branch
     from .task import Task
+
+logger = logging.getLogger("trunkline")
 
 COLUMNS = 4  # of a sheet of small pictures
 # Labels would hide the objects of small images: their pictures are enlarged, by a whole factor, to this size.
@@ -41,7 +56,7 @@ class FileWriter(ABC):
         """Write, or keep, the prediction on one image.
 
         Args:
-            prediction: see :data:`.evaluation.base.Prediction`.
+            prediction: see :data:`.evaluation.base.Prediction`; with an ``error`` there is nothing to write.
             path: of the image.
             batch: that holds the image.
             index: where in the batch.
@@ -49,16 +64,13 @@ class FileWriter(ABC):
 
     @abstractmethod
     def finish(self, first_process: bool) -> str:
-        """Write what remains; all processes call it. Return what was written, as text for people.
-
-        Raises:
-            ValueError: where images could not be predicted on, when all others are written.
-        """
+        """Write what remains; all processes call it. Return what was written, as text for people."""
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes the files of every branch, ``images.json`` (id to file) and ``pictures/`` with all branches.
 
+    Images that could not be read are listed in ``failed.csv``, and are an error when all others are written.
     Result files are written once, whole, when all ranks are done; pictures and masks appear as they are made.
 
     Args:
@@ -67,26 +79,44 @@ class PredictionWriter(BasePredictionWriter):
             their name.
         pictures: whether to draw pictures.
         min_score: predictions below this score are written to the results but not drawn.
+        existing: what to do if the folder holds results already: ``error``, or ``move`` them into a new
+            folder ``earlier_N`` there.
     """
 
     def __init__(
-        self, folder: Path, branches: dict[str, Branch], pictures: bool = True, min_score: float = 0.5
+        self,
+        folder: Path,
+        branches: dict[str, Branch],
+        pictures: bool = True,
+        min_score: float = 0.5,
+        existing: Existing = "error",
     ) -> None:
         super().__init__(write_interval="batch")
         self.folder = Path(folder)
         self.branches = branches
         self.pictures = pictures
         self.min_score = min_score
+        self.existing: Existing = existing
         self._files: dict[str, FileWriter] = {}
         self._paths: dict[int, Path] = {}
+        self._failures = Failures(self.folder)
+        self._attempts = Attempts()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out before the work whether its result can be written.
 
         Raises:
-            OSError: if the folder, or one above it, is a file or may not be written to.
+            OSError: if the folder, or one above it, is a file or may not be written to, or it holds results.
         """
         require_writable(self.folder)
+        names = earlier_results(self.folder, self.branches)
+        if self.existing == "error":
+            refuse_earlier_results(self.folder, names)
+        trainer.strategy.barrier("earlier results")  # until all processes have looked
+        if names and trainer.is_global_zero:
+            moved = move_earlier_results(self.folder, names)
+            logger.info("moved earlier results to %s", shown(moved.resolve()))
+        trainer.strategy.barrier("moved results")
 
     def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
         data = trainer.datamodule
@@ -103,6 +133,8 @@ class PredictionWriter(BasePredictionWriter):
         }
         for files in self._files.values():
             files.begin(self._paths)
+        self._failures = Failures(self.folder)
+        self._failures.add(data.prediction_failures())
 
     def write_on_batch_end(
         self,
@@ -114,6 +146,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
+        self._failures.add(batch.failed)
         for index, found in enumerate(prediction):
             each = found if len(self.branches) > 1 else dict.fromkeys(self.branches, found)
             image_id = next(iter(each.values()))["image_id"]
@@ -125,10 +158,17 @@ class PredictionWriter(BasePredictionWriter):
             path = self._paths[image_id]
             for name, files in self._files.items():
                 files.add(each[name], path, batch.for_head(name), index)
-            drawn = self._picture(each, path, batch) if self.pictures else None
-            if drawn is not None:
-                # The id keeps files of one name in different folders apart.
-                save_picture(self.folder / "pictures" / f"{drawn[0]}.jpg", drawn[1])
+            problem = next((found["error"] for found in each.values() if "error" in found), None)
+            if problem is not None:
+                self._failures.add([FailedImage(image_id, str(path), problem)])
+            elif self.pictures:
+                self._attempts.attempt(str(path), partial(self._draw, each, path, batch))
+
+    def _draw(self, each: dict[str, Prediction], path: Path, batch: Any) -> None:
+        drawn = self._picture(each, path, batch)
+        if drawn is not None:
+            # The id keeps files of one name in different folders apart.
+            save_picture(self.folder / "pictures" / f"{safe_name(drawn[0])}.jpg", drawn[1])
 
     def _picture(self, each: dict[str, Prediction], path: Path, batch: Any) -> tuple[str, np.ndarray] | None:
         (name, branch), *others = self.branches.items()
@@ -144,36 +184,25 @@ class PredictionWriter(BasePredictionWriter):
             OSError: if the folder cannot be written to.
             ValueError: at the end of all, if there were images that could not be predicted on.
         """
-        first, problem, texts = trainer.is_global_zero, None, []
+        first = trainer.is_global_zero
         try:
-            for files in self._files.values():
-                try:
-                    texts.append(files.finish(first))
-                except UnreadImages as error:  # the others are still written
-                    problem = error
-                    texts.append(error.written)
+            texts = [files.finish(first) for files in self._files.values()]
+            problem = self._failures.finish(first, len(self._paths))
             if first:
                 rows = [{"id": i, "file_name": str(path)} for i, path in sorted(self._paths.items())]
                 write_json(self.folder / "images.json", rows)
         except OSError as error:
             raise OSError(
-                f"output.folder: {self.folder} cannot be written to ({error}); make room, or give another "
-                "--output.folder"
+                f"output.folder: {shown(self.folder)} cannot be written to ({error}); make room, or give "
+                "another --output.folder"
             ) from error
         if first:
-            print("\n".join(text for text in texts if text))
+            print("\n".join(shown(text) for text in texts if text))
             if self.pictures and (self.folder / "pictures").is_dir():
-                print(f"pictures: {(self.folder / 'pictures').resolve()}")
-        if problem is not None:
-            raise problem
-
-
-class UnreadImages(ValueError):
-    """Some images could not be predicted on; ``written`` says what became of the others."""
-
-    def __init__(self, message: str, written: str) -> None:
-        super().__init__(message)
-        self.written = written
+                print(f"pictures: {shown((self.folder / 'pictures').resolve())}")
+        self._attempts.finish()
+        if problem:
+            raise UnreadImages(problem)
 
 
 def enlarged(picture: np.ndarray, smallest: int = SMALLEST_PICTURE) -> np.ndarray:
@@ -193,14 +222,6 @@ def draw_all(
     return picture
 
 
-def require_writable(folder: Path) -> None:
-    """Raise an OSError unless ``folder`` can be written to, or created."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        problem = "may not be written to" if place.is_dir() else "is no folder"
-        raise OSError(f"output.folder: {place} {problem}; give another --output.folder")
-
-
 @runtime_checkable
 class TakesPictures(Protocol):
     """What a logger's ``experiment`` needs to show pictures, as TensorBoard's does."""
@@ -218,6 +239,7 @@ class PictureBoard:
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self._attempts = Attempts()
         self.reset()
 
     def reset(self) -> None:
@@ -244,13 +266,17 @@ class PictureBoard:
         branch = next(iter(self._task.branches.values()))
         for index in self._chosen(len(batch), batch_idx, branch.small_pictures):
             each = {name: found[index] for name, found in predictions.items()}
-            picture = self._task.picture(batch, index, each)
-            if picture is None:
-                continue
-            if branch.small_pictures:
-                self._sheet.append(picture)
-            else:
-                self._show(experiment, f"val/{branch.picture_title(batch, index)}", picture)
+            what = f"image id {int(batch.image_ids[index])}"
+            self._attempts.attempt(what, partial(self._add, experiment, branch, batch, index, each))
+
+    def _add(self, experiment: TakesPictures, branch: Branch, batch: Any, index: int, each: Any) -> None:
+        picture = self._task.picture(batch, index, each)
+        if picture is None:
+            return
+        if branch.small_pictures:
+            self._sheet.append(picture)
+        else:
+            self._show(experiment, f"val/{branch.picture_title(batch, index)}", picture)
 
     def _chosen(self, size: int, batch_idx: int, spread: bool) -> list[int]:
         """Return which images of a batch are drawn: the first of all, or evenly spaced ones.
@@ -278,8 +304,17 @@ class PictureBoard:
         experiment = self._experiment()
         if experiment is None:
             return
+        self._attempts.attempt("the sheet of images", partial(self._show_sheet, experiment, stage))
+        for name, branch in self._task.branches.items():
+            path = "/".join(part for part in (stage, name) if part)
+            self._attempts.attempt(
+                f"the results {path}", partial(self._show_results, experiment, path, branch)
+            )
+
+    def _show_sheet(self, experiment: TakesPictures, stage: str) -> None:
         if self._sheet:
             self._show(experiment, f"{stage}/pictures", contact_sheet(self._sheet, COLUMNS))
-        for name, branch in self._task.branches.items():
-            for title, picture in branch.result_pictures().items():
-                self._show(experiment, "/".join(part for part in (stage, name, title) if part), picture)
+
+    def _show_results(self, experiment: TakesPictures, path: str, branch: Branch) -> None:
+        for title, picture in branch.result_pictures().items():
+            self._show(experiment, f"{path}/{title}", picture)

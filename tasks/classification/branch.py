@@ -5,6 +5,7 @@ Letters in shapes: B images, C channels, K classes, h w height and width of a 2D
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ...evaluation.files import write_csv
 from ...evaluation.pictures import contact_sheet, draw_boxes, save_picture
 from ...heads.base import ClassificationHead
 from ..base.branch import Branch
+from ..base.drawing import Attempts
 from ..base.writer import FileWriter, enlarged
 
 SMALLEST_PICTURE = 160  # smaller pictures are enlarged, by a whole factor, to leave room for their labels
@@ -114,12 +116,20 @@ class ClassFiles(FileWriter):
         self._room = MOST_PICTURES if pictures else 0
         self._rows: dict[int, tuple[str, np.ndarray]] = {}  # by image id: path, probabilities [K]
         self._drawn: list[np.ndarray] = []
+        self._attempts = Attempts()
 
     def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
         self._rows[prediction["image_id"]] = str(path), prediction["probabilities"].numpy()
-        picture = as_picture(batch.image[index]) if len(self._drawn) < self._room else None
+        if len(self._drawn) < self._room:
+            self._attempts.attempt(str(path), partial(self._draw, prediction, batch, index))
+
+    def _draw(self, prediction: Prediction, batch: Any, index: int) -> None:
+        picture = as_picture(batch.image[index])
         if picture is not None:
             self._drawn.append(self.branch.draw(picture, prediction, self.min_score))
+
+    def _save_sheet(self, drawn: list[np.ndarray]) -> None:
+        save_picture(self.folder / "pictures" / "sheet.jpg", contact_sheet(drawn, COLUMNS))
 
     def finish(self, first_process: bool) -> str:
         rows = {i: row for part in gather_objects(self._rows) for i, row in part.items()}
@@ -132,7 +142,8 @@ class ClassFiles(FileWriter):
         )
         path = write_csv(self.folder / "predictions.csv", header, table)
         if drawn:
-            save_picture(self.folder / "pictures" / "sheet.jpg", contact_sheet(drawn, COLUMNS))
+            self._attempts.attempt("the sheet of images", partial(self._save_sheet, drawn))
+        self._attempts.finish()
         return f"classes of {len(rows)} images: {path.resolve()}"
 
 

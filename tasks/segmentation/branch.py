@@ -6,7 +6,6 @@ Letters in shapes: B images, K classes, h w one image at input size, h0 w0 the i
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from ...data.shared.module import TrunklineData
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.distributed import gather_objects
 from ...evaluation.files import write_csv
+from ...evaluation.names import unique_names
 from ...evaluation.pictures.boxes import class_colour, contact_sheet
 from ...evaluation.pictures.masks import draw_mask, save_id_mask, with_legend
 from ...evaluation.segmentation.evaluator import SegmentationEvaluator
@@ -115,8 +115,9 @@ class MaskFiles(FileWriter):
     """Writes ``masks/NAME.png``, with the data's own ids and the classes' colours, and two tables.
 
     ``classes.csv`` lists the ids, ``predictions.csv`` how many pixels of each class an image has. A mask has
-    the name of its image; where several images have the same one, the id of the image is added. Masks have 8
-    bits and a palette, or 16 bits where the data have ids above 255.
+    the name of its image; where several images have the same one, the id of the image is added (see
+    :func:`.evaluation.names.unique_names`). Masks have 8 bits and a palette, or 16 bits where the data have
+    ids above 255.
     """
 
     def __init__(self, folder: Path, branch: SegmentationBranch) -> None:
@@ -125,16 +126,15 @@ class MaskFiles(FileWriter):
         self._values = branch.ids()
         colours = branch.colours()
         self._palette = dict(zip(self._values.tolist(), map(tuple, colours.tolist()), strict=True))
-        self._repeated: set[str] = set()
+        self._names: dict[int, str] = {}
         self._rows: dict[int, list[Any]] = {}
 
     def begin(self, paths: Mapping[int, Path]) -> None:
-        stems = Counter(Path(path).stem for path in paths.values())
-        self._repeated = {stem for stem, number in stems.items() if number > 1}
+        self._names = unique_names({number: Path(path).stem for number, path in paths.items()})
 
     def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
         image_id, labels = prediction["image_id"], prediction["mask"].cpu().numpy()
-        name = f"{path.stem}_{image_id}" if path.stem in self._repeated else path.stem
+        name = self._names[image_id]
         save_id_mask(self.folder / "masks" / f"{name}.png", self._values[labels], self._palette)
         pixels = np.bincount(labels.ravel(), minlength=len(self._values))[: len(self._values)]
         self._rows[image_id] = [image_id, str(path), f"masks/{name}.png", *pixels.tolist()]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,10 +22,12 @@ from ...data.shared.module import TrunklineData, VolumeSettings
 from ...evaluation.base import EvaluationContext, Evaluator, Prediction
 from ...evaluation.distributed import gather_objects
 from ...evaluation.files import write_csv, write_json
+from ...evaluation.names import safe_name
 from ...evaluation.pictures import save_picture
 from ...evaluation.pictures.volumes import slice_picture
 from ...evaluation.volumes import VolumeEvaluator
-from ..base.writer import FileWriter, UnreadImages
+from ..base.drawing import Attempts
+from ..base.writer import FileWriter
 from ..segmentation.branch import SegmentationBranch
 
 logger = logging.getLogger("trunkline")
@@ -54,6 +57,7 @@ class VolumeBranch(SegmentationBranch):
         self.patch: list[int] = []
         self.slice_axis: int | None = None
         self.spacing: list[float] = []
+        self._attempts = Attempts()
         self._folder: Path | None = None  # of the pictures of the evaluation at hand
         self._far: set[str] = set()  # cases of which was said that their voxels are unlike those of training
         self._labels: np.ndarray | None = None  # [256], label of the checkpoint for each label of the data
@@ -163,9 +167,14 @@ class VolumeBranch(SegmentationBranch):
         super().update(predictions, self._as_trained(batch))
         if self._folder is not None:
             for prediction in predictions:
-                save_picture(self._folder / f"{batch.case.name}.jpg", self._slices(prediction, batch))
+                self._attempts.attempt(batch.case.name, partial(self._save_slices, prediction, batch))
+
+    def _save_slices(self, prediction: Prediction, batch: Any) -> None:
+        name = f"{safe_name(batch.case.name)}.jpg"
+        save_picture(cast(Path, self._folder) / name, self._slices(prediction, batch))
 
     def write_report(self, folder: Path) -> dict[str, Path]:
+        self._attempts.finish()
         written = super().write_report(folder)
         if self._folder is not None and self._folder.exists():
             written["pictures of slices"] = self._folder
@@ -208,7 +217,7 @@ class VolumeFiles(FileWriter):
 
     A label volume has the shape, the affine and the number type of its scan, and the ids of the training
     data. ``predictions.csv`` lists how large every region is, ``classes.csv`` what the ids mean,
-    ``cases.json`` which scan belongs to which name, ``failed.csv`` the scans that could not be read.
+    ``cases.json`` which scan belongs to which name.
 
     Args:
         folder: where to write; created where needed.
@@ -220,17 +229,17 @@ class VolumeFiles(FileWriter):
         self.branch = branch
         self._rows: list[tuple[str, str, int, float]] = []
         self._flat = False  # whether scans were 2D images
-        self._failed: list[tuple[str, str, str]] = []
+        self._failed: set[str] = set()
         self._cases: dict[str, list[str]] = {}
 
     def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
         name, scan = batch.case.name, batch.case.images[0]
         self._cases[name] = [str(image) for image in batch.case.images]
         if "error" in prediction:
-            self._failed.append((name, str(scan), prediction["error"]))
+            self._failed.add(name)
             return
         self.branch.compare_spacing(batch)
-        target = self.folder / "labels" / f"{name}{prediction_suffix(scan)}"
+        target = self.folder / "labels" / f"{safe_name(name)}{prediction_suffix(scan)}"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_labels(target, self.branch.ids()[prediction["mask"]], like=scan)
         self._rows += self._sizes(name, prediction["mask"], batch.placement.grid.voxel)
@@ -247,30 +256,20 @@ class VolumeFiles(FileWriter):
 
     def finish(self, first_process: bool) -> str:
         parts = gather_objects((self._rows, self._failed, self._flat, self._cases))
+        if not first_process:
+            return ""
         # With more processes than scans some are there twice.
         rows = sorted({row for sizes, _, _, _ in parts for row in sizes})
-        failed = sorted({case for _, cases, _, _ in parts for case in cases})
+        failed = {name for _, names, _, _ in parts for name in names}
         cases = {name: images for *_, known in parts for name, images in known.items()}
+        size = "mm2" if any(flat for _, _, flat, _ in parts) else "ml"
+        write_csv(self.folder / "predictions.csv", ["case", "region", "voxels", size], rows)
+        known = zip(self.branch.ids(), self.branch.class_names, strict=True)
+        write_csv(self.folder / "classes.csv", ["id", "name"], [list(row) for row in known])
+        listed = [{"case": name, "images": images} for name, images in sorted(cases.items())]
+        write_json(self.folder / "cases.json", listed)
         done = len(cases) - len(failed)
-        text = f"label volumes of {done} of {len(cases)} scans: {(self.folder / 'labels').resolve()}"
-        if first_process:
-            size = "mm2" if any(flat for _, _, flat, _ in parts) else "ml"
-            write_csv(self.folder / "predictions.csv", ["case", "region", "voxels", size], rows)
-            known = zip(self.branch.ids(), self.branch.class_names, strict=True)
-            write_csv(self.folder / "classes.csv", ["id", "name"], [list(row) for row in known])
-            listed = [{"case": name, "images": images} for name, images in sorted(cases.items())]
-            write_json(self.folder / "cases.json", listed)
-            (self.folder / "failed.csv").unlink(missing_ok=True)
-        if failed:
-            if first_process:
-                write_csv(self.folder / "failed.csv", ["case", "scan", "error"], failed)
-            lines = "".join(f"\n  {name}: {error}" for name, _, error in failed[:20])
-            raise UnreadImages(
-                f"{len(failed)} of {len(cases)} scans could not be segmented (all of them are in "
-                f"{(self.folder / 'failed.csv').resolve()}; the others are done):{lines}",
-                text if first_process else "",
-            )
-        return text if first_process else ""
+        return f"label volumes of {done} of {len(cases)} scans: {(self.folder / 'labels').resolve()}"
 
 
 def _joined(names: Sequence[str], labels: Sequence[int]) -> str:

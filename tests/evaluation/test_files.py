@@ -82,10 +82,9 @@ def test_json_has_null_for_nan_and_plain_numbers(tmp_path):
     assert math.isnan(value["nan"])  # the value itself stays as it was
 
 
-def test_json_refuses_infinity(tmp_path):
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "a.json", [math.inf])
-    assert os.listdir(tmp_path) == []
+def test_json_has_null_for_infinity(tmp_path):
+    path = write_json(tmp_path / "a.json", [math.inf, -math.inf, np.float32("inf"), 1.5])
+    assert path.read_text() == "[null, null, null, 1.5]\n"
 
 
 def test_json_indent(tmp_path):

@@ -329,8 +329,14 @@ def test_size_before_turning_has_its_own_explanation(pictures):
 
 def test_files_are_numbered_and_measured(pictures, tmp_path):
     folder, _ = pictures
-    index = index_of_files([folder / "5.png", folder / "2.png"])
+    index, failed = index_of_files([folder / "5.png", folder / "2.png"])
+    assert not failed
     assert index.image_ids.tolist() == [1, 2] and index.sizes.tolist() == [[40, 30], [40, 30]]
     assert index.path(1) == folder / "2.png" and len(index.boxes) == 0
-    with pytest.raises(ImageError, match="1 of 2 images cannot be used:\n  .*gone.png: no such file"):
-        index_of_files([folder / "5.png", tmp_path / "gone.png"])
+    gone = tmp_path / "gone.png"
+    index, failed = index_of_files([gone, folder / "5.png"])
+    assert index.image_ids.tolist() == [1] and index.path(0) == folder / "5.png"
+    assert [(image.image_id, image.file_name) for image in failed] == [(2, str(gone))]
+    assert "gone.png: no such file" in failed[0].error
+    with pytest.raises(ImageError, match="1 of 1 images cannot be used:\n  .*gone.png: no such file"):
+        index_of_files([gone])

@@ -75,7 +75,7 @@ def test_a_broken_scan_is_reported_and_the_others_are_done(monkeypatch, tmp_path
     good = sorted((scans / "images" / "val").iterdir())[0]
     (tmp_path / "in" / "good.nii.gz").write_bytes(good.read_bytes())
     (tmp_path / "in" / "bad.nii.gz").write_bytes(good.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="1 of 2 scans could not be segmented") as caught:
+    with pytest.raises(ValueError, match="1 of 2 images could not be predicted on") as caught:
         command(
             monkeypatch,
             "predict",
@@ -92,7 +92,7 @@ def test_a_broken_scan_is_reported_and_the_others_are_done(monkeypatch, tmp_path
     assert "bad.nii.gz" in str(caught.value)
     assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == ["good.nii.gz"]
     (row,) = csv.DictReader((tmp_path / "out" / "failed.csv").open())
-    assert row["case"] == "bad" and "bad.nii.gz" in row["error"]
+    assert row["file_name"].endswith("bad.nii.gz") and "bad.nii.gz" in row["error"]
     assert not (tmp_path / "out" / "pictures").exists()
 
 
@@ -106,7 +106,7 @@ def test_a_scan_that_is_no_input_of_the_network_is_reported_without_the_training
     two = np.stack([np.asarray(image.dataobj)] * 2, axis=-1)
     nibabel.save(nibabel.Nifti1Image(two, image.affine), tmp_path / "in" / "a.nii.gz")  # the first
     with pytest.raises(
-        ValueError, match="1 of 2 scans(.|\n)*a.nii.gz: has 2 channels, but the network takes 1"
+        ValueError, match="1 of 2 images(.|\n)*a.nii.gz: has 2 channels, but the network takes 1"
     ):
         command(
             monkeypatch,
