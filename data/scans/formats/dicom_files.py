@@ -59,7 +59,7 @@ def _begins_with_element(start: bytes) -> bool:
     if len(start) < 16:
         return False
     for order in ("little", "big"):
-        group, element = (int.from_bytes(start[at : at + 2], order) for at in (0, 2))  # type: ignore[arg-type]
+        group, element = (int.from_bytes(start[at : at + 2], order) for at in (0, 2))
         if group in _FIRST_GROUPS and element <= 0x0070:
             explicit = start[4:6].isalpha() and start[4:6].isupper()
             implicit = order == "little" and int.from_bytes(start[4:8], "little") <= 64

@@ -182,7 +182,8 @@ def _lines(path: Path, magic: bytes, end: str) -> tuple[list[str], int]:
             f"{path}: does not begin as a file of this name: damaged, or not of the format that its name "
             "says; copy or export it again"
         )
-    lines, at = [], 0
+    lines: list[str] = []
+    at = 0
     while at < len(start):
         stop = start.find(b"\n", at)
         stop = len(start) if stop < 0 else stop

@@ -68,7 +68,8 @@ def read_nifti(path: PathLike, header_only: bool = False, floats: bool = False) 
         warn_once(
             path, f"by its xyzt_units its voxels measure {sizes} mm; if they do not, set the units to mm"
         )
-    slope, inter = image.dataobj.slope, image.dataobj.inter
+    stored_as: Any = image.dataobj
+    slope, inter = stored_as.slope, stored_as.inter
     if (slope, inter) != (1, 0):
         stored.step, stored.scaled_by = abs(float(slope)), f"scl_slope {slope:g} and scl_inter {inter:g}"
     if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
@@ -86,7 +87,7 @@ def _check_header(path: PathLike) -> None:
     with gzip.open(path) if packed else open(path, "rb") as file:
         start = file.read(nibabel.Nifti2Header.template_dtype.itemsize)
     kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
-    found = [kinds.get(int.from_bytes(start[:4], order)) for order in ("little", "big")]  # type: ignore[arg-type]
+    found = [kinds.get(int.from_bytes(start[:4], order)) for order in ("little", "big")]
     kind = found[0] or found[1]
     if kind is None or len(start) < kind.template_dtype.itemsize:
         raise ScanError(
