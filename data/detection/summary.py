@@ -21,6 +21,7 @@ from .index import CocoIndex
 logger = logging.getLogger("trunkline")
 
 _MANY = 0.05  # share of boxes below a pixel
+_ROUNDING = 1e-3  # pixels; boxes are float32
 
 
 class Scale(NamedTuple):
@@ -48,14 +49,14 @@ def summarise(index: CocoIndex, scale: Scale) -> SplitSummary:
         "boxes": boxes,
         "crowd regions": len(single) - boxes,
         "images without boxes": len(index) - len(images[single].unique()),
-        "boxes below 1 pixel when resized": int(small.sum()),
+        "boxes below 1 pixel": int(small.sum()),
         "classes without boxes": len(unused_classes(index)),
     }
     counts |= {f"boxes dropped: {reason}": count for reason, count in index.dropped.items()}
     remedy = "look at the annotations: every image is background"
     if small.sum() == boxes > 0:
-        remedy = "all boxes are below 1 pixel when images are resized; set data.short_side above "
-        remedy += str(scale.short_side)
+        remedy = "all boxes are below 1 pixel in the file, or when images are resized; set data.short_side "
+        remedy += f"above {scale.short_side}, if the boxes are right"
     elif boxes < len(single):
         remedy = "all boxes have iscrowd 1, which marks regions to ignore; set it to 0 for single objects"
     elif index.dropped:
@@ -64,7 +65,10 @@ def summarise(index: CocoIndex, scale: Scale) -> SplitSummary:
 
 
 def below_pixel(index: CocoIndex, scale: Scale) -> np.ndarray:
-    """Return ``[N]`` bool: boxes of which a side is shorter than a pixel when their image is resized."""
+    """Return ``[N]`` bool: boxes of which a side is shorter than a pixel, of the file or when it is resized.
+
+    Training leaves out what is below a pixel of the file.
+    """
     if not len(index):
         return np.zeros(0, dtype=bool)
     sizes = index.sizes.numpy()
@@ -73,7 +77,8 @@ def below_pixel(index: CocoIndex, scale: Scale) -> np.ndarray:
     factors = np.max(resized, axis=0) / sizes  # [I, 2] height, width, on the canvas that shrinks least
     factors = np.repeat(factors, index.offsets.diff().numpy(), axis=0)[:, ::-1]  # [N, 2] width, height
     boxes = index.boxes.numpy()
-    return np.asarray(((boxes[:, 2:] - boxes[:, :2]) * factors < 1).any(axis=1))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return np.asarray((np.minimum(sides, sides * factors) < 1 - _ROUNDING).any(axis=1))
 
 
 def unused_classes(index: CocoIndex) -> Sequence[LabelClass]:
@@ -113,7 +118,7 @@ def tell(index: CocoIndex, split: str, scale: Scale) -> None:
     small = below_pixel(index, scale) & ~index.crowd.numpy()
     if small.sum() > _MANY * len(small):
         logger.warning(
-            "%s of %d in the %s data are below 1 pixel when images are resized to a short side of %d; set "
-            "data.short_side and data.long_side higher, or cut the images into tiles",
+            "%s of %d in the %s data are below 1 pixel in the file, or when images are resized to a short "
+            "side of %d; set data.short_side and data.long_side higher, or cut the images into tiles",
             f"{int(small.sum())} boxes" if small.sum() > 1 else "1 box", len(small), split, scale.short_side,
         )  # fmt: skip
