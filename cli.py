@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import json
 import logging
 import os
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 CONFIGS = Path(__file__).parent / "configs"
+LIGHTNING = ("pytorch_lightning", "lightning_fabric")
+FOLDER_ERRORS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 HELP = """usage: trunkline COMMAND [OPTIONS]
@@ -46,7 +49,18 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the words after ``trunkline``; None for those of this process.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _main(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has enough; Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except KeyboardInterrupt:
+        print("\ntrunkline: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _main(words: list[str]) -> None:
     command = words[0] if words else "--help"
     if command in ("-h", "--help", "help"):
         print(HELP)
@@ -89,6 +103,8 @@ def resolve_config(name: str) -> str:
     shipped = shipped_configs()
     if name in shipped:
         return str(shipped[name])
+    if name and Path(name).is_dir():
+        sys.exit(f"trunkline: --config {name} is a folder; give a file in it")
     sys.exit(
         f"trunkline: --config {name!r} is neither a file nor a shipped config{_did_you_mean(name, shipped)}; "
         "`trunkline configs` lists those"
@@ -256,11 +272,26 @@ def _run(words: list[str]) -> None:
     sys.argv = [sys.argv[0], *words]
     try:
         TrunklineCLI()
-    except (ValueError, OSError, FloatingPointError) as error:
-        # What this package raises on purpose says all there is to say; anything else needs its traceback.
-        if os.environ.get("TRUNKLINE_TRACEBACK") or not _raised_here(error):
+    except Exception as error:
+        said = None if os.environ.get("TRUNKLINE_TRACEBACK") else _message(error)
+        if said is None:
             raise
-        sys.exit(f"\ntrunkline: error: {error}")
+        sys.exit(f"\ntrunkline: error: {said}")
+
+
+def _message(error: Exception) -> str | None:
+    """Return what is said about an error in place of its traceback; None where that is needed."""
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    package = _raised_in(error)
+    if package == "trunkline" and isinstance(error, ValueError | OSError | FloatingPointError):
+        return str(error)  # raised on purpose, it says all there is to say
+    on_purpose = isinstance(error, ValueError | RuntimeError | ImportError)
+    if isinstance(error, MisconfigurationException) or (package in LIGHTNING and on_purpose):
+        return f"the options of the trainer do not fit this run: {error}"
+    if isinstance(error, FOLDER_ERRORS) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        return f"{error.filename or 'a file'}: {error.strerror}; choose another folder, or make room for it"
+    return None
 
 
 def with_null_overrides(words: list[str]) -> list[str]:
@@ -278,7 +309,8 @@ def with_null_overrides(words: list[str]) -> list[str]:
     for word in joined:
         key, equals, value = word.removeprefix("--").partition("=")
         parts = key.split(".")
-        if equals and value in ("null", "~") and parts[0] in ("model", "data") and len(parts) > 2:
+        nested_text = parts[0] in ("model", "data") and len(parts) > 2
+        if equals and value in ("null", "~") and (nested_text or parts[0] == "output"):
             nested: object = None
             for part in reversed(parts):
                 nested = {part: nested}
@@ -287,9 +319,9 @@ def with_null_overrides(words: list[str]) -> list[str]:
     return rewritten
 
 
-def _raised_here(error: BaseException) -> bool:
-    """Whether the innermost frame of the error is in this package."""
+def _raised_in(error: BaseException) -> str:
+    """Return the package of the innermost frame of an error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == "trunkline"
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]

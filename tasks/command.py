@@ -48,10 +48,11 @@ from .settings.class_paths import check_class_paths
 from .settings.nulls import check_nulls
 from .settings.num_classes import fill_in
 from .settings.parser import CommandParser, placed
-from .settings.run_folder import SaveRunConfig, new_run_folder
+from .settings.run_folder import SaveRunConfig, check_counts, new_run_folder
 from .settings.sources import SettingError, read_sources
 from .volumes import VolumeSegmentation  # noqa: F401
 
+DUMPS = ("Does not validate against any of the Union", "Problem with given class_path")  # of jsonargparse
 REFRESH_RATE = 20  # steps between two updates of the progress bar on a device
 
 
@@ -164,8 +165,10 @@ class TrunklineCLI(LightningCLI):
         except ValueError as error:
             # jsonargparse buries what a constructor said under a dump of the whole configuration.
             told: BaseException = error
-            while str(told).startswith("Does not validate against any of the Union") and told.__cause__:
+            while str(told).startswith(DUMPS) and told.__cause__:
                 told = told.__cause__
+            if isinstance(told, ImportError):
+                raise SettingError(f"a class of the config needs a package more: {told}") from told
             raise told  # noqa: B904
 
     def _number_classes(self) -> None:
@@ -181,7 +184,9 @@ class TrunklineCLI(LightningCLI):
             vars(self).pop("config_dump", None)  # which goes into checkpoints, with the number
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        folder = new_run_folder(self._get(self.config_init, "trainer"))
+        settings = self._get(self.config_init, "trainer")
+        check_counts(settings)
+        folder = new_run_folder(settings)
         if folder is not None:
             kwargs["default_root_dir"] = folder
         try:

@@ -114,7 +114,8 @@ def _of_the_command(message: str, known: Known) -> SettingError | None:
         key = option[1] or option[3]
         if not option[1] and not option[2]:
             return SettingError(f"{key} belongs to no option; values with spaces need quotes")
-        hint = _close(key, known.options())
+        options = list(known.options())
+        hint = "; another command has it" if key in options else _close(key, options)
         if key.split(".")[0] in ("fit", "validate", "test", "predict"):
             hint = f"; settings are not below {key.split('.')[0]}:, move them one level up"
         return SettingError(f"there is no such option{hint}", key)
