@@ -49,7 +49,7 @@ from .settings.nulls import check_nulls
 from .settings.num_classes import fill_in
 from .settings.parser import CommandParser, placed
 from .settings.run_folder import SaveRunConfig, check_counts, new_run_folder
-from .settings.sources import SettingError, read_sources
+from .settings.sources import SettingError, read_sources, with_names_as_text
 from .volumes import VolumeSegmentation  # noqa: F401
 
 DUMPS = ("Does not validate against any of the Union", "Problem with given class_path")  # of jsonargparse
@@ -137,7 +137,7 @@ class TrunklineCLI(LightningCLI):
         words = with_checkpoint_settings(words)
         check_class_paths(words)
         with placed(given, sources):
-            self.config = parser.parse_args(words)
+            self.config = parser.parse_args(with_names_as_text(words))
             check_nulls(self.config[self.config.subcommand], {"trainer": Trainer, "output": Output})
 
     def _parse_ckpt_path(self) -> None:

@@ -49,10 +49,14 @@ def _parsed(source: str | Path) -> Any:
 
 def options_of(words: list[str]) -> Iterator[tuple[str, str]]:
     """Yield the options of a command with their values, without the dashes."""
+    return ((option, value) for option, value in options_of_words(words) if option)
+
+
+def options_of_words(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the option and the value that begin at each word; both empty where a word is no option."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         option, equals, value = word.partition("=")
-        if option.startswith("-"):
-            yield option.lstrip("-"), value if equals else after
+        yield (option.lstrip("-"), value if equals else after) if option.startswith("-") else ("", "")
 
 
 def _class_paths(content: Any, place: str) -> Iterator[tuple[str, str]]:

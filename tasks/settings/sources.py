@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from .class_paths import options_of
+from .class_paths import options_of, options_of_words
 
 SECTIONS = ("model", "data", "trainer", "output")  # that cannot be empty
 STANDARD = "tag:yaml.org,2002:"
@@ -108,6 +109,29 @@ def read_sources(words: list[str]) -> list[Source]:
             root = _settings(_text(Path(value)), value)
             sources.append(Source(value, option, root))
     return sources
+
+
+def with_names_as_text(words: list[str]) -> list[str]:
+    """Write options whose value is a file that YAML takes for something else, ``a: b``, as inline configs."""
+    rewritten = list(words)
+    for position, (option, value) in enumerate(options_of_words(words)):
+        parts = option.split(".")
+        if len(parts) < 2 or parts[0] not in SECTIONS or not _is_mistaken(value):
+            continue
+        nested: object = value
+        for part in reversed(parts):
+            nested = {part: nested}
+        rewritten[position] = f"--config={json.dumps(nested)}"
+        if "=" not in words[position]:
+            rewritten[position + 1] = ""
+    return [word for word, before in zip(rewritten, words, strict=True) if word or not before]
+
+
+def _is_mistaken(name: str) -> bool:
+    try:
+        return Path(name).exists() and isinstance(yaml.safe_load(name), dict | list)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
 
 
 def _text(path: Path) -> str:
