@@ -139,7 +139,9 @@ class TimmBackbone(Backbone):
     def _blame_size(self, image: Tensor, error: Exception) -> None:
         """Raise an error that names the size, where the network cannot take an image of it."""
         size = tuple(image.shape[2:])
-        about_size = isinstance(error, AssertionError) or re.search(r"(?i)\bsizes?\b|shape", str(error))
+        about_size = isinstance(error, AssertionError) or re.search(
+            r"(?i)^(?!.*channels, but got).*(\bsizes?\b|shape)", str(error)
+        )
         single = single_value(str(error), len(image), size)
         if size == self.native_size or single or not about_size or isinstance(error, torch.OutOfMemoryError):
             return

@@ -100,6 +100,7 @@ class Branch(ABC):
         classes = self.classes_of(data)
         if classes:
             self.adopt(classes)
+            self._require_number(classes)
         if stage == "fit" and self.head.balanced:
             self.head.balance([int(count) for count in data.label_counts(self.kind, self.name)])
         if any(evaluator.needs_truth for evaluator in self.evaluators):
@@ -142,7 +143,7 @@ class Branch(ABC):
         """Take over the data's classes, after checking that the head and the checkpoint know them.
 
         Raises:
-            ValueError: if the data have more or fewer classes than the head, or others than the checkpoint.
+            ValueError: if the data have more classes than the head, or others than the checkpoint.
         """
         known, given = ([self.label_of(row) for row in rows] for rows in (self.classes, classes))
         if known and known != given:
@@ -151,14 +152,20 @@ class Branch(ABC):
                 f"{_shortened(given)}{_first_difference(known, given)}; give data with the same classes in "
                 "the same order, or train from these weights with --model.weights CHECKPOINT"
             )
-        if len(given) != self.head.num_classes:
-            names = ", ".join(_listed([row["name"] for row in classes]))
-            raise ValueError(
-                f"--{self.option}.num_classes is {self.head.num_classes}, but the data have {len(given)} "
-                f"classes: {names}. Set --{self.option}.num_classes auto (or {len(given)}); to use a "
-                "network as it was trained, give data with its classes"
-            )
+        if len(given) > self.head.num_classes:
+            self._require_number(classes)
         self.classes = classes
+
+    def _require_number(self, classes: list[dict[str, Any]]) -> None:
+        """Check that the head has as many classes as the data."""
+        given = [row["name"] for row in classes]
+        if len(given) != self.head.num_classes:
+            option, number = f"--{self.option}.num_classes", len(given)
+            raise ValueError(
+                f"{option} is {self.head.num_classes}, but the data have {number} "
+                f"class{'es' if number > 1 else ''}: {', '.join(_listed(given))}. Set {option} auto (or "
+                f"{number}); to use a network as it was trained, give data with its classes"
+            )
 
     @property
     def class_names(self) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trunkline.backbones import ResNet
+from trunkline.backbones import FeatureLevel, ResNet
 from trunkline.heads import FCN
 from trunkline.tasks.classification.task import Classification
 
@@ -40,6 +40,7 @@ def test_images_that_the_trunk_cannot_take_are_an_error_before_the_first(
 def test_one_image_of_a_single_cell_is_too_little_for_batch_norm(tiny, tmp_path):
     task = tiny.classifier()
     task.backbone.conv = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 8, 8), torch.nn.BatchNorm2d(6))
+    task.backbone.levels = (FeatureLevel(6, (8, 8)),)
     with pytest.raises(ValueError, match="--data.batch_size 2 or more"):
         tiny.trainer(tmp_path).fit(task, tiny.Memory(sizes=(1, 1)))
     tiny.trainer(tmp_path).fit(task, tiny.Memory(sizes=(2,)))
