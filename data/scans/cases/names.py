@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ...shared.common import listing, number_of
 from ...shared.locate import MASK_ENDINGS
+from ..formats.dicom_files import series_below
 from ..formats.files import is_scan, scan_stem
 from .types import Case, CasesError, Unlabelled
 
@@ -89,6 +90,30 @@ def warn_left_out(folder: Path, taken: Collection[Path], what: str = "scans") ->
         logger.warning("%s: files and folders left out: %s", folder, ", ".join(texts))
 
 
+def _warn_deeper(folder: Path, files: Sequence[Path], inner: Sequence[Path]) -> None:
+    """Log DICOM series that lie deeper than in a folder of a case, and so are not found."""
+    if not folder.is_dir():
+        return
+    others = [entry for entry in sorted(folder.iterdir()) if entry.name[:1] != "." and entry not in files]
+    deep = [
+        str(series.relative_to(folder))
+        for entry in others
+        if entry.is_dir()
+        for series in series_below(entry)
+        if entry not in inner or series.parent != entry
+    ]
+    if deep:
+        more = ", ..." if len(deep) > _NAMED else ""
+        logger.warning(
+            "%s: left out for lying too deep is %s of DICOM files (%s%s); a case is the folder of its "
+            "series, or holds that folder: move it up, or list the cases in a CSV (data.table)",
+            folder,
+            number_of(len(deep), "folder"),
+            ", ".join(deep[:_NAMED]),
+            more,
+        )
+
+
 def group_folder(
     folder: Path,
     labels: Collection[str] | None = None,
@@ -111,6 +136,7 @@ def group_folder(
     """
     files = scans_in(folder, ending)
     inner = folders_in(folder, ending) if folder.is_dir() else []
+    _warn_deeper(folder, files, inner)
     if files and inner:
         raise CasesError(
             f"{folder}: holds scans ({files[0].name} ...) and folders of scans ({inner[0].name} ...); keep "

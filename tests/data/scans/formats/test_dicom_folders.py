@@ -8,6 +8,7 @@ import pydicom
 import pytest
 from dicom_series import AXIAL, lps_affine, write_slice
 
+from trunkline.data.scans.cases.names import group_folder
 from trunkline.data.scans.formats import scan as scan_module
 from trunkline.data.scans.formats.dicom_files import series_below
 from trunkline.data.scans.formats.files import ScanError, read_grid, read_scan
@@ -117,3 +118,13 @@ def test_a_spacing_that_contradicts_the_positions_is_said(series, caplog):
     edit(series / "IM0.dcm", SpacingBetweenSlices=5.0)
     assert read_grid(series)[0].spacing[2] == pytest.approx(3)
     assert "SpacingBetweenSlices says 5 mm, but slices lie 3 mm apart" in caplog.text
+
+
+def test_series_too_deep_to_be_cases_are_named(series, caplog):
+    root = series.parent
+    (root / "images" / "B" / "STUDY").mkdir(parents=True)
+    shutil.copytree(series, root / "images" / "A" / "T1")
+    shutil.copytree(series, root / "images" / "A" / "T2" / "more")
+    shutil.move(series, root / "images" / "B" / "STUDY" / "T1")
+    assert group_folder(root / "images").images == {"A": (root / "images" / "A" / "T1",)}
+    assert "too deep is 2 folders of DICOM files (A/T2/more, B/STUDY/T1); a case is" in caplog.text
