@@ -267,7 +267,8 @@ def place(scan: Scan, how: Preparation, name: str = "the scan") -> Placement:
     if math.prod(shape) * len(scan.voxels) > _MOST_VALUES:
         raise ValueError(
             f"{name}: would have the shape {shape} with {_KEY}.spacing {how.spacing} mm (its own is "
-            f"{[round(number, 4) for number in old]} mm); choose a larger spacing"
+            f"{[round(number, 4) for number in old]} mm); choose a larger spacing, or "
+            "correct the unit of its header (mm, micron, m)"
         )
     spacing = tuple(was * length / new for was, length, new in zip(old, lengths, shape, strict=True))
     return Placement(scan.grid, orientation, box, shape, spacing, coarse)
