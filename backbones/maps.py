@@ -12,9 +12,10 @@ from torch import Tensor
 from .base import Backbone
 
 ROUNDING = 2  # cells, by less than which rounding at every halving may move the size of a map
-# Cells that convolutions without padding may take away, and which share of the map has to be left: of the
-# finest map, and of the others. The finest one has to be exact, for it shows most of an image resized inside.
-BORDERS = (5, 0.92), (3, 0.7)
+# What convolutions without padding may take away: pixels of the image, as the finest map shows them, and then
+# cells of the other maps. A network that resizes its input takes away more, or adds some.
+BORDER = 18
+BORDER_CELLS = 3
 
 
 def check_maps(backbone: Backbone, maps: Sequence[Tensor], size: Sequence[int]) -> None:
@@ -39,6 +40,7 @@ def check_maps(backbone: Backbone, maps: Sequence[Tensor], size: Sequence[int]) 
             f"{name} declares {len(levels)} levels and returned {len(maps)} maps; set self.levels to one "
             "FeatureLevel for each map, finest first"
         )
+    border: tuple[float, ...] = ()
     for number, (level, x) in enumerate(zip(levels, maps, strict=True)):
         cells = tuple(x.shape[2:])
         if x.ndim != len(size) + 2 or x.shape[1] != level.channels:
@@ -46,8 +48,9 @@ def check_maps(backbone: Backbone, maps: Sequence[Tensor], size: Sequence[int]) 
                 f"{name} declares {level.channels} channels and {len(level.stride)} axes for level {number}, "
                 f"and returned a map of shape {list(x.shape)}; correct its levels, which heads are built from"
             )
-        border = BORDERS[min(number, 1)]
-        if not all(_fits(*one, *border) for one in zip(cells, size, level.stride, strict=True)):
+        if number == 0:
+            border = tuple(BORDER / step for step in level.stride)
+        if not all(map(_fits, cells, size, level.stride, border)):
             ratios = " x ".join(f"{whole / cell:.3g}" for whole, cell in zip(size, cells, strict=True))
             raise ValueError(
                 f"{name} declares stride {_times(level.stride)} for level {number}, but made a map of "
@@ -56,11 +59,17 @@ def check_maps(backbone: Backbone, maps: Sequence[Tensor], size: Sequence[int]) 
                 "network is built for, choose a network that takes any size, or correct the strides in its "
                 "levels"
             )
+        if number == 0:  # only a network without padding there may lack a border elsewhere
+            padded = all(
+                abs(whole / step - cell) < ROUNDING
+                for cell, whole, step in zip(cells, size, level.stride, strict=True)
+            )
+            border = (0 if padded else BORDER_CELLS,) * len(size)
 
 
-def _fits(cells: int, size: int, stride: int, border: int, left: float) -> bool:
-    whole = size / stride
-    return cells > 0 and (abs(cells - whole) < ROUNDING or left * whole <= cells < whole <= cells + border)
+def _fits(cells: int, size: int, stride: int, border: float) -> bool:
+    missing = size / stride - cells
+    return cells > 0 and (abs(missing) < ROUNDING or 0 < missing <= border)
 
 
 def _times(sizes: Sequence[int]) -> str:

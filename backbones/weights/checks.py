@@ -52,7 +52,8 @@ def require_trained_below(plan: Plan) -> None:
         ValueError: naming the layers, and what to do.
     """
     filled = {id(target) for target, _ in plan.copies}
-    order = [entry for entry in plan.target.values() if entry.part == TRUNK]
+    counted = (entry for entry in plan.target.values() if not entry.key.endswith("num_batches_tracked"))
+    order = [entry for entry in counted if entry.part == TRUNK]
     last = max((place for place, entry in enumerate(order) if id(entry.tensor) in filled), default=-1)
     below = [entry for entry in order[:last] if entry.key in plan.untrained]
     if not below:
