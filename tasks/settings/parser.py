@@ -53,7 +53,13 @@ set_dumper("yaml", dump_yaml)
 
 
 class CommandParser(LightningArgumentParser):
-    """A parser that says in one line what is wrong, where jsonargparse lists all that it tried."""
+    """A parser that says in one line what is wrong, where jsonargparse lists all that it tried.
+
+    Beginnings of options are no options: ``--trainer.max_epoch``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Stop with a message.
