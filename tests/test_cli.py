@@ -197,3 +197,64 @@ def test_bad_values_end_in_one_clear_message(run, shapes, tmp_path, override, sa
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "trunkline", "--version"], capture_output=True, text=True)
     assert done.stdout.strip() == f"trunkline {__version__}", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trainer.accelerator=gpus"], "invalid accelerator name"),
+        (["--trainer.strategy=foo"], "invalid strategy name"),
+        (["--trainer.max_epochs=-2"], "`max_epochs` must be a non-negative integer or -1"),
+        (["--trainer.limit_train_batches=1.5"], "invalid value 1.5 for limit_train_batches"),
+        (
+            ["--trainer.accumulate_grad_batches=0"],
+            "trainer.accumulate_grad_batches: expected a whole number from 1",
+        ),
+        (["--trainer.logger=false", "--trainer.callbacks+=LearningRateMonitor"], "`LearningRateMonitor`"),
+        (["--trainer.logger=WandbLogger"], "needs a package more: Requirement 'wandb"),
+        (["--seed_everything=-1"], "-1 is not in bounds"),
+        (["--trainer.default_root_dir={file}"], "Not a directory; choose another folder"),
+    ],
+)
+def test_errors_of_the_trainers_options_are_messages(run, shapes, tmp_path, words, said):
+    (tmp_path / "file").write_text("")
+    where = [f"--data.root={shapes}", f"--trainer.default_root_dir={tmp_path}", "--data.workers=0"]
+    words = [word.format(file=tmp_path / "file") for word in words]
+    small = ["--data.short_side=64", "--data.long_side=96", "--trainer.max_steps=1"]
+    code, _ = run("fit", "--config", "detection/faster_rcnn_r18_fpn_demo", *where, *small, *words)
+    assert code.startswith("\ntrunkline: error: ") and said in code and "Namespace(" not in code
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config", "{folder}"], "is a folder; give a file in it"),
+        (["--config"], "-c/--config: expected one argument"),
+        (["--ckpt_path"], "--ckpt_path: expected one argument"),
+        (["--output.foldr=x"], "--output.foldr: there is no such option (did you mean output.folder?)"),
+        (["--output.folder=null"], "output.folder: null is no value for it"),
+    ],
+)
+def test_half_an_option_is_told(run, tmp_path, words, said):
+    name = ["--config", "detection/faster_rcnn_r18_fpn_demo"]
+    code, _ = run("predict", *name, *(word.format(folder=tmp_path) for word in words))
+    assert said in code
+
+
+def test_an_interruption_needs_no_traceback(run, monkeypatch):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trunkline.cli._run", interrupted)
+    code, printed = run("fit")
+    assert code == 130 and printed.err == "\ntrunkline: interrupted\n"
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """As in ``trunkline configs | head -1``: the pipe is closed before anything is written."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "trunkline", "configs"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 141 and done.stderr == ""
