@@ -7,6 +7,8 @@ from trunkline.backbones.base import FeatureLevel
 from trunkline.heads import FasterRCNN, Head
 from trunkline.heads.detection import AnchorOptions, RoIOptions, RPNOptions
 
+NAN, INF = float("nan"), float("inf")
+
 
 @pytest.mark.parametrize("options", [RPNOptions, RoIOptions])
 @pytest.mark.parametrize(
@@ -22,6 +24,11 @@ from trunkline.heads.detection import AnchorOptions, RoIOptions, RPNOptions
         ("min_box_size", -1, "at least 0"),
         ("smooth_l1_beta", -1, "at least 0"),
         ("box_loss", "iou", "giou"),
+        ("positive_fraction", 0, "above 0"),
+        ("nms_threshold", NAN, "between 0 and 1"),
+        ("min_box_size", INF, "finite"),
+        ("min_box_size", NAN, "finite"),
+        ("smooth_l1_beta", INF, "finite"),
     ],
 )
 def test_bad_common_values_are_named(options, name, value, rule):
@@ -37,7 +44,8 @@ def test_proposal_numbers_are_positive(name):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("score_threshold", 1.1), ("canonical_size", 0)]
+    [("score_threshold", 1), ("score_threshold", NAN), ("score_threshold", -0.1)]
+    + [("canonical_size", value) for value in (0, NAN, INF)]
     + [(n, 0) for n in ("hidden", "pool_size", "levels", "detections_per_image", "nms_candidates")]
     + [("sampling_ratio", -1)],
 )
@@ -56,6 +64,10 @@ def test_second_stage_values_are_named(name, value):
         ({"ratios": ()}, "positive"),
         ({"ratios": (0,)}, "positive"),
         ({"scale": 0}, "positive"),
+        ({"scale": NAN}, "positive"),
+        ({"scale": INF}, "positive and finite"),
+        ({"sizes": (32, INF)}, "positive and finite"),
+        ({"ratios": (1.0, INF)}, "positive and finite"),
         ({"octave_scales": 0}, "at least 1"),
         ({"scale": 4, "sizes": (32,)}, "left out where sizes are given"),
     ],
