@@ -47,7 +47,7 @@ from .segmentation import SemanticSegmentation  # noqa: F401
 from .settings.class_paths import check_class_paths
 from .settings.nulls import check_nulls
 from .settings.num_classes import fill_in
-from .settings.parser import CommandParser, placed
+from .settings.parser import CommandParser, keep_whole_numbers, placed
 from .settings.run_folder import SaveRunConfig, check_counts, new_run_folder
 from .settings.sources import SettingError, read_sources, with_names_as_text
 from .volumes import VolumeSegmentation  # noqa: F401
@@ -122,7 +122,7 @@ class TrunklineCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.keep_whole_numbers()
+        keep_whole_numbers(parser)
         if subcommand == "predict":
             parser.add_class_arguments(Output, "output")
             parser.set_defaults({"return_predictions": False})  # they go to disk, not into memory

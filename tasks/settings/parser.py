@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -76,18 +76,6 @@ class CommandParser(LightningArgumentParser):
             super().error(message, ex)
         raise told from ex
 
-    def keep_whole_numbers(self) -> None:
-        """Let 1 stay 1 where numbers with a fraction are allowed too: to Lightning 1 is a batch, 1.0 all.
-
-        ``Optional[Union[int, float]]`` may hold float first, for typing takes it for the same as an earlier
-        ``Optional[Union[float, int]]``; jsonargparse takes the first type that fits.
-        """
-        for action in self._actions:
-            hint = vars(action).get("_typehint")
-            types = typing.get_args(hint)
-            if typing.get_origin(hint) is typing.Union and {int, float} <= set(types):
-                action._typehint = typing.Union[tuple(sorted(types, key=lambda each: each is not int))]  # noqa: UP007
-
     def _known_options(self) -> Iterator[str]:
         """Yield the options of this parser, and of those of its commands."""
         for action in self._actions:
@@ -95,6 +83,23 @@ class CommandParser(LightningArgumentParser):
             if isinstance(action.choices, dict):
                 for parser in action.choices.values():
                     yield from parser._known_options()
+
+
+def keep_whole_numbers(parser: LightningArgumentParser) -> None:
+    """Let 1 stay 1 where numbers with a fraction are allowed too: to Lightning 1 is a batch, 1.0 all.
+
+    ``Optional[Union[int, float]]`` may hold float first, for typing takes it for the same as an earlier
+    ``Optional[Union[float, int]]``; jsonargparse takes the first type that fits.
+
+    Args:
+        parser: of a command; changed.
+    """
+    actions: Iterable[Any] = parser._actions
+    for action in actions:
+        hint = vars(action).get("_typehint")
+        types = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Union and {int, float} <= set(types):
+            action._typehint = typing.Union[tuple(sorted(types, key=lambda each: each is not int))]  # noqa: UP007
 
 
 def _known_classes() -> Iterator[str]:
