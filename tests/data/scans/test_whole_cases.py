@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pytorch_lightning.loops.progress import _BatchProgress
 
 from scan_cases import SHAPES, SMALL, fitted, indexed, labels, save, write
 from trunkline.data.scans.cases.cases import CasesError
@@ -54,7 +55,11 @@ def test_ranks_share_cases_and_draw_other_patches(tmp_path, world_size):
     shown, drawn = [], []
     for rank in range(world_size):
         made.trainer = SimpleNamespace(
-            global_rank=rank, world_size=world_size, overfit_batches=0, num_devices=world_size
+            global_rank=rank,
+            world_size=world_size,
+            overfit_batches=0,
+            num_devices=world_size,
+            fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=_BatchProgress())),
         )
         shown += [case.case.name for case in made.val_dataloader()]
         drawn += [request.seed for batch in made.train_dataloader().sampler for request in batch]
