@@ -10,12 +10,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .files import write_csv, write_json
+from .pictures.attempts import Attempts
 from .pictures.boxes import save_picture
 
 Prediction = dict[str, Any]
@@ -136,8 +138,13 @@ class Evaluator(ABC):
         Returns:
             The files by what they are.
         """
-        pictures = self.pictures(result).items()
-        return {title: save_picture(folder / f"{title}.png", picture) for title, picture in pictures}
+        attempts = Attempts()
+        pictures = attempts.attempt("the results", lambda: self.pictures(result)) or {}
+        written = {
+            title: attempts.attempt(title, partial(save_picture, folder / f"{title}.png", picture))
+            for title, picture in pictures.items()
+        }
+        return {title: path for title, path in written.items() if path is not None}
 
 
 def class_table(rows: Sequence[Mapping[str, Any]], most: int | None = 50) -> str:

@@ -70,7 +70,7 @@ class SegmentationIndex:
         return request.index, self.path(request.index)
 
     def readable(self) -> tuple[SegmentationIndex, np.ndarray, list[FailedImage]]:
-        """Return the images with a size, their sizes as in ``sizes``, and the others, with the ids after them.
+        """Return the images with a size, their sizes as in ``sizes``, and the others with later ids.
 
         Raises:
             ImageError: listing the first 20 files, if none is an image.

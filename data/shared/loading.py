@@ -170,12 +170,14 @@ class PlainErrorLoader(DataLoader):
         """Yield the batches.
 
         Raises:
-            ValueError: (or a subclass) with the message that the dataset or ``collate_fn`` gave.
+            ValueError, OSError: (or a subclass) with the message that the dataset or ``collate_fn`` gave.
         """
         try:
             yield from super().__iter__()
-        except ValueError as error:
-            start = f"\n{type(error).__module__}.{type(error).__qualname__}: "
+        except (ValueError, OSError) as error:
+            kind = type(error)
+            module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+            start = f"\n{module}{kind.__qualname__}: "
             _, found, message = str(error).rpartition(start)
             if not found:
                 raise

@@ -16,14 +16,16 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..files import write_atomically
+from .text import fitted, font_of, readable
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # x1 y1 x2 y2 in whole pixels, x2 and y2 outside
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+LARGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels a side
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -59,7 +61,8 @@ def draw_boxes(
     Frames lie inside their boxes; their thickness and the size of the text grow with the image. Boxes are cut
     at the image's edge, and those without a pixel inside it are left out. Earlier boxes lie on top, for
     predictions come best first; labels lie on top of all frames, next to each other where there is room, and
-    never leave the image.
+    never leave the image. Texts are cut, and letters that the font lacks replaced, as in
+    :func:`.text.readable`.
 
     Args:
         image: ``[h, w, 3]`` uint8 RGB, an array or CPU tensor.
@@ -80,7 +83,8 @@ def draw_boxes(
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"image must be [h, w, 3] uint8, got {list(pixels.shape)} {pixels.dtype}")
     frames = _rectangles("boxes", boxes, pixels, labels=labels, scores=scores, classes=classes)
-    texts = list(labels)
+    numbers = [None] * len(labels) if classes is None else list(map(int, classes))
+    texts = [readable(label, number) for label, number in zip(labels, numbers, strict=True)]
     if scores is not None:
         percent = [f"{100 * float(score):.0f}%" for score in cast(Iterable, scores)]
         texts = [f"{text} {number}".strip() for text, number in zip(texts, percent, strict=True)]
@@ -93,7 +97,7 @@ def draw_boxes(
         truth = _rectangles("truth_boxes", truth_boxes, pixels, truth_labels=truth_labels)
         for frame, text in zip(truth, truth_labels or [""] * len(truth), strict=True):
             _draw_dashes(pixels, frame, max(1, width // 2))
-            notes.append((frame, text, BLACK))
+            notes.append((frame, readable(text), BLACK))
     return _draw_labels(pixels, [note for note in notes if _visible(note[0]) and note[1]])
 
 
@@ -129,6 +133,8 @@ def contact_sheet(images: Sequence[ArrayLike], columns: int, gap: int = 8) -> np
 def save_picture(path: str | os.PathLike[str], image: ArrayLike) -> Path:
     """Write a picture atomically, in the format that the file's suffix names.
 
+    One that is larger than the format takes (65,500 pixels a side for JPEG) is made smaller.
+
     Args:
         path: a name that ends in ``.png``, ``.jpg`` or another suffix known to Pillow; missing parent folders
             are created.
@@ -143,7 +149,10 @@ def save_picture(path: str | os.PathLike[str], image: ArrayLike) -> Path:
         raise ValueError(f"{path}: cannot write a picture with the suffix {suffix!r}; use .png or .jpg")
     buffer = io.BytesIO()
     options = {"quality": 92} if form == "JPEG" else {}
-    Image.fromarray(np.asarray(image)).save(buffer, format=form, **options)
+    picture, limit = Image.fromarray(np.asarray(image)), LARGEST.get(str(form))
+    if limit is not None:
+        picture.thumbnail((limit, limit))
+    picture.save(buffer, format=form, **options)
     return write_atomically(path, buffer.getvalue())
 
 
@@ -197,12 +206,13 @@ def _draw_labels(pixels: np.ndarray, notes: list[tuple[Rectangle, str, Colour]])
     """Write each text on a filled ground next to its frame; the first ones choose their place first."""
     height, width = pixels.shape[:2]
     size = max(10, round(math.sqrt(height * width) / 36))
-    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
+    font = font_of(size)
     ascent, descent = font.getmetrics()
     margin = max(1, size // 6)
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     places: list[Rectangle] = []
+    notes = [(frame, fitted(text, font, width - 2 * margin), colour) for frame, text, colour in notes]
     for frame, text, _ in notes:
         wide = math.ceil(draw.textlength(text, font=font)) + 2 * margin
         places.append(_place(frame, (wide, ascent + descent + margin), (width, height), places))

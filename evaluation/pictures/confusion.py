@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
+
+from .text import font_of, readable_names
 
 MOST_CLASSES = 2000  # one pixel each; beyond that a picture says nothing
 WIDEST = 1200  # pixels that the cells take, one each at least
@@ -48,8 +49,8 @@ def draw_confusion(matrix: ArrayLike, names: Sequence[str]) -> np.ndarray:
         raise ValueError(f"a picture shows at most {MOST_CLASSES} classes, got {len(names)}")
     cell = max(1, min(CELL, WIDEST // len(names)))
     cells = np.repeat(np.repeat(cell_colours(counts), cell, axis=0), cell, axis=1)
-    texts = [_shortened(name) for name in names] if cell >= SMALLEST_TEXT else []
-    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(max(SMALLEST_TEXT, min(14, cell))))
+    texts = readable_names(names, LONGEST_NAME) if cell >= SMALLEST_TEXT else []
+    font = font_of(max(SMALLEST_TEXT, min(14, cell)))
     title = sum(font.getmetrics())
     band = math.ceil(max((font.getlength(text) for text in texts), default=0)) + 2 * MARGIN  # for names
     left = top = band + title + MARGIN
@@ -83,7 +84,7 @@ def cell_colours(counts: np.ndarray) -> np.ndarray:
 
 def _write_counts(draw: ImageDraw.ImageDraw, counts: np.ndarray, cell: int, corner: tuple[int, int]) -> None:
     """Write each number that is not zero into its cell, if it fits there."""
-    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(max(SMALLEST_TEXT, cell // 3)))
+    font = font_of(max(SMALLEST_TEXT, cell // 3))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     if cell < sum(font.getmetrics()):
         return
@@ -106,7 +107,3 @@ def _write_upright(
     ImageDraw.Draw(line).text((0, 0), text, font=font, fill=INK)
     upright = line.rotate(90, expand=True)
     picture.paste(upright, (corner[0], corner[1] - upright.height if end else corner[1]))
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

@@ -10,15 +10,16 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ...constants import IGNORE_INDEX
 from ..files import write_atomically
+from .text import fitted, font_of, readable
 
+MOST_ENTRIES = 40  # of a legend: more would be larger than the picture
 PAPER, INK, FRAME = (255, 255, 255), (0, 0, 0), (96, 96, 96)
 
 
@@ -82,9 +83,9 @@ def draw_legend(names: Sequence[str], colours: ArrayLike, width: int) -> np.ndar
     if not len(names):
         return np.zeros((0, width, 3), np.uint8)
     size = max(10, min(28, round(width / 40)))
-    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
+    font = font_of(size)
     line, gap = sum(font.getmetrics()), max(3, size // 2)
-    texts = [_fitted(name, font, width - line - 3 * gap) for name in names]
+    texts = [fitted(readable(name), font, width - line - 3 * gap) for name in names]
     places, left, top = [], gap, gap
     for text in texts:
         wide = line + gap + math.ceil(font.getlength(text))
@@ -107,7 +108,7 @@ def with_legend(
 
     Args:
         picture: ``[h, w, 3]`` uint8.
-        labels: of any shape, 0..K-1 or 255; the classes in it are shown, in their order.
+        labels: of any shape, 0..K-1 or 255; the classes in it are shown, in their order (the 40 largest).
         names: K names.
         colours: ``[K, 3]`` uint8.
 
@@ -121,8 +122,14 @@ def with_legend(
     if len(table) != len(names):
         raise ValueError(f"a legend needs a colour per name, got {len(names)} names and {len(table)} colours")
     _check_labels(labels, labels.shape, len(table))
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX])
-    strip = draw_legend([names[int(label)] for label in present], table[present], pixels.shape[1])
+    counts = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+    present = np.flatnonzero(counts)
+    shown = np.sort(present[np.argsort(-counts[present], kind="stable")[:MOST_ENTRIES]])
+    texts, ground = [readable(names[label], label) for label in shown.tolist()], table[shown]
+    if len(present) > len(shown):
+        texts.append(f"and {len(present) - len(shown)} smaller ones")
+        ground = np.concatenate([ground, np.array([PAPER], np.uint8)])
+    strip = draw_legend(texts, ground, pixels.shape[1])
     return np.concatenate([pixels, strip])
 
 
@@ -195,12 +202,3 @@ def _outlines(labels: np.ndarray, width: int) -> np.ndarray:
         outline[step:] |= down
         outline[:-step] |= down
     return outline
-
-
-def _fitted(name: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Cut a name short where it is wider than ``width`` pixels."""
-    if font.getlength(name) <= width:
-        return name
-    while name and font.getlength(name + "…") > width:
-        name = name[:-1]
-    return name + "…"

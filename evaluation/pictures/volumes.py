@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ...constants import IGNORE_INDEX
 from .masks import draw_mask, with_legend
+from .text import font_of
 
 GROUND, TEXT = (24, 24, 24), (235, 235, 235)
 LARGEST = 4  # times `size`: the longest side of a panel at most
@@ -263,7 +264,7 @@ def _contoured(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def _lettered(panel: np.ndarray, letters: tuple[str, str]) -> np.ndarray:
     """Write the letters of the directions at the top and on the left of a copy of a panel."""
     height, width = panel.shape[:2]
-    font = ImageFont.load_default(max(12, round(max(height, width) / 20)))
+    font = font_of(max(12, round(max(height, width) / 20)))
     picture = Image.fromarray(panel)
     draw = ImageDraw.Draw(picture)
     style: dict[str, Any] = {
@@ -282,7 +283,7 @@ def _captioned(panels: Sequence[np.ndarray], caption: str, gap: int = 6) -> np.n
     height, width = panels[0].shape[:2]
     cell = max(width, NARROWEST)
     total = len(panels) * (cell + gap) + gap
-    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(max(12, min(26, round(total / 55)))))
+    font = font_of(max(12, min(26, round(total / 55))))
     line = sum(font.getmetrics()) + gap // 2
     picture = Image.new("RGB", (total, 2 * line + gap + height + gap), GROUND)
     draw = ImageDraw.Draw(picture)

@@ -51,8 +51,8 @@ def refuse_earlier_results(folder: Path, names: Sequence[str]) -> None:
     if names:
         raise OSError(
             f"output.folder: {shown(folder)} holds {', '.join(names)} already, of an earlier prediction or "
-            "of yours; give another --output.folder, or --output.existing move, which moves them into a folder "
-            "earlier_1 (_2, ...) there"
+            "of yours; give another --output.folder, or --output.existing move, which moves them into a "
+            "folder earlier_1 (_2, ...) there"
         )
 
 

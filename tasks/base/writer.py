@@ -23,7 +23,7 @@ from ...evaluation.base import Prediction
 from ...evaluation.files import shown, write_json
 from ...evaluation.names import safe_name
 from ...evaluation.pictures import contact_sheet, save_picture
-from .drawing import Attempts
+from ...evaluation.pictures.attempts import Attempts
 from .output import (
     Existing,
     Failures,

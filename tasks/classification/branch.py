@@ -18,9 +18,10 @@ from ...evaluation.classification import ClassificationEvaluator
 from ...evaluation.distributed import gather_objects
 from ...evaluation.files import write_csv
 from ...evaluation.pictures import contact_sheet, draw_boxes, save_picture
+from ...evaluation.pictures.attempts import Attempts
+from ...evaluation.pictures.text import readable
 from ...heads.base import ClassificationHead
 from ..base.branch import Branch
-from ..base.drawing import Attempts
 from ..base.writer import FileWriter, enlarged
 
 SMALLEST_PICTURE = 160  # smaller pictures are enlarged, by a whole factor, to leave room for their labels
@@ -192,8 +193,12 @@ def label_texts(
         chosen = [int(probabilities.argmax())]
         real = chosen if truth is None or truth < 0 else [int(truth)]
     percent = [f" {100 * float(probabilities[k]):.0f}%" for k in chosen]
-    parts = [_cut(names[k], LONGEST_TEXT - len(p)) + p for k, p in zip(chosen, percent, strict=True)]
-    truth_text = "" if real == chosen else "truth: " + (", ".join(names[k] for k in real) or "none")
+    parts = [
+        _cut(readable(names[k], k), LONGEST_TEXT - len(p)) + p for k, p in zip(chosen, percent, strict=True)
+    ]
+    truth_text = (
+        "" if real == chosen else "truth: " + (", ".join(readable(names[k], k) for k in real) or "none")
+    )
     return _cut(", ".join(parts) or "none"), _cut(truth_text)
 
 

@@ -24,9 +24,9 @@ from ...evaluation.distributed import gather_objects
 from ...evaluation.files import write_csv, write_json
 from ...evaluation.names import safe_name
 from ...evaluation.pictures import save_picture
+from ...evaluation.pictures.attempts import Attempts
 from ...evaluation.pictures.volumes import slice_picture
 from ...evaluation.volumes import VolumeEvaluator
-from ..base.drawing import Attempts
 from ..base.writer import FileWriter
 from ..segmentation.branch import SegmentationBranch
 

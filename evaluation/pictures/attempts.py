@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from ...evaluation.files import shown
+from ..files import shown
 
 T = TypeVar("T")
 
