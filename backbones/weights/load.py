@@ -150,13 +150,8 @@ def load_weights(
     report = plan.report
     if report.fraction < minimum or (plan.other_network and minimum > 0):
         raise ValueError(plan.complaint(minimum))
-    if plan.convention is not None and check_settings:
-        changes = unmet_settings(module, plan.convention)
-        if changes:
-            raise ValueError(
-                f"{report.source} was trained with other settings than this model has; nothing was loaded. "
-                "Set\n  " + "\n  ".join(changes)
-            )
+    if check_settings:
+        _require_settings(plan)
     require_values(plan)
     if minimum > 0:
         require_trained_below(plan)
@@ -170,6 +165,15 @@ def load_weights(
     logger.info("%s", report)
     warn_of_untrained(plan)
     return report
+
+
+def _require_settings(plan: Plan) -> None:
+    changes = [] if plan.convention is None else unmet_settings(plan.module, plan.convention)
+    if changes:
+        raise ValueError(
+            f"{plan.report.source} was trained with other settings than this model has; nothing was loaded. "
+            "Set\n  " + "\n  ".join(changes)
+        )
 
 
 def check_pixels(module: nn.Module, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
