@@ -11,6 +11,7 @@ from dicom_series import AXIAL, lps_affine, write_slice
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
@@ -18,7 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from trunkline.data.scans.formats.files import read_scan
+from trunkline.data.scans.formats.files import ScanError, read_scan
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 KINDS = [("uint8", 8), ("uint16", 12), ("uint16", 16), ("int16", 12), ("int16", 16)]
@@ -146,3 +147,17 @@ def test_a_deflated_slice_is_deflated(tmp_path):
     write_slice(tmp_path / "plain", np.zeros((50, 50), np.int16), lps_affine(AXIAL), 0)
     recode(tmp_path / "plain", tmp_path / "packed", "deflated", None)
     assert (tmp_path / "packed").stat().st_size < 2500
+
+
+def test_a_syntax_without_decoder_is_named(tmp_path):
+    """A video: GDCM does not decode it."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    pixels = image("uint16", 16)
+    write_slice(tmp_path / "plain", pixels, lps_affine(AXIAL), 0, SliceThickness=2)
+    recode(tmp_path / "plain", folder / "IM0", "jpeg2000", pixels)
+    one = pydicom.dcmread(folder / "IM0")
+    one.file_meta.TransferSyntaxUID = MPEG2MPML
+    one.save_as(folder / "IM0")
+    with pytest.raises(ScanError, match=r"IM0: the pixels \(MPEG2 .*decompress the series"):
+        read_scan(folder)
