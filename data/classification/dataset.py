@@ -20,7 +20,7 @@ class ClassificationDataset(Dataset):
     Args:
         index: what there is.
         transform: for 2D images or scans, whichever the index holds.
-        channels: that every image must have; None for any number, which is the same within a batch.
+        channels: for prediction: that every image must have. None for any number, the same within a batch.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class ClassificationDataset(Dataset):
         try:
             image = self.read(path, self.index.content(position))
         except ImageError as error:
+            if self.channels is not None:  # prediction, which goes on without it
+                raise
             raise ImageError(f"{error} (--data.check_images decode finds all such files first)") from error
         try:
             pixels = self.transform(image, request.seed)

@@ -56,6 +56,8 @@ class SegmentationDataset(Dataset):
         try:
             image = read_image(path)
         except ImageError as error:
+            if source is None:  # prediction, which goes on without it
+                raise
             raise ImageError(f"{error} (--data.check_images decode finds all such files first)") from error
         original_size = image.shape[:2]
         mask = np.full(original_size, IGNORE_INDEX, np.uint8) if source is None else source.mask(position)
