@@ -13,6 +13,11 @@ from trunkline.planning.plan import make_plan
 GIVEN = {"classes": ["background", "organ"]}
 
 
+@pytest.fixture(autouse=True)
+def warnings_only(caplog):
+    caplog.set_level("WARNING", logger="trunkline")
+
+
 def dataset(root, spacings=((1, 1, 1),), value=None, organ=1):
     for number, (split, _) in enumerate(itertools.product(("train", "val"), range(2))):
         ids = np.zeros((12, 13, 9), np.uint8)

@@ -72,7 +72,7 @@ def test_hippocampus_as_published():
     }
     head = model["head"]["init_args"]
     assert head["channels"] == [128, 64, 32] and head["convs"] == 1 and head["deep_supervision"] is True
-    assert (head["num_classes"], head["upsampling"], head["norm"]) == (3, "transposed", "instance")
+    assert (head["num_classes"], head["upsampling"], head["norm"]) == ("auto", "transposed", "instance")
     assert data["patch"] == [40, 56, 40] and data["batch_size"] == 9 and data["steps_per_epoch"] == 250
     assert data["preparation"]["spacing"] == [1, 1, 1] and data["root"] == "/data/organs"
     assert model["inference"]["mirror"] == [] and model["lr_scheduler"]["init_args"]["total_iters"] == 250_000

@@ -10,6 +10,11 @@ from trunkline.data.scans.cases.cases import CasesError, find_dataset
 LABELS = {"background": 0, "a": 1, "b": 2}
 
 
+@pytest.fixture(autouse=True)
+def warnings_only(caplog):
+    caplog.set_level("WARNING", logger="trunkline")
+
+
 def write(root, content, cases=("c1", "c2"), suffix=".nii.gz", raw=None):
     (root / "dataset.json").write_text(json.dumps(content) if raw is None else raw)
     for name in cases:

@@ -12,6 +12,11 @@ from trunkline.data.scans.cases.checks import check_cases
 CLASSES = ["background", "organ"]
 
 
+@pytest.fixture(autouse=True)
+def warnings_only(caplog):
+    caplog.set_level("WARNING", logger="trunkline")
+
+
 @pytest.fixture
 def root(tmp_path):
     for n in range(3):

@@ -23,6 +23,11 @@ CLASSES = (LabelClass(0, "background", (0, 0, 0)), LabelClass(4, "liver", (1, 0,
 SHAPE = (6, 5, 4)
 
 
+@pytest.fixture(autouse=True)
+def warnings_only(caplog):
+    caplog.set_level("WARNING", logger="trunkline")
+
+
 @pytest.fixture
 def case(tmp_path):
     rng = np.random.default_rng(0)
