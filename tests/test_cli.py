@@ -183,7 +183,7 @@ def test_null_reaches_a_nested_value(run, words):
         (["--model.head.roi.levels=9"], "roi.levels is 9, but the trunk"),
         (["--data.root=nowhere"], "nowhere"),
         (["--data.augment=[{Flip: {}}]"], "no transform 'Flip'"),
-        (["--model.head.num_classes=2"], "--model.head.num_classes 3"),
+        (["--model.head.num_classes=2"], "Set --model.head.num_classes auto (or 3)"),
         (["--model.backbone.in_channels=1"], "the images have 3 channels, the trunk takes 1"),
     ],
 )

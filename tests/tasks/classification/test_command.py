@@ -239,7 +239,7 @@ def test_scans_are_predicted_without_pictures(monkeypatch, tmp_path, scans):
 
 
 def test_more_classes_than_the_head_is_an_error_that_names_the_option(monkeypatch, tmp_path, folders):
-    with pytest.raises(ValueError, match="3 classes.*--model.head.num_classes 3"):
+    with pytest.raises(ValueError, match="num_classes is 2, but the data have 3 classes: .*num_classes auto"):
         fit(monkeypatch, tmp_path, folders, "--model.head.num_classes=2")
 
 
