@@ -6,6 +6,8 @@ Letters in shapes: h w height and width in pixels. Images are ``[h, w, 3]`` uint
 from __future__ import annotations
 
 import io
+import os
+import stat
 from os import PathLike
 from pathlib import Path
 from typing import Literal, cast
@@ -55,7 +57,7 @@ def read_image(
         ImageError: if the file is missing, is no image, is truncated, or holds floating-point pixels.
     """
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        with Image.open(_regular(path) if content is None else io.BytesIO(content)) as image:
             if enough is not None:
                 swapped = image.getexif().get(_ORIENTATION, 1) in _SWAPPED
                 image.draft("RGB", enough if swapped else enough[::-1])  # only JPEGs heed it
@@ -88,7 +90,7 @@ def stored_size(path: str | PathLike[str], content: bytes | None = None) -> tupl
         ImageError: as ``image_size``.
     """
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        with Image.open(_regular(path) if content is None else io.BytesIO(content)) as image:
             width, height = image.size
             if image.format == "TIFF":  # some versions of Pillow report the upright size here
                 tags = cast(TiffImageFile, image).tag_v2
@@ -96,6 +98,8 @@ def stored_size(path: str | PathLike[str], content: bytes | None = None) -> tupl
             orientation = 1
             if image.format != "PNG" or _png_may_be_turned(path, content):
                 orientation = image.getexif().get(_ORIENTATION, 1)
+    except ImageError:
+        raise
     except Exception as error:  # see read_image
         raise image_error(path, error) from error
     return (height, width), orientation in _SWAPPED
@@ -149,10 +153,12 @@ def read_mask(path: str | PathLike[str]) -> np.ndarray:
         ``[h, w]`` uint8 or uint16 values, or ``[h, w, 3]`` uint8 colours.
 
     Raises:
-        ImageError: if the file is missing, is no image, is truncated, is a JPEG, or holds anything else.
+        ImageError: if the file is missing, is no image, is truncated, is a JPEG or a lossy WebP, has
+            several pages or frames, is a pipe or a device, or holds anything else.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(_regular(path)) as image:
+            _check_one_lossless_frame(image, path)
             return _mask_values(ImageOps.exif_transpose(image), image.format, path)
     except ImageError:
         raise
@@ -174,6 +180,39 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return mask
     labels = torch.from_numpy(np.ascontiguousarray(mask))[None, None]  # [1, 1, h, w]
     return functional.interpolate(labels, tuple(size), mode="nearest-exact")[0, 0].numpy()
+
+
+def _regular(path: str | PathLike[str]) -> str | PathLike[str]:
+    """Return a path that may be opened: opening a FIFO would wait for a writer without end."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ImageError(f"{path}: is a pipe, a socket or a device, not an image file; remove or rename it")
+    return path
+
+
+def _check_one_lossless_frame(image: Image.Image, path: str | PathLike[str]) -> None:
+    """Refuse masks of several pages, and WebP that changed values; both are seen before decoding."""
+    try:
+        image.seek(1)
+    except EOFError:
+        image.seek(0)
+    else:
+        raise ImageError(
+            f"{path}: has several pages or frames; a mask has one: save each as a file of its own"
+        )
+    if image.format == "WEBP" and _lossy_webp(Path(path).read_bytes()):
+        raise ImageError(f"{path}: a lossy WEBP changes the values of a mask; save the mask as PNG")
+
+
+def _lossy_webp(content: bytes) -> bool:
+    """Whether a chunk of the file, by its list of chunks after ``RIFF....WEBP``, is of the lossy coder."""
+    position = 12
+    while position + 8 <= len(content):
+        if content[position : position + 4] == b"VP8 ":
+            return True
+        length = int.from_bytes(content[position + 4 : position + 8], "little")
+        position += 8 + length + length % 2
+    return False
 
 
 def _to_rgb(image: Image.Image, path: str | PathLike[str]) -> np.ndarray:
