@@ -189,6 +189,7 @@ class TrunklineCLI(LightningCLI):
         folder = new_run_folder(settings)
         if folder is not None:
             kwargs["default_root_dir"] = folder
+            self.model.run_folder = Path(folder)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:

@@ -166,21 +166,6 @@ def test_a_checkpoint_is_applied_without_its_config_and_explicit_settings_win(mo
     assert cli.model.class_names == ["circle", "rectangle", "triangle"]
 
 
-def test_pretrained_weights_are_not_skipped_for_a_checkpoint_that_may_not_exist(
-    monkeypatch, tmp_path, shapes
-):
-    """Lightning starts afresh where "last" names no file, so the trunk's weights must have been loaded."""
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
-        fit(
-            monkeypatch,
-            "detection/faster_rcnn_r18_fpn_demo",
-            shapes,
-            tmp_path,
-            "--ckpt_path=last",
-            "--model.backbone.weights=nowhere.pt",
-        )
-
-
 def test_weights_of_the_whole_model_spare_the_trunk_its_own(monkeypatch, tmp_path, shapes):
     """The trunk's file does not even exist: what brings the whole detector brings the trunk."""
     name, limits = "detection/faster_rcnn_r18_fpn_demo", ["--trainer.max_steps=1"]

@@ -51,6 +51,7 @@ class Task(Network):
         branch_names: by what a head names, the branch that serves it in this task.
         evaluator_options: by kind of labels, arguments of the usual evaluator of its branch.
         run_settings: the sections ``trainer`` and ``seed_everything`` of the config, for checkpoints.
+        run_folder: where a run without a logger writes its metrics; None for nowhere.
         predicts_on_copy: whether the command line predicts on the copy that :meth:`optimised` makes.
     """
 
@@ -76,6 +77,7 @@ class Task(Network):
         self._board = PictureBoard(self)
         self._predicting = False
         self.run_settings: Mapping[str, Any] = {}
+        self.run_folder: Path | None = None
 
     def _make_branches(self, evaluators: Evaluators | None) -> dict[str, Branch]:
         heads = self.head.named_heads()
@@ -263,11 +265,11 @@ class Task(Network):
         self._report()
 
     def report_folder(self, branch: Branch) -> Path | None:
-        """Return the folder for files of an evaluation, next to those of the logger; None without a logger.
+        """Return the folder for files of an evaluation, next to those of the logger, or in ``run_folder``.
 
         All ranks ask for it together.
         """
-        folder = self.trainer.log_dir if self.trainer.loggers else None
+        folder = self.trainer.log_dir if self.trainer.loggers else self.run_folder
         if folder is None or self.trainer.fast_dev_run:
             return None
         return Path(folder) / ("test" if self.trainer.testing else "val") / branch.name

@@ -133,8 +133,14 @@ class LastCheckpoint(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the name of the file: now it is known which checkpoint the run goes on from."""
-        if self._folder is not None:
-            self.path = trainer.strategy.broadcast(self._free_path(trainer, self._folder))
+        if self._folder is None:
+            return
+        self.path = trainer.strategy.broadcast(self._free_path(trainer, self._folder))
+        resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve().parent
+        for each in trainer.checkpoint_callbacks:
+            # Without versions a best.ckpt of another run would be replaced.
+            if isinstance(each, ModelCheckpoint) and Path(str(each.dirpath)).resolve() != resumed:
+                each._enable_version_counter |= any(Path(str(each.dirpath)).glob("*.ckpt"))
 
     @staticmethod
     def _free_path(trainer: Trainer, folder: str) -> str:

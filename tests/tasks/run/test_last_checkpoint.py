@@ -187,6 +187,26 @@ def test_another_runs_last_checkpoint_is_not_replaced(tiny, tmp_path):
     assert step_in(tmp_path / "last.ckpt") == 3 * STEPS, "a run that goes on in its folder replaces its own"
 
 
+def test_another_runs_best_checkpoint_is_not_replaced(tiny, tmp_path):
+    """Also where the config counts no versions: so does every shipped one."""
+
+    def best():
+        options = {"monitor": "val/chosen", "mode": "max", "enable_version_counter": False}
+        return ModelCheckpoint(tmp_path, "best", **options)
+
+    fit(tiny, tmp_path, best(), Metric([0.9, 0.8]), max_epochs=2)
+    second = best()
+    fit(tiny, tmp_path, second, Metric([0.1, 0.2, 0.3]), max_epochs=3)
+    assert step_in(tmp_path / "best.ckpt") == STEPS
+    assert (
+        second.best_model_path == str(tmp_path / "best-v1.ckpt")
+        and step_in(second.best_model_path) == 3 * STEPS
+    )
+    resumed = best()
+    fit(tiny, tmp_path, resumed, Metric([0.95]), max_epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert resumed.best_model_path == str(tmp_path / "best.ckpt"), "its own best may be replaced"
+
+
 def test_best_of_before_counts_in_a_new_folder(tiny, tmp_path):
     def best(folder):
         return ModelCheckpoint(folder, "best", monitor="val/chosen", mode="max")

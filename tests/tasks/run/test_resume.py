@@ -101,11 +101,16 @@ def test_weights_start_anew_where_a_resume_is_refused(monkeypatch, run, class_fo
     assert cli.trainer.global_step == 3
 
 
-def test_other_commands_take_model_and_data_only(monkeypatch, run):
+def test_other_commands_take_model_and_data_only(monkeypatch, run, tmp_path):
     last, _ = run
-    cli = command(monkeypatch, "validate", f"--ckpt_path={last}", "--trainer.accelerator=cpu", *QUIET)
+    cli = command(
+        monkeypatch, "validate", f"--ckpt_path={last}", "--trainer.accelerator=cpu", "--trainer.logger=false",
+        f"--trainer.default_root_dir={tmp_path}", *QUIET,
+    )  # fmt: skip
     assert cli.trainer.gradient_clip_val is None
     assert not any(isinstance(callback, LearningRateMonitor) for callback in cli.trainer.callbacks)
+    metrics = json.loads((tmp_path / "lightning_logs" / "version_0" / "val" / "metrics.json").read_text())
+    assert metrics["metrics"]["accuracy"] == cli.model.result.metrics["accuracy"]
 
 
 @pytest.mark.parametrize("word", ["last", "best"])
