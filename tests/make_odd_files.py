@@ -1,6 +1,6 @@
 """Write the collection of odd files, or the page about them.
 
-    python tests/make_odd_files.py FOLDER                        # one folder for each odd file, and a list of them
+    python tests/make_odd_files.py FOLDER                        # a folder for each odd file, and a list
     python tests/make_odd_files.py --page docs/data-problems.md  # the page, from what the package says
 
 The files are small. They are what people have met in real datasets: try your own readers on them.

@@ -180,7 +180,7 @@ def test_the_evaluator_reaches_the_boxes(backend, shapes_with_masks, tmp_path):
 
 def test_too_few_classes_name_the_head_to_change(shapes_with_masks, tmp_path):
     heads = {**HEADS, "stuff": lambda levels: SemanticFPN(levels, num_classes=3, channels=8)}
-    with pytest.raises(ValueError, match="--model.heads.stuff.num_classes is 3, but the data have 4 classes: "):
+    with pytest.raises(ValueError, match="heads.stuff.num_classes is 3, but the data have 4 classes: "):
         trainer(tmp_path).fit(multi(heads=heads), data_module(shapes_with_masks))
 
 
