@@ -311,7 +311,8 @@ class Task(Network):
         self.loss_check.finish()  # weights that a non-finite loss has touched are not worth keeping
         checkpoint["trunkline_version"] = __version__
         checkpoint["branches"] = {name: branch.state() for name, branch in self.branches.items()}
-        checkpoint |= run_state(self.trainer, self.run_settings)
+        if self._trainer is not None:
+            checkpoint |= run_state(self._trainer, self.run_settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         upgrade_checkpoint(checkpoint)

@@ -121,7 +121,7 @@ def test_nothing_is_warned_of_that_a_user_cannot_act_on(monkeypatch, tmp_path, m
     shutil.rmtree(data / "images" / "val")
     words = [*SHAPES, "--trainer.callbacks=[]"]  # Lightning's own way to save
     fit(monkeypatch, "segmentation/fcn_r18_demo", data, tmp_path / "run", *words)
-    (saved,) = tmp_path.rglob("*.ckpt")
+    (saved,) = tmp_path.rglob("last.ckpt")
     words = [f"--data.predict={data / 'images' / 'train'}", f"--output.folder={tmp_path / 'out'}"]
     words += ["--trainer.default_root_dir", str(tmp_path / "other"), "--trainer.enable_progress_bar=false"]
     command(monkeypatch, ["predict", f"--ckpt_path={saved}", "--trainer.accelerator=cpu", *words])
