@@ -247,7 +247,7 @@ def test_an_old_checkpoint_goes_on_training(run, tmp_path, task):
     before = torch.load(FILES / f"{task}.ckpt", weights_only=True)
     words = ["--trainer.max_steps=4", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
     run("fit", task, *words, f"--trainer.default_root_dir={tmp_path}")
-    (path,) = tmp_path.rglob("*.ckpt")
+    (path,) = tmp_path.rglob("last.ckpt")
     after = torch.load(path, weights_only=True)
     assert (before["global_step"], after["global_step"]) == (2, 4)
     assert after["trunkline_version"] and after["state_dict"].keys() == before["state_dict"].keys()

@@ -227,7 +227,11 @@ def test_two_processes_share_the_pictures(folder):
     trained, validated = [], []
     for rank in range(2):
         made = fitted(folder, batch_size=2)
-        made.trainer = SimpleNamespace(global_rank=rank, world_size=2, num_devices=2, overfit_batches=0)
+        done = SimpleNamespace(current=SimpleNamespace(completed=0), is_last_batch=False)
+        made.trainer = SimpleNamespace(
+            global_rank=rank, world_size=2, num_devices=2, overfit_batches=0,
+            fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=done)),
+        )  # fmt: skip
         loader = pickle.loads(pickle.dumps(made.train_dataloader().dataset)), made.train_dataloader().sampler
         trained.append(Counter(sample.image_id for batch in loader[1] for sample in loader[0][batch]))
         validated += [i for batch in made.val_dataloader() for i in batch.image_ids.tolist()]
