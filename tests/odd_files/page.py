@@ -13,7 +13,8 @@ HEAD = """# Problems with data
 What trunkline says about odd files, what it means, and what to do. `DATA` is the folder of your data.
 
 *This page is generated: `python tests/make_odd_files.py --page docs/data-problems.md`. The files can be
-written by `python tests/make_odd_files.py FOLDER`, to try another reader on them; their names are below each section.*
+written by `python tests/make_odd_files.py FOLDER`, to try another reader on them; their names are below each
+section.*
 """
 
 
