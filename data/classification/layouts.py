@@ -19,7 +19,8 @@ from ..shared.locate import SPLIT_NAMES, DataNotFoundError, list_images
 from .archive import Archive, read_archive
 from .index import ClassIndex, LabelError, index_of_archive
 from .scans import SCAN_SUFFIXES
-from .table import ImageTable, read_image_table
+from .table import ImageTable
+from .table_file import read_image_table
 
 logger = logging.getLogger("trunkline")
 

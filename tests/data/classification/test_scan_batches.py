@@ -14,7 +14,8 @@ def test_layout_is_that_of_the_files(scans, folder):
     with pytest.raises(RuntimeError, match="setup"):
         ImageClassification(str(folder)).image_layout()
     assert fitted(folder).image_layout() == (3, 2) and fitted(scans).image_layout() == (1, 3)
-    np.save(scans / "val/ill/0.npy", np.zeros((4, 5, 6, 7), dtype=np.float32))
+    for name in ("ill/0", "ill/1", "ill/2", "well/0"):  # most of them
+        np.save(scans / f"val/{name}.npy", np.zeros((4, 5, 6, 7), dtype=np.float32))
     made = ImageClassification(str(scans), **SMALL)
     made.setup("validate")
     assert made.image_layout() == (4, 3)
