@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from trunkline.data.segmentation.module import ImageSegmentation
+from trunkline.data.shared.labels.classes import voc_colour
 
 SMALL = {"batch_size": 4, "workers": 0}
 
@@ -36,7 +37,7 @@ def mask(path, value=0, size=(6, 4), mode="L"):
     values[0] = value + 1
     made = Image.fromarray(values, mode)
     if mode == "P":
-        made.putpalette([n % 251 for n in range(768)])
+        made.putpalette([part for n in range(256) for part in voc_colour(n)])
     made.save(path)
 
 

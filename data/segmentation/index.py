@@ -23,7 +23,7 @@ from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import MaskError
 from ..shared.loading import ImageRequest
 from ..shared.locate import CheckImages
-from .masks import MaskSource, Survey, described
+from .masks import MaskSource, Survey, check_codings, described
 
 logger = logging.getLogger("trunkline")
 
@@ -148,6 +148,7 @@ def check_indices(
     _raise_listed(ImageError, [o.damaged for o in outcomes if o.damaged], count, "cannot be used")
     _raise_listed(MaskError, [o.misfit for o in outcomes if o.misfit], count, "do not fit their masks")
     _raise_unknown(pictures, outcomes)
+    _check_codings(pictures, outcomes)
     found: dict[str, Tensor] = {}
     for split in indices:
         surveys = [o.survey for picture, o in zip(pictures, outcomes, strict=True) if picture[0] == split]
@@ -268,7 +269,20 @@ def _raise_unknown(
         f"{len(bad)} of {number_of(len(pictures), 'mask')} hold what is no class:\n"
         f"{listing([text for text, _, _ in bad])}\nin all: {sums}\nthe classes are {known}; add what is "
         "missing to data.classes, or to data.ignore what is not to be learned"
+        + ("; if palettes hold the numbers of the classes, save the masks as grey" if "(" in sums[:1] else "")
     )
+
+
+def _check_codings(
+    pictures: Sequence[tuple[str, SegmentationIndex, int]], outcomes: Sequence[_Outcome]
+) -> None:
+    surveyed = [
+        (cast(MaskSource, index.masks).name(position), outcome.survey)
+        for (_, index, position), outcome in zip(pictures, outcomes, strict=True)
+        if outcome.survey is not None
+    ]
+    if surveyed:
+        check_codings(surveyed, pictures[0][1].classes)
 
 
 def _raise_listed(kind: type[ValueError], problems: Sequence[str], count: int, what: str) -> None:

@@ -21,6 +21,7 @@ from ..shared.labels.lists import (
     VOC_ROWS,
     cityscapes_train_rows,
     find_class_file,
+    has_numbers,
     read_class_rows,
 )
 from ..shared.labels.table import Background, ClassTable, MaskError, rows_of_names
@@ -234,18 +235,18 @@ class SegmentationSources:
     def _table_of(self, paths: SplitPaths, pairs: Pairs) -> ClassTable:
         """Make the table of classes that all splits share."""
         given = self.choices
-        ignore = list(given.ignore)
+        ignore, numbered = list(given.ignore), True
         if given.mask_values is not None and not isinstance(given.classes, list):
             raise MaskError("data.mask_values goes with a list of names in data.classes")
         if isinstance(given.classes, list):
             rows: Sequence[LabelClass] = rows_of_names(given.classes, given.mask_values)
             source = "data.classes"
         elif (path := self._class_file(paths)) is not None:
-            rows, source = read_class_rows(path), str(path)
+            rows, source, numbered = read_class_rows(path), str(path), has_numbers(path)
         else:
             rows, source, ignored = self._known_rows(paths, pairs)
             ignore += ignored
-        return ClassTable(rows, ignore, given.categories, given.background, source)
+        return ClassTable(rows, ignore, given.categories, given.background, source, numbered)
 
     def _class_file(self, paths: SplitPaths) -> Path | None:
         if isinstance(self.choices.classes, str):

@@ -6,6 +6,7 @@ classes, V different values of a mask.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -13,11 +14,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ...constants import IGNORE_INDEX
-from ..shared.common import PackedNames
-from ..shared.io import ImageError, image_size, read_mask
+from ..shared.common import PackedNames, number_of
+from ..shared.io import ImageError, MaskPixels, image_size, read_mask_pixels
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import UNKNOWN, ClassTable, MaskError
+from .palettes import PaletteLabels, check_same_palette, used_entries, written_colour
 
+logger = logging.getLogger("trunkline")
+
+_NONE = np.empty(0, dtype=np.uint32)
 _MOST_VALUES = 4096  # different ones of a mask that are remembered: a photograph has very many
 
 
@@ -28,11 +33,17 @@ class Survey(NamedTuple):
         size: height and width in pixels.
         counts: ``[K + 1]`` int64, pixels of each label; last those that are ignored.
         unknown: value or colour, as text, to its pixels, of what is no class.
+        values: the different values of a file, at most three; empty if there are more, or for colours.
+        one_bit: whether the file has one bit per pixel.
+        entries: ``used_entries`` of its palette where only the numbers are known; else empty.
     """
 
     size: tuple[int, int]
     counts: np.ndarray
     unknown: dict[str, int]
+    values: tuple[int, ...] = ()
+    one_bit: bool = False
+    entries: np.ndarray = _NONE
 
 
 class MaskSource(Protocol):
@@ -90,6 +101,7 @@ class MaskFiles:
         self.table = table
         self.classes = table.classes
         self.background = table.background
+        self._palettes = PaletteLabels(table) if table.coloured else None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -111,30 +123,54 @@ class MaskFiles:
 
         Raises:
             ImageError: if the file cannot be decoded.
-            MaskError: naming the values that are neither a class nor ignored.
+            MaskError: naming the values that are neither a class nor ignored, or an entry of a palette whose
+                colour and number are those of different classes.
         """
-        labels = self.table.labels(values_of(self.name(position), self.table))
-        if labels.min(initial=0) == UNKNOWN:
-            found = self.survey(position).unknown
+        pixels = read_mask_pixels(self.name(position))
+        if self._palettes is None or pixels.palette is None:
+            labels = self.table.labels(codes_of(pixels, self.name(position), self.table))
+        else:
+            labels = self._palettes.of(pixels.palette).take(pixels.values)
+        if labels.min(initial=0) < 0:
+            found = self.survey(position).unknown  # which raises for what is contradictory
             raise MaskError(
                 f"{self.name(position)}: {described(found)}; data.check_masks finds all such files"
             )
         return labels.astype(np.uint8)
 
     def survey(self, position: int) -> Survey:
-        """Count what a mask holds."""
-        codes = values_of(self.name(position), self.table)
+        """Count what a mask holds.
+
+        Raises:
+            MaskError: for an entry of a palette whose colour and number are those of different classes.
+        """
+        name = self.name(position)
+        pixels = read_mask_pixels(name)
+        palette = pixels.palette
+        by_colour = self._palettes is not None and palette is not None
+        codes = pixels.values if by_colour else codes_of(pixels, name, self.table)
         values, counts = occurring(codes)
-        labels = self.table.labels(values)
+        if self._palettes is not None and palette is not None:
+            self._palettes.check(values, palette, name)
+            labels = self._palettes.of(palette)[values]
+        else:
+            labels = self.table.labels(values)
         strange = labels == UNKNOWN
         order = np.argsort(-counts[strange], kind="stable")[:_MOST_VALUES]
         unknown = {
-            _written(values.dtype, int(value)): int(count)
+            _written(int(value), codes, palette if by_colour else None): int(count)
             for value, count in zip(values[strange][order], counts[strange][order], strict=True)
         }
         known = np.where(labels == IGNORE_INDEX, len(self.classes), labels)[~strange]
-        pixels = np.bincount(known, weights=counts[~strange], minlength=len(self.classes) + 1)
-        return Survey(codes.shape, pixels.astype(np.int64), unknown)
+        found = np.bincount(known, weights=counts[~strange], minlength=len(self.classes) + 1)
+        return Survey(
+            codes.shape,
+            found.astype(np.int64),
+            unknown,
+            () if by_colour or codes.dtype == np.uint32 or len(values) > 3 else tuple(values.tolist()),
+            pixels.one_bit,
+            _NONE if by_colour or palette is None else used_entries(values, palette),
+        )
 
     def labelled_pixels(self, position: int) -> float:
         """Return the pixels of a class other than the background; this decodes the mask."""
@@ -163,7 +199,12 @@ def values_of(path: str, table: ClassTable | None = None) -> np.ndarray:
     Raises:
         ImageError: if the file cannot be decoded, or holds colours of which nothing is known.
     """
-    decoded = read_mask(path)
+    return codes_of(read_mask_pixels(path), path, table)
+
+
+def codes_of(pixels: MaskPixels, path: str, table: ClassTable | None = None) -> np.ndarray:
+    """Return what ``values_of`` does of a mask that has been decoded; ``path`` is for errors."""
+    decoded = pixels.values
     if decoded.ndim == 2:
         return decoded
     if table is not None and table.coloured:
@@ -186,6 +227,38 @@ def occurring(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return found.astype(values.dtype), counts[found]
 
 
+def check_codings(masks: Sequence[tuple[str, Survey]], classes: Sequence[LabelClass]) -> None:
+    """Find out whether masks of one data set write the same class in different ways.
+
+    Palettes may not differ where only their numbers are known. An object may be 1 in some masks and 255,
+    which is ignored, in others: an error if the former have one bit per pixel (1 is white there too) or a
+    palette, else a warning, because 255 may be meant.
+
+    Args:
+        masks: name and content of each.
+        classes: of the masks.
+
+    Raises:
+        MaskError: naming two masks that differ.
+    """
+    check_same_palette((name, survey.entries) for name, survey in masks)
+    ids = {entry.id for entry in classes}
+    if IGNORE_INDEX in ids or not ids <= {0, 1}:
+        return
+    ones = [(survey, name) for name, survey in masks if 1 in survey.values]
+    whites = [(survey, name) for name, survey in masks if IGNORE_INDEX in survey.values]
+    if not ones or not whites or any(IGNORE_INDEX in survey.values for survey, _ in ones):
+        return
+    certain = [name for survey, name in ones if survey.one_bit or len(survey.entries)]
+    text = (
+        f"{number_of(len(ones), 'mask')} of the values 0 and 1 ({(certain or [ones[0][1]])[0]}) and "
+        f"{len(whites)} of 0 and 255 ({whites[0][1]}); 255 is ignored, so nothing is learned from the latter"
+    )
+    if certain:
+        raise MaskError(f"{text}: save all masks in one way, with 0 and 1")
+    logger.warning("%s; if 255 is meant as 1 there, save these masks with 0 and 1", text)
+
+
 def described(unknown: dict[str, int]) -> str:
     """Name values that are no class, with their pixels."""
     shown = [f"{value} ({count} pixels)" for value, count in list(unknown.items())[:8]]
@@ -194,5 +267,8 @@ def described(unknown: dict[str, int]) -> str:
     return f"{noun}{'s' if len(unknown) > 1 else ''} {', '.join(shown)}{more}, which no class has"
 
 
-def _written(kind: np.dtype, value: int) -> str:
-    return f"({value >> 16},{value >> 8 & 255},{value & 255})" if kind == np.uint32 else str(value)
+def _written(value: int, codes: np.ndarray, palette: np.ndarray | None) -> str:
+    """Write a value or colour as people know it; ``codes`` is the mask that it is of."""
+    if palette is not None:
+        return written_colour(int(palette[value])) if value < len(palette) else str(value)
+    return written_colour(value) if codes.dtype == np.uint32 else str(value)

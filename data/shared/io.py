@@ -8,15 +8,20 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch.nn import functional
+
+from .common import number_of
+from .deep import FULL, Depth, Range, deep_values, depth_of, range_of_values, to_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
@@ -25,6 +30,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 _ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _SWAPPED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
+_COLOUR_OF_BYTES = np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
 _LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
 _PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
@@ -33,15 +39,32 @@ class ImageError(ValueError):
     """An image file is missing, is no image, is damaged, or is not what the annotations say."""
 
 
+class MaskPixels(NamedTuple):
+    """What the file of a mask holds.
+
+    Attributes:
+        values: as ``read_mask`` returns them.
+        palette: ``[n]`` uint32, the colour ``65536 R + 256 G + B`` of each value; None without a palette, and
+            if the colours are the grey of the values.
+        one_bit: whether the file has one bit per pixel.
+    """
+
+    values: np.ndarray
+    palette: np.ndarray | None = None
+    one_bit: bool = False
+
+
 def read_image(
-    path: str | PathLike[str], content: bytes | None = None, enough: tuple[int, int] | None = None
+    path: str | PathLike[str],
+    content: bytes | None = None,
+    enough: tuple[int, int] | None = None,
+    pixel_range: Range | Literal["own"] | None = None,
 ) -> np.ndarray:
     """Decode an image file to 8-bit RGB, turned upright by its EXIF orientation.
 
     Grey, palette, 1-bit, CMYK and other colour spaces become RGB; an alpha channel or a transparent palette
-    entry is dropped, and the colour beneath it is kept. 16-bit grey is divided by 256 (``>> 8``), so the full
-    range 0..65535 becomes 0..255 for every image alike. 32-bit integer grey is cut to 0..65535 first, because
-    some 16-bit files are opened in that way. Of an animation the first frame is read.
+    entry is dropped, and the colour beneath it is kept. Values of more than 8 bits, or with a sign, are
+    mapped by ``pixel_range``. Of an animation the first frame is read, and bands beside colours are left out.
 
     Args:
         path: a file in any format that Pillow reads.
@@ -49,20 +72,42 @@ def read_image(
         enough: height and width that the upright image is needed at. A JPEG at least twice as large in both
             comes back at a half, a quarter or an eighth of its size, rounded up, and no smaller than needed.
             That takes a half to two thirds of the time; the decoder averages over 2, 4 or 8 pixels per axis.
+        pixel_range: the values that become 0 and 255, for images that do not have 8 bits; what lies between
+            is mapped linearly. ``own`` takes them from this image alone. None stands for 0..65535, which is
+            divided by 256 (``>> 8``). ``pixel_range.settle_pixel_range`` finds the range of a dataset.
 
     Returns:
         ``[h, w, 3]`` uint8 RGB, contiguous and writable.
 
     Raises:
-        ImageError: if the file is missing, is no image, is truncated, or holds floating-point pixels.
+        ImageError: if the file is missing, is no image, is truncated, or holds floating-point pixels without
+            a range.
+    """
+    with opened(path, content) as image:
+        if enough is not None:
+            swapped = image.getexif().get(_ORIENTATION, 1) in _SWAPPED
+            image.draft("RGB", enough if swapped else enough[::-1])  # only JPEGs heed it
+        depth = depth_of(image)
+        whole = pixel_range is None or tuple(pixel_range) == FULL
+        if depth.deep and not (
+            depth.reduced and whole
+        ):  # else Pillow keeps the upper bits, which is the same
+            return _deep_to_rgb(image, depth, path, content, pixel_range)
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies images that are upright
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+@contextmanager
+def opened(path: str | PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
+    """Open an image by its header; whatever a decoder raises inside becomes an ``ImageError``.
+
+    Args:
+        path: the file.
+        content: its bytes, as in ``read_image``.
     """
     try:
         with Image.open(_regular(path) if content is None else io.BytesIO(content)) as image:
-            if enough is not None:
-                swapped = image.getexif().get(_ORIENTATION, 1) in _SWAPPED
-                image.draft("RGB", enough if swapped else enough[::-1])  # only JPEGs heed it
-            ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies images that are upright
-            return _to_rgb(image, path)
+            yield image
     except ImageError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
@@ -89,19 +134,14 @@ def stored_size(path: str | PathLike[str], content: bytes | None = None) -> tupl
     Raises:
         ImageError: as ``image_size``.
     """
-    try:
-        with Image.open(_regular(path) if content is None else io.BytesIO(content)) as image:
-            width, height = image.size
-            if image.format == "TIFF":  # some versions of Pillow report the upright size here
-                tags = cast(TiffImageFile, image).tag_v2
-                width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
-            orientation = 1
-            if image.format != "PNG" or _png_may_be_turned(path, content):
-                orientation = image.getexif().get(_ORIENTATION, 1)
-    except ImageError:
-        raise
-    except Exception as error:  # see read_image
-        raise image_error(path, error) from error
+    with opened(path, content) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # some versions of Pillow report the upright size here
+            tags = cast(TiffImageFile, image).tag_v2
+            width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
+        orientation = 1
+        if image.format != "PNG" or _png_may_be_turned(path, content):
+            orientation = image.getexif().get(_ORIENTATION, 1)
     return (height, width), orientation in _SWAPPED
 
 
@@ -156,14 +196,24 @@ def read_mask(path: str | PathLike[str]) -> np.ndarray:
         ImageError: if the file is missing, is no image, is truncated, is a JPEG or a lossy WebP, has
             several pages or frames, is a pipe or a device, or holds anything else.
     """
-    try:
-        with Image.open(_regular(path)) as image:
-            _check_one_lossless_frame(image, path)
-            return _mask_values(ImageOps.exif_transpose(image), image.format, path)
-    except ImageError:
-        raise
-    except Exception as error:  # see read_image
-        raise image_error(path, error) from error
+    return read_mask_pixels(path).values
+
+
+def read_mask_pixels(path: str | PathLike[str]) -> MaskPixels:
+    """Decode a mask as ``read_mask`` does, and keep what else the file says of its values."""
+    with opened(path) as image:
+        _check_one_lossless_frame(image, path)
+        depth = depth_of(image)
+        if depth.bands:
+            raise ImageError(
+                f"{path}: has {number_of(depth.bands, 'band')} beside grey or colours; a mask has one "
+                "value or one colour per pixel: save that alone"
+            )
+        if depth.reduced:
+            _check_bytes(deep_values(image, depth, path), path)
+        one_bit = image.mode == "1"
+        upright = ImageOps.exif_transpose(image)
+        return MaskPixels(_mask_values(upright, image.format, path), _palette(upright), one_bit)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -215,15 +265,28 @@ def _lossy_webp(content: bytes) -> bool:
     return False
 
 
-def _to_rgb(image: Image.Image, path: str | PathLike[str]) -> np.ndarray:
-    if image.mode == "F":
+def _deep_to_rgb(
+    image: Image.Image,
+    depth: Depth,
+    path: str | PathLike[str],
+    content: bytes | None,
+    pixel_range: Range | Literal["own"] | None,
+) -> np.ndarray:
+    """Return ``[h, w, 3]`` uint8 of an image that needs a range."""
+    if depth.floating and pixel_range is None:
         raise ImageError(
-            f"{path}: the pixels are floating-point numbers of unknown range; save it with 8 or 16 bits"
+            f"{path}: the pixels are floating-point numbers of unknown range; give the values of black and "
+            "white in data.pixel_range, or save it with 8 or 16 bits"
         )
-    if image.mode.startswith("I"):  # I;16, I;16L, I;16B, I
-        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)  # [h, w] -> [h, w, 3]
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    values = deep_values(image, depth, path, content)
+    if pixel_range == "own":
+        low, high = (float(values.min(initial=0)), float(values.max(initial=0)))
+        pixel_range = range_of_values(low, high, depth)
+    pixels = to_bytes(values, cast("Range | None", pixel_range))
+    turned = Image.fromarray(pixels)
+    turned.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    pixels = np.array(ImageOps.exif_transpose(turned))
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)  # [h, w] -> [h, w, 3]
 
 
 def _mask_values(image: Image.Image, form: str | None, path: str | PathLike[str]) -> np.ndarray:
@@ -239,6 +302,21 @@ def _mask_values(image: Image.Image, form: str | None, path: str | PathLike[str]
             raise ImageError(f"{path}: values from {values.min()} to {values.max()}; a mask has 0 to 65535")
         return values.astype(np.uint16)
     raise ImageError(f"{path}: a mask cannot have pixels of mode {image.mode}; save it with 8 or 16 bits")
+
+
+def _check_bytes(values: np.ndarray, path: str | PathLike[str]) -> None:
+    """Refuse 16-bit colours that are not those of 8 bits, ``257 v``: Pillow keeps the upper bits only."""
+    if (values.astype(np.uint16) % 257).any():
+        raise ImageError(f"{path}: has colours of 16 bits; save the mask with 8 bits, or as 16-bit grey")
+
+
+def _palette(image: Image.Image) -> np.ndarray | None:
+    """Return ``[n]`` colours as numbers; None without a palette, or if it is the grey of the values."""
+    if image.mode not in ("P", "PA"):
+        return None
+    colours = np.array(image.getpalette("RGB"), dtype=np.uint32).reshape(-1, 3) @ _COLOUR_OF_BYTES  # [n]
+    grey = np.arange(len(colours), dtype=np.uint32) * 0x010101
+    return None if (colours == grey).all() else colours
 
 
 def _png_may_be_turned(path: str | PathLike[str], content: bytes | None) -> bool:

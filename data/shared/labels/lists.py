@@ -90,6 +90,15 @@ def read_class_rows(source: Path) -> list[LabelClass]:
     return rows
 
 
+def has_numbers(source: Path) -> bool:
+    """Return whether a list of classes that can be read gives ids of its own, rather than places in it."""
+    lines = source.read_text(encoding="utf-8-sig").splitlines()
+    if source.suffix.lower() not in (".csv", ".tsv"):
+        return not lines[0].startswith("#")
+    header = [name.strip().strip('"').lower() for name in re.split(r"[\t;,]", lines[0])]
+    return _column(header, _ID_COLUMNS) is not None
+
+
 def _rows_of_lines(source: Path, lines: Sequence[str]) -> list[LabelClass]:
     lines = [line.strip() for line in lines]
     if lines and lines[0].startswith("#") and ":" in lines[0]:

@@ -38,6 +38,7 @@ class ClassTable:
         background: with ``categories``, whether the others become a class (label 0, named background; its id
             is that of a row of this name, else the smallest that no category has) or are ignored.
         source: where the rows come from, for errors.
+        numbered: whether the ids are those of the data's author, rather than the places in a list.
 
     Raises:
         MaskError: if ids or names occur twice, nothing or too much is left to learn, or a name or id in
@@ -57,8 +58,10 @@ class ClassTable:
         categories: Sequence[str | int] | None = None,
         background: Background = "class",
         source: str = "the list of classes",
+        numbered: bool = True,
     ):
         self.source = source
+        self.numbered = numbered
         self.rows = tuple(rows)
         _check_rows(self.rows, source)
         self.coloured = all(row.colour is not None for row in rows)
