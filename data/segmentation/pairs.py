@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..shared.common import listing, number_of
 from ..shared.io import IMAGE_SUFFIXES
+from ..shared.labels.lists import read_list
 from ..shared.labels.table import MaskError
-from ..shared.locate import MASK_ENDINGS, DataNotFoundError, Missing
+from ..shared.locate import MASK_ENDINGS, DataNotFoundError, Missing, image_names
 
 logger = logging.getLogger("trunkline")
 
@@ -30,6 +32,9 @@ class Pairs(NamedTuple):
     mask_names: list[str]
 
 
+_NAMED = 5  # files that a warning names
+
+
 def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pairs:
     """Pair the images of two folders, also in folders inside, by their names without the suffix.
 
@@ -46,14 +51,15 @@ def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pair
     Raises:
         DataNotFoundError: if either folder holds no image.
         MaskError: listing the images without a mask and the masks without an image, or files with
-            the same name except the suffix.
+            the same name except the suffix; or if an image would be its own mask.
     """
-    pictures = _files(images, "images")
+    _require_two_folders(images, masks)
+    pictures, files = _files(images, "images", masks), _files(masks, "masks", images)
     if all(key.endswith(CITYSCAPES_IMAGE) for key in pictures):
         pictures = {key.removesuffix(CITYSCAPES_IMAGE): name for key, name in pictures.items()}
-        found = _cityscapes_masks(_files(masks, "masks"))
+        found = _cityscapes_masks(files)
     else:
-        found = _like(pictures, _files(masks, "masks"))
+        found = _like(pictures, files)
     alone = [f"{images / name}: no mask" for key, name in pictures.items() if key not in found]
     stray = [f"{masks / name}: no image" for key, name in found.items() if key not in pictures]
     _report(alone, stray, len(pictures), f"{images} and {masks}", missing)
@@ -62,7 +68,9 @@ def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pair
         raise MaskError(
             f"no image in {images} has a mask in {masks}; a mask has the name of its image, except the suffix"
         )
-    return Pairs(str(images), [pictures[key] for key in keys], str(masks), [found[key] for key in keys])
+    return _checked(
+        Pairs(str(images), [pictures[key] for key in keys], str(masks), [found[key] for key in keys])
+    )
 
 
 def pair_list(source: Path, images: Path, masks: Path, missing: Unpaired = "error") -> Pairs:
@@ -79,9 +87,11 @@ def pair_list(source: Path, images: Path, masks: Path, missing: Unpaired = "erro
 
     Raises:
         DataNotFoundError: if a folder holds no image.
-        MaskError: listing the lines without an image, or the images without a mask.
+        MaskError: listing the lines without an image, or the images without a mask; or if an image would
+            be its own mask.
     """
-    pictures, found = _files(images, "images"), _files(masks, "masks")
+    _require_two_folders(images, masks)
+    pictures, found = _files(images, "images", masks), _files(masks, "masks", images)
     keys = listed_keys(source, images, pictures)
     found = _like(dict.fromkeys(keys, ""), found)
     alone = [f"{images / pictures[key]}: no mask in {masks}" for key in keys if key not in found]
@@ -89,7 +99,9 @@ def pair_list(source: Path, images: Path, masks: Path, missing: Unpaired = "erro
     kept = [key for key in keys if key in found]
     if not kept:
         raise MaskError(f"{source}: none of the {number_of(len(keys), 'image')} has a mask in {masks}")
-    return Pairs(str(images), [pictures[key] for key in kept], str(masks), [found[key] for key in kept])
+    return _checked(
+        Pairs(str(images), [pictures[key] for key in kept], str(masks), [found[key] for key in kept])
+    )
 
 
 def listed_keys(source: Path, images: Path, pictures: dict[str, str] | None = None) -> list[str]:
@@ -101,15 +113,14 @@ def listed_keys(source: Path, images: Path, pictures: dict[str, str] | None = No
     pictures = _files(images, "images") if pictures is None else pictures
     keys: list[str] = []
     problems: list[str] = []
-    text = source.read_text(encoding="utf-8-sig")
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_list(source, "list of images").splitlines(), start=1):
         if not line.strip():
             continue
-        name = os.path.normpath(line.split()[0].lstrip("/"))
-        names = (name, name.partition("/")[2])  # some lists begin at the folder around images
-        key = next((k for n in names for k in (n, os.path.splitext(n)[0]) if k in pictures), None)
+        # A name may hold blanks; what follows one may also be the mask, or a number.
+        found = (_listed(written, pictures) for written in (line.strip(), line.split()[0]))
+        key = next((k for k in found if k is not None), None)
         if key is None:
-            problems.append(f"line {number}: {name}")
+            problems.append(f"line {number}: {line.strip()}")
         else:
             keys.append(key)
     if problems:
@@ -122,6 +133,13 @@ def listed_keys(source: Path, images: Path, pictures: dict[str, str] | None = No
     return keys
 
 
+def _listed(written: str, pictures: dict[str, str]) -> str | None:
+    """Return the key that a list means, or None; some lists begin at the folder around the images."""
+    name = _key(os.path.normpath(written.lstrip("/")))
+    names = (name, name.partition("/")[2])
+    return next((k for n in names for k in (n, os.path.splitext(n)[0]) if k in pictures), None)
+
+
 def pictures_below(folder: Path) -> dict[str, str]:
     """Return the images in a folder and in those inside: name without suffix to name, sorted.
 
@@ -132,23 +150,50 @@ def pictures_below(folder: Path) -> dict[str, str]:
     return _files(folder, "images")
 
 
-def _files(folder: Path, what: str) -> dict[str, str]:
-    names: list[str] = []
-    for parent, inner, files in os.walk(folder, followlinks=True):
-        inner[:] = [name for name in inner if name[0] != "."]
-        below = os.path.relpath(parent, folder)
-        start = "" if below == "." else f"{below}/"
-        names += [start + f for f in files if f.lower().endswith(IMAGE_SUFFIXES) and f[0] != "."]
+def _files(folder: Path, what: str, apart: Path | None = None) -> dict[str, str]:
+    """Return the images below a folder by key, without those below ``apart`` if that lies inside."""
+    names = image_names(folder, inside=True, apart=apart)
     if not names:
         raise DataNotFoundError(f"no {what} in {folder} (looked for {', '.join(IMAGE_SUFFIXES)})")
     found: dict[str, str] = {}
-    for name in sorted(names):
-        if (before := found.setdefault(os.path.splitext(name)[0], name)) != name:
+    for name in names:
+        if (before := found.setdefault(_key(os.path.splitext(name)[0]), name)) != name:
             raise MaskError(
                 f"{folder}: {before} and {name} differ only in the suffix, so it is unclear which is "
-                "meant; rename or remove one"
+                f"meant; rename or remove one, and keep masks in a folder of their own"
             )
     return found
+
+
+def _key(name: str) -> str:
+    """Return a name as it is compared: some systems write an accent as a character of its own."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _require_two_folders(images: Path, masks: Path) -> None:
+    if images.exists() and masks.exists() and os.path.samefile(images, masks):
+        raise MaskError(
+            f"{images}: is the folder of both images and masks, so each image would be its own mask; put "
+            "the masks into a folder of their own"
+        )
+
+
+def _checked(pairs: Pairs) -> Pairs:
+    """Refuse images that are their own masks, by whatever links or names."""
+    same = []
+    for name, mask_name in zip(pairs.names, pairs.mask_names, strict=True):
+        image, mask = os.path.join(pairs.folder, name), os.path.join(pairs.mask_folder, mask_name)
+        try:
+            if os.path.samefile(image, mask):
+                same.append(f"{image} and {mask}")
+        except OSError:
+            continue  # a link to nothing, which the check of the images names
+    if same:
+        raise MaskError(
+            f"{len(same)} of {number_of(len(pairs.names), 'image')} are their own masks, by a link or two "
+            f"names of one file:\n{listing(same)}\nreplace them by the masks"
+        )
+    return pairs
 
 
 def _like(pictures: dict[str, str], masks: dict[str, str]) -> dict[str, str]:
@@ -181,8 +226,9 @@ def _report(alone: Sequence[str], stray: Sequence[str], count: int, where: str, 
         return
     if missing == "skip":
         logger.warning(
-            "%s: left out %s without a mask and %s without an image",
+            "%s: left out %s without a mask and %s without an image: %s",
             where, number_of(len(alone), "image"), number_of(len(stray), "mask"),
+            ", ".join([*alone[:_NAMED], *stray[:_NAMED]]),
         )  # fmt: skip
         return
     raise MaskError(

@@ -23,7 +23,10 @@ from torch.nn import functional
 from .common import number_of
 from .deep import FULL, Depth, Range, deep_values, depth_of, range_of_values, to_bytes
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
+    ".pbm", ".pnm", ".jp2", ".avif", ".tga",
+)  # fmt: skip
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -31,7 +34,7 @@ _ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _SWAPPED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
 _COLOUR_OF_BYTES = np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
-_LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
+_LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
 _PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from .common import number_of
 from .io import IMAGE_SUFFIXES
+
+logger = logging.getLogger("trunkline")
 
 ANNOTATION_PLACES = ("annotations/instances_{split}.json", "annotations/instances_{split}2017.json")
 IMAGE_PLACES = ("images/{split}", "{split}2017", "images/{split}2017", "images")
@@ -18,6 +23,19 @@ SPLIT_NAMES = {
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations")
 MASK_ENDINGS = ("_mask", "_masks", "-mask", "_label", "_labels", "_L", "_gt", "_GT", "_seg", "_segmentation")
+
+# Pictures of kinds that are not read: leaving one out is said. Other files in a folder are none.
+_OTHER_PICTURES = (
+    ".heic", ".heif", ".jxl", ".jpx", ".j2k", ".j2c", ".jpf", ".apng", ".mpo", ".avifs", ".psd", ".exr",
+    ".hdr", ".pfm", ".dng", ".cr2", ".nef", ".arw", ".dds", ".ico", ".icns", ".pcx", ".sgi", ".qoi", ".svg",
+    ".npy",
+)  # fmt: skip
+_KIND = "of a kind that is not read; convert them to PNG or JPEG"
+_APPLE = "whose names begin with ._, which macOS adds beside the real ones"
+_HIDDEN = "whose names begin with a dot"
+_FOLDER = "that are folders"
+_SPECIAL = "that are pipes, sockets or devices"
+_NAMED = 3  # files that the warning names of each kind
 
 CheckImages = Literal["header", "decode", "off"]
 Missing = Literal["error", "skip"]  # what to do with images without annotations, and the other way round
@@ -59,6 +77,85 @@ def find(root: str | None, given: str | None, places: Sequence[str], split: str,
     raise DataNotFoundError(f"no {split} {what} found, looked for\n{looked}\n{hint}")
 
 
+def image_names(
+    folder: Path,
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES,
+    inside: bool = False,
+    apart: Path | None = None,
+) -> list[str]:
+    """Return the names of the images in a folder, sorted; one warning tells what is left out and why.
+
+    Left out are hidden files, folders named like an image, pipes, sockets and devices (opening one might
+    wait without end), and pictures of kinds that are not read. Links to nothing stay: reading them is an
+    error.
+
+    Args:
+        folder: where to look.
+        suffixes: ends of names, in lower case, by which images are known.
+        inside: whether to look in the folders inside too, but for hidden ones and ``__MACOSX``; names are
+            relative to ``folder`` then.
+        apart: a folder that is not looked into, if it lies inside.
+    """
+    search = _Search(suffixes, inside, None if apart is None or not apart.exists() else _identity(apart))
+    names = sorted(search.below(str(folder), "", {_identity(folder)}))
+    if search.left:
+        kinds = [f"{len(found)} {why} ({_shown(found)})" for why, found in search.left.items()]
+        count = sum(map(len, search.left.values()))
+        logger.warning("%s: left out %s: %s", folder, number_of(count, "file"), "; ".join(kinds))
+    return names
+
+
+class _Search:
+    """Looks for images; ``left`` collects what is left out, by the reason."""
+
+    def __init__(self, suffixes: tuple[str, ...], inside: bool, apart: tuple[int, int] | None):
+        self.suffixes = suffixes
+        self.inside = inside
+        self.apart = apart
+        self.left: dict[str, list[str]] = {}
+
+    def below(self, folder: str, start: str, above: set[tuple[int, int]]) -> Iterator[str]:
+        """Yield names; ``above`` keeps links from leading round in a circle."""
+        with os.scandir(folder) as entries:
+            found = list(entries)
+        for entry in found:
+            name = start + entry.name
+            if not entry.is_file(follow_symlinks=False) and os.path.isdir(entry.path):
+                yield from self._inside(entry, name, above)
+            elif (why := self._reason(entry)) is None:
+                yield name
+            elif why:
+                self.left.setdefault(why, []).append(name)
+
+    def _inside(self, entry: os.DirEntry[str], name: str, above: set[tuple[int, int]]) -> Iterator[str]:
+        if not self.inside:
+            if entry.name.lower().endswith(self.suffixes):
+                self.left.setdefault(_FOLDER, []).append(name)
+            return
+        here = _identity(entry.path)
+        if entry.name[0] != "." and entry.name != "__MACOSX" and here not in above and here != self.apart:
+            yield from self.below(entry.path, f"{name}/", {*above, here})
+
+    def _reason(self, entry: os.DirEntry[str]) -> str | None:
+        """Return why a file is left out, empty if that needs no word; None for an image."""
+        name = entry.name.lower()
+        if not name.endswith(self.suffixes):
+            return _KIND if name.endswith(_OTHER_PICTURES) and name[0] != "." else ""
+        if name[0] == ".":
+            return _APPLE if name[:2] == "._" else _HIDDEN
+        regular = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
+        return _SPECIAL if not regular and os.path.exists(entry.path) else None
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
 def list_images(given: Sequence[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
     """Return the given files and, sorted by name, the images directly inside the given folders, each once.
 
@@ -75,10 +172,7 @@ def list_images(given: Sequence[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES
         raise DataNotFoundError(f"data.predict: no such file or folder: {', '.join(missing[:20])}")
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found += sorted(entry for entry in path.iterdir() if entry.name.lower().endswith(suffixes))
-        else:
-            found.append(path)
+        found += [path / name for name in image_names(path, suffixes)] if path.is_dir() else [path]
     if not found:
         known = ", ".join(suffixes)
         raise DataNotFoundError(

@@ -77,10 +77,7 @@ def read_class_rows(source: Path) -> list[LabelClass]:
     Raises:
         MaskError: naming the line that is wrong.
     """
-    try:
-        text = source.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MaskError(f"{source}: no readable list of classes ({error}); save it as UTF-8 text") from error
+    text = read_list(source, "list of classes")
     if source.suffix.lower() in (".csv", ".tsv"):
         rows = _rows_with_header(source, text)
     else:
@@ -88,6 +85,35 @@ def read_class_rows(source: Path) -> list[LabelClass]:
     if not rows:
         raise MaskError(f"{source}: lists no classes")
     return rows
+
+
+def read_list(source: Path, what: str) -> str:
+    """Return the text of a list.
+
+    Args:
+        source: the file.
+        what: it is, for the error.
+
+    Raises:
+        MaskError: if it is no file, or no UTF-8 text.
+    """
+    if source.exists() and not source.is_file():  # opening a pipe would wait for a writer without end
+        raise MaskError(f"{source}: is no file, but a {what} is needed")
+    try:
+        content = source.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise MaskError(f"{source}: no readable {what} ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise MaskError(
+            f"{source}, line {line}: the {what} is no UTF-8 text (byte {content[error.start]:#04x}); save it "
+            "as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise MaskError(f"{source}, line {line}: the {what} holds a zero byte; save it as UTF-8 text")
+    return text
 
 
 def has_numbers(source: Path) -> bool:
