@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch.utils.data import Dataset
 
 from ..shared.augment.transforms import AugmentationError
@@ -21,15 +23,20 @@ class ClassificationDataset(Dataset):
         index: what there is.
         transform: for 2D images or scans, whichever the index holds.
         channels: for prediction: that every image must have. None for any number, the same within a batch.
+        pixel_range: of 2D images that do not have 8 bits, see ``read_image``.
     """
 
     def __init__(
-        self, index: ClassIndex, transform: PictureTransform | ScanTransform, channels: int | None = None
+        self,
+        index: ClassIndex,
+        transform: PictureTransform | ScanTransform,
+        channels: int | None = None,
+        pixel_range: tuple[float, float] | None = None,
     ):
         self.index = index
         self.channels = channels
         self.transform = transform
-        self.read = read_scan if index.scans else read_image
+        self.read = read_scan if index.scans else partial(read_image, pixel_range=pixel_range)
 
     def __len__(self) -> int:
         return len(self.index)

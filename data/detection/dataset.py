@@ -52,6 +52,7 @@ class CocoDetectionDataset(Dataset):
         augmentation: applied before resizing; None for none.
         long_side: limit of the longer side after resizing, in pixels.
         reduced: let JPEGs that will shrink to half or less be decoded smaller, see ``read_image``.
+        pixel_range: of images that do not have 8 bits, see ``read_image``.
 
     Raises:
         AugmentationError: with ``reduced``, if the augmentation is more than flips.
@@ -63,6 +64,7 @@ class CocoDetectionDataset(Dataset):
         augmentation: Augmentation | None = None,
         long_side: int = 1333,
         reduced: bool = False,
+        pixel_range: tuple[float, float] | None = None,
     ):
         if reduced and augmentation is not None and augmentation.flips is None:
             raise AugmentationError(
@@ -73,6 +75,7 @@ class CocoDetectionDataset(Dataset):
         self.augmentation = augmentation
         self.long_side = long_side
         self.reduced = reduced
+        self.pixel_range = pixel_range
 
     def __len__(self) -> int:
         return len(self.index)
@@ -117,7 +120,8 @@ class CocoDetectionDataset(Dataset):
         """Return ``[h0, w0, 3]`` uint8, the image on disk (smaller if ``reduced``)."""
         path = self.index.path(request.index)
         expected = tuple(self.index.sizes[request.index].tolist())
-        image = read_image(path, enough=self._scaled(expected, request) if self.reduced else None)
+        enough = self._scaled(expected, request) if self.reduced else None
+        image = read_image(path, enough=enough, pixel_range=self.pixel_range)
         size = image_size(path) if self.reduced else image.shape[:2]
         if size != expected:
             raise ImageError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,22 +15,22 @@ from ..shared.canvas import CanvasBatchSampler, default_canvases
 from ..shared.coco.annotations import InstanceKind, load_instances, read_categories
 from ..shared.coco.boxes import OnBadBox
 from ..shared.coco.fields import AnnotationError
-from ..shared.common import PackedNames, require_positive
+from ..shared.common import require_positive
 from ..shared.labels.classes import LabelClass
 from ..shared.loading import batch_loader
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
 from ..shared.module import SplitData
+from ..shared.pixel_range import PixelRange, PixelRanges, file_of
 from ..shared.summary import SplitSummary
 from .batches import DetectionBatch, collate_detection
 from .classes import renumbered
 from .dataset import CocoDetectionDataset
+from .folders import folder_of_images
 from .index import CocoIndex, check_images, index_of_files, read_coco
 from .lost import LostBoxes
 from .summary import Scale, summarise, tell, tell_unlearned
 
 logger = logging.getLogger("trunkline")
-
-MOST_MISSING = 1000  # images of a JSON that may be missing before the first that shows the folder
 
 
 class CocoDetection(SplitData[CocoIndex]):
@@ -87,6 +86,9 @@ class CocoDetection(SplitData[CocoIndex]):
             Needs an ``augment`` of only flips (or none).
         skip_images_without_boxes: leave such images out of training instead of training on them as
             background.
+        pixel_range: the values that become black and white in images that do not have 8 bits, such as
+            [0, 4095]; images of 8 bits stay as they are. auto looks at training images: 0 and the largest
+            value of as many bits as theirs need; of signed and 32-bit values, the lowest and highest.
         seed: fixes order, scales and augmentation; if null, the seed given to seed_everything, else 0.
     """
 
@@ -116,6 +118,7 @@ class CocoDetection(SplitData[CocoIndex]):
         check_images: CheckImages = "header",
         reduced_decoding: bool = False,
         skip_images_without_boxes: bool = False,
+        pixel_range: PixelRange = "auto",
         seed: int | None = None,
     ):
         super().__init__()
@@ -134,6 +137,7 @@ class CocoDetection(SplitData[CocoIndex]):
         self._categories: tuple[LabelClass, ...] = ()
         self._predicted: tuple[LabelClass, ...] = ()
         self._lost = LostBoxes()
+        self.pixels = PixelRanges(pixel_range)
 
     def prepare_data(self) -> None:
         """Check the images for the coming command, on one process of the machine.
@@ -162,6 +166,7 @@ class CocoDetection(SplitData[CocoIndex]):
                 self._predicted = self._categories_for_prediction(index)
             else:
                 self._require_same_categories(split, index)
+        self.pixels.settle(self, file_of)
         if "train" in self.splits:
             self._augmentation()
         if "val" in self.splits and (stage or "fit") == "fit":
@@ -254,7 +259,8 @@ class CocoDetection(SplitData[CocoIndex]):
         if len(given) == 1 and given[0].lower().endswith(".json"):
             source = Path(given[0]).expanduser()
             index = read_coco(source, "", boxes=False)
-            return replace(index, folder=str(self._predict_folder(source, index.names)))
+            folder = folder_of_images(source, index.names, self.hparams.predict_images, self.hparams.root)
+            return replace(index, folder=str(folder))
         index, self.unreadable = index_of_files(list_images(given))
         return index
 
@@ -280,8 +286,8 @@ class CocoDetection(SplitData[CocoIndex]):
         self, split: str, index: CocoIndex, augmentation: Augmentation | None
     ) -> CocoDetectionDataset:
         """Return the samples of a split."""
-        given = self.hparams
-        return CocoDetectionDataset(index, augmentation, given.long_side, given.reduced_decoding)
+        given, pixels = self.hparams, self.pixels.value
+        return CocoDetectionDataset(index, augmentation, given.long_side, given.reduced_decoding, pixels)
 
     collate = staticmethod(collate_detection)
 
@@ -295,23 +301,6 @@ class CocoDetection(SplitData[CocoIndex]):
 
     def _given(self, split: str) -> bool:
         return any(self.hparams[f"{split}_{what}"] is not None for what in ("images", "annotations"))
-
-    def _predict_folder(self, source: Path, names: PackedNames) -> Path:
-        """Find the image folder of a JSON file by where its first image is; some images may be missing."""
-        if self.hparams.predict_images is not None:
-            return Path(self.hparams.predict_images).expanduser()
-        near = source.parent, source.parent.parent
-        bases = near if self.hparams.root is None else (*near, Path(self.hparams.root).expanduser())
-        split = source.stem.removeprefix("instances_").removesuffix("2017")
-        folders = [base / place.format(split=split) for base in bases for place in (*IMAGE_PLACES, ".")]
-        for name in islice(names, MOST_MISSING):
-            for folder in folders:
-                if (folder / name).exists():
-                    return folder
-        looked = "\n".join(f"  {folder}" for folder in dict.fromkeys(folders))
-        raise DataNotFoundError(
-            f"{source}: no image folder found, looked for {names[0]} in\n{looked}\ngive data.predict_images"
-        )
 
     def _require_same_categories(self, split: str, index: CocoIndex) -> None:
         known = next(other for name, other in self.splits.items() if name != "predict")

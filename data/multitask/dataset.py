@@ -64,6 +64,7 @@ class DetectionAndMaskDataset(CocoDetectionDataset):
         augmentation: applied before resizing; None in evaluation, which keeps the masks on disk too.
         long_side: limit of the longer side after resizing, in pixels.
         reduced: as in ``CocoDetectionDataset``; masks are always read as they are.
+        pixel_range: as in ``CocoDetectionDataset``.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class DetectionAndMaskDataset(CocoDetectionDataset):
         augmentation: Augmentation | None,
         long_side: int,
         reduced: bool = False,
+        pixel_range: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__(index, augmentation, long_side, reduced)
+        super().__init__(index, augmentation, long_side, reduced, pixel_range)
         self.masks = masks
 
     def __getitem__(self, request: Request) -> MultiTaskSample:

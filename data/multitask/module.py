@@ -153,7 +153,9 @@ class CocoDetectionAndMasks(CocoDetection):
         masks = self._read_masks(split)
         aligned = AlignedMasks(cast(MaskSource, masks.masks), positions_of(index, masks))
         given = self.hparams
-        return DetectionAndMaskDataset(index, aligned, augmentation, given.long_side, given.reduced_decoding)
+        return DetectionAndMaskDataset(
+            index, aligned, augmentation, given.long_side, given.reduced_decoding, self.pixels.value
+        )
 
     collate = staticmethod(collate_multi)
 

@@ -28,6 +28,7 @@ class SegmentationDataset(Dataset):
         index: what there is.
         augmentation: for training; None for evaluation and prediction.
         sizes: ``[I, 2]`` height and width that each image is resized to in evaluation; None for its own.
+        pixel_range: of images that do not have 8 bits, see ``read_image``.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class SegmentationDataset(Dataset):
         index: SegmentationIndex,
         augmentation: MaskAugmentation | None = None,
         sizes: np.ndarray | None = None,
+        pixel_range: tuple[float, float] | None = None,
     ):
         self.index = index
         self.augmentation = augmentation
+        self.pixel_range = pixel_range
         self.sizes = None if sizes is None else torch.from_numpy(sizes)
 
     def __len__(self) -> int:
@@ -54,7 +57,7 @@ class SegmentationDataset(Dataset):
         position = request.index
         path, source = self.index.path(position), self.index.masks
         try:
-            image = read_image(path)
+            image = read_image(path, pixel_range=self.pixel_range)
         except ImageError as error:
             if source is None:  # prediction, which goes on without it
                 raise

@@ -17,6 +17,7 @@ from ..shared.labels.table import Background, MaskError
 from ..shared.loading import PlainErrorLoader, batch_loader
 from ..shared.locate import CheckImages, DataNotFoundError, Missing
 from ..shared.module import SplitData
+from ..shared.pixel_range import PixelRange, PixelRanges, file_of
 from .batches import collate_segmentation
 from .coco_masks import Overlaps
 from .dataset import SegmentationBatchSampler, SegmentationDataset, evaluation_sizes
@@ -92,6 +93,9 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         check_images: before starting, check the images: header reads the beginning of each file, decode all
             of it, off nothing. Not in prediction.
         check_masks: before starting, decode all masks once and count what they hold.
+        pixel_range: the values that become black and white in images that do not have 8 bits, such as
+            [0, 4095]; images of 8 bits stay as they are. auto looks at training images: 0 and the largest
+            value of as many bits as theirs need; of signed and 32-bit values, the lowest and highest.
         seed: fixes order and augmentation; if null, the seed given to seed_everything, else 0.
     """
 
@@ -123,6 +127,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         eval_long_side: int | None = None,
         check_images: CheckImages = "header",
         check_masks: bool = True,
+        pixel_range: PixelRange = "auto",
         seed: int | None = None,
     ):
         super().__init__()
@@ -151,6 +156,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         self._sizes: dict[str, np.ndarray] = {}
         self._counts: dict[str, Tensor] = {}
         self._checked: list[SegmentationIndex] = []
+        self.pixels = PixelRanges(pixel_range)
 
     def prepare_data(self) -> None:
         """Check images and masks for the coming command, on one process of the machine.
@@ -186,6 +192,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
             labelled = next((split for split in ("val", "train") if self.has_split(split)), None)
             if labelled is not None:  # it names the classes
                 self.splits[labelled] = self.read_split(labelled)
+        self.pixels.settle(self, file_of)
         if "train" in indices:
             self._augmentation = MaskAugmentation(self.hparams.augment or [])
 
@@ -258,6 +265,6 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
             sizes = evaluation_sizes(self._sizes[split], given.eval_short_side, given.eval_long_side)
         sampler = SegmentationBatchSampler(sizes, **self.sampler_options(split), spread=split != "predict")
         augmentation = self._augmentation if training else None
-        dataset = SegmentationDataset(index, augmentation, None if training else sizes)
+        dataset = SegmentationDataset(index, augmentation, None if training else sizes, self.pixels.value)
         named = index.named if split == "predict" else None
         return batch_loader(dataset, sampler, collate_segmentation, given.workers, self.trainer, named)

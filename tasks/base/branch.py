@@ -303,7 +303,9 @@ class Branch(ABC):
         self, prediction: Prediction, path: Path, batch: Any, min_score: float
     ) -> tuple[str, np.ndarray] | None:
         """Return name (without suffix) and pixels of the picture of a prediction; None for none."""
-        picture = draw_all({"": self}, enlarged(read_image(path)), {"": prediction}, min_score)
+        picture = draw_all(
+            {"": self}, enlarged(read_image(path, pixel_range="own")), {"": prediction}, min_score
+        )
         return f"{path.stem}_{prediction['image_id']}", picture
 
     @abstractmethod

@@ -174,7 +174,7 @@ class PredictionWriter(BasePredictionWriter):
         (name, branch), *others = self.branches.items()
         if not others:
             return branch.prediction_picture(each[name], path, batch, self.min_score)
-        picture = draw_all(self.branches, enlarged(read_image(path)), each, self.min_score)
+        picture = draw_all(self.branches, enlarged(read_image(path, pixel_range="own")), each, self.min_score)
         return f"{path.stem}_{each[name]['image_id']}", picture
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
