@@ -9,23 +9,28 @@ Letters in shapes: I members.
 
 from __future__ import annotations
 
+import logging
+import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..shared.common import PackedNames
+from ..shared.common import PackedNames, listing, number_of
+from .archive_names import ArchiveError, hidden_member, member_name, not_a_zip, require_plain_names
+from .names import require_file
 
+logger = logging.getLogger("trunkline")
+
+MEMBER_LIMIT = 1 << 30  # bytes of one member, unpacked
 _LOCAL_HEADER = 30  # bytes before the name, PKWARE's APPNOTE section 4.3.7
 _ENCRYPTED = 0x1
-
-
-class ArchiveError(ValueError):
-    """A zip file is damaged, encrypted, or compressed in a way that cannot be read."""
+_LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -35,42 +40,73 @@ class Archive:
     Attributes:
         path: the zip file.
         names: of the I members, ``/`` between folders, in the order of the archive.
-        table: ``[I, 4]`` int64, offset of the local header, compressed size, method and CRC-32 of each.
+        table: ``[I, 5]`` int64, offset of the local header, compressed size, method, CRC-32 and unpacked size
+            of each, as the archive claims.
         folders: names of the folders that the archive lists, without ``/`` at the end.
+        hidden: names of the files that are left out because they are hidden.
     """
 
     path: str
     names: PackedNames
     table: Tensor
     folders: tuple[str, ...]
+    hidden: tuple[str, ...] = ()
 
 
 def read_archive(path: Path) -> Archive:
     """Read the list of members.
 
+    Names become what unpacking makes of them: ``\\`` of Windows is taken for ``/``, and names of macOS that
+    are UTF-8 without saying so are read as such.
+
     Raises:
-        ArchiveError: if the file is no zip, or a member is encrypted or neither stored nor deflated.
+        ArchiveError: if the file is no zip, cut off, or of a later version; if a member is encrypted, neither
+            stored nor deflated, there twice, or has a name that leads outside of the archive.
     """
+    require_file(path)
     try:
+        size = path.stat().st_size
         with zipfile.ZipFile(path) as opened:
-            found = [entry for entry in opened.infolist() if not _is_noise(entry.filename)]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ArchiveError(f"{path}: cannot be read as a zip ({error}); download or make it again") from error
-    members = [entry for entry in found if not entry.is_dir()]
-    for entry in members:
-        if entry.flag_bits & _ENCRYPTED:
-            raise ArchiveError(f"{path}: {entry.filename} is encrypted; unpack the archive")
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ArchiveError(
-                f"{path}: {entry.filename} is compressed by method {entry.compress_type}; make the archive "
-                "again with no compression or with deflate"
-            )
-    rows = [(entry.header_offset, entry.compress_size, entry.compress_type, entry.CRC) for entry in members]
+            entries = opened.infolist()
+    # zipfile raises all of these for lists of members that are damaged, or of a later version.
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        NotImplementedError,
+        ValueError,
+        OverflowError,
+        struct.error,
+    ) as error:
+        raise ArchiveError(f"{path}: cannot be read as a zip ({error}); {not_a_zip(path)}") from error
+    require_plain_names(path, entries)
+    named: list[tuple[str, zipfile.ZipInfo]] = []
+    uncertain: list[str] = []
+    for entry in entries:
+        name, certain = member_name(entry)
+        named.append((name, entry))
+        if not certain and not hidden_member(name):
+            uncertain.append(name)
+    if uncertain:
+        logger.warning(
+            "%s: %s of unknown encoding, whose letters may be wrong, such as %s; make the archive again with "
+            "names in UTF-8",
+            path,
+            number_of(len(uncertain), "name"),
+            uncertain[0],
+        )
+    visible = [(name, entry) for name, entry in named if name and not hidden_member(name)]
+    members = [(name.rstrip("/"), entry) for name, entry in visible if not name.endswith("/")]
+    _require_readable(path, size, members)
+    rows = [
+        (e.header_offset, e.compress_size, e.compress_type, e.CRC, min(e.file_size, _LARGEST))
+        for _, e in members
+    ]
     return Archive(
         str(path),
-        PackedNames.pack(entry.filename for entry in members),
-        torch.tensor(rows, dtype=torch.int64).reshape(-1, 4),
-        tuple(entry.filename.rstrip("/") for entry in found if entry.is_dir()),
+        PackedNames.pack(name for name, _ in members),
+        torch.tensor(rows, dtype=torch.int64).reshape(-1, 5),
+        tuple(name.rstrip("/") for name, _ in visible if name.endswith("/")),
+        tuple(name for name, _ in named if name and hidden_member(name) and not name.endswith("/")),
     )
 
 
@@ -82,9 +118,14 @@ def read_member(archive: str, row: Sequence[int]) -> bytes:
         row: the member's row of ``Archive.table``.
 
     Raises:
-        ArchiveError: if the archive has gone or changed, or the member is damaged.
+        ArchiveError: if the archive has gone or changed, or the member is damaged, is larger than
+            ``MEMBER_LIMIT``, or unpacks to another size than it claims.
     """
-    offset, size, method, checksum = row
+    offset, size, method, checksum, unpacked = row
+    if unpacked > MEMBER_LIMIT:
+        raise ArchiveError(
+            f"claims {unpacked:,} bytes, members may have {MEMBER_LIMIT:,}; unpack it, if the size is right"
+        )
     try:
         with open(archive, "rb", buffering=0) as file:
             file.seek(offset)
@@ -94,14 +135,36 @@ def read_member(archive: str, row: Sequence[int]) -> bytes:
             file.seek(offset + _LOCAL_HEADER + name_length + extra_length)
             content = file.read(size)
         if method == zipfile.ZIP_DEFLATED:
-            content = zlib.decompress(content, -zlib.MAX_WBITS)
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, unpacked + 1)
     except (OSError, zlib.error) as error:
         raise ArchiveError(f"{error}; download or make the archive again") from error
+    if len(content) > unpacked:
+        raise ArchiveError(
+            f"unpacks to more than the {unpacked:,} bytes that it claims; make the archive again"
+        )
     if zlib.crc32(content) != checksum:
         raise ArchiveError("damaged (its CRC-32 differs); download or make the archive again")
     return content
 
 
-def _is_noise(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return not parts or parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts)
+def _require_readable(path: Path, size: int, members: Sequence[tuple[str, zipfile.ZipInfo]]) -> None:
+    """Refuse members that are encrypted, compressed in other ways, there twice, or not all there."""
+    for name, entry in members:
+        if entry.flag_bits & _ENCRYPTED:
+            raise ArchiveError(f"{path}: {name} is encrypted; unpack the archive")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ArchiveError(
+                f"{path}: {name} is compressed by method {entry.compress_type}; make the archive "
+                "again with no compression or with deflate"
+            )
+        if not 0 <= entry.header_offset <= size - _LOCAL_HEADER - entry.compress_size:
+            raise ArchiveError(
+                f"{path}: {name} claims {entry.compress_size:,} bytes at {entry.header_offset:,}, more than "
+                f"the archive has ({size:,}); download or make it again"
+            )
+    if len({name for name, _ in members}) < len(members):
+        twice = [f"{name} ({n} times)" for name, n in Counter(name for name, _ in members).items() if n > 1]
+        raise ArchiveError(
+            f"{path}: members of the same name, of which unpacking would keep one:\n{listing(twice)}\n"
+            "make the archive again"
+        )

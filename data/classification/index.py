@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,14 +18,13 @@ from ..shared.common import PackedNames, in_threads, listing, number_of
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.loading import ImageRequest
 from ..shared.locate import CheckImages
-from .archive import Archive, ArchiveError, read_member
+from ..shared.pixel_range import Picture
+from .archive import Archive, read_member
+from .archive_names import ArchiveError
+from .names import LabelError
 from .scans import is_scan, read_scan, scan_shape
 
 FIRST_SCANS = 20  # whose headers tell how many channels the scans have
-
-
-class LabelError(ValueError):
-    """Classes are missing, contradict each other, or differ between the splits."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ClassIndex:
         labels: ``[I]`` int64 in 0..K-1, or ``[I, K]`` int8 zeros and ones if ``multi_label``; -1 (everywhere)
             if unknown.
         class_names: K names; label k stands for ``class_names[k]``.
-        members: ``[I, 4]`` rows of ``Archive.table`` if the files lie in a zip, else None.
+        members: ``[I, 5]`` rows of ``Archive.table`` if the files lie in a zip, else None.
         table: the CSV that lists the images; empty if none does.
         lines: ``[I]`` int64, the line of each image in the CSV, or None.
     """
@@ -125,6 +125,11 @@ class ClassIndex:
         if self.multi_label:
             return (self.labels == 1).sum(dim=0)
         return torch.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
+
+
+def picture_of(index: ClassIndex, position: int) -> Picture | None:
+    """Return where a 2D image lies, for ``PixelRanges``; None for a scan."""
+    return None if index.scans else Picture(index.path(position), partial(index.content, position))
 
 
 def index_of_archive(

@@ -5,26 +5,28 @@ Letters in shapes: I images, K classes.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from ..shared.common import PackedNames, listing, number_of
-from ..shared.io import IMAGE_SUFFIXES
+from ..shared.common import PackedNames
 from ..shared.locate import SPLIT_NAMES, DataNotFoundError, list_images
 from .archive import Archive, read_archive
-from .index import ClassIndex, LabelError, index_of_archive
-from .scans import SCAN_SUFFIXES
+from .folders import (
+    SUFFIXES,
+    Tree,
+    check_tree,
+    class_folders,
+    images_of_archive,
+    tree_of_archive,
+    tree_of_folder,
+)
+from .index import ClassIndex, index_of_archive
 from .table import ImageTable
 from .table_file import read_image_table
-
-logger = logging.getLogger("trunkline")
-
-SUFFIXES = (*IMAGE_SUFFIXES, *SCAN_SUFFIXES)
 
 
 class SplitSource(NamedTuple):
@@ -52,15 +54,6 @@ class SplitSource(NamedTuple):
 
     def __str__(self) -> str:
         return os.path.join(self.path, self.inside) if self.inside else str(self.path)
-
-
-class _Tree(NamedTuple):
-    """Class folders: images as (class, position), names of all folders, and images in no folder."""
-
-    folders: list[str]
-    classes: list[str]  # of each image
-    chosen: list[Any]  # names below the folder, or positions in the archive
-    stray: list[str]
 
 
 class ClassSources:
@@ -117,9 +110,8 @@ class ClassSources:
             table = self._table(source.path)
             return table.class_names(source.split), table.multi_label
         if source.is_archive:
-            return tuple(self._tree_of_archive(source).folders), False
-        folders = (e.name for e in os.scandir(source.path) if e.is_dir() and not e.name.startswith("."))
-        return tuple(sorted(folders)), False
+            return tuple(self._tree(source).folders), False
+        return tuple(class_folders(source.path)), False
 
     def index(self, source: SplitSource, class_names: Sequence[str]) -> ClassIndex:
         """Read a split, and number its labels by ``class_names``.
@@ -131,12 +123,11 @@ class ClassSources:
         """
         if source.is_table:
             return self._table(source.path).index(source.split, class_names, self.root)
-        inside_zip = source.is_archive
-        tree = self._tree_of_archive(source) if inside_zip else _tree_of_folder(source.path)
-        _check_tree(source, tree, class_names)
+        tree = self._tree(source)
+        check_tree(str(source), tree, class_names)
         number = {name: label for label, name in enumerate(class_names)}
         labels = torch.tensor([number[name] for name in tree.classes], dtype=torch.int64)
-        if inside_zip:
+        if source.is_archive:
             return index_of_archive(self._archive(source.path), tree.chosen, labels, class_names)
         return ClassIndex(str(source.path), PackedNames.pack(tree.chosen), labels, tuple(class_names))
 
@@ -159,12 +150,7 @@ class ClassSources:
             index = read_image_table(path, labelled=False).index(None, None, self.root)
         elif len(given) == 1 and path.exists() and SplitSource(path).is_archive:
             archive = self._archive(path)
-            chosen = [n for n, name in enumerate(archive.names) if name.lower().endswith(SUFFIXES)]
-            chosen.sort(key=archive.names.__getitem__)
-            if not chosen:
-                raise DataNotFoundError(
-                    f"data.predict: no image in {path} (looked for {', '.join(SUFFIXES)})"
-                )
+            chosen = images_of_archive(archive)
             index = index_of_archive(archive, chosen, torch.full((len(chosen),), -1), ())
         else:
             names = PackedNames.pack(str(found) for found in list_images(given, SUFFIXES))
@@ -208,6 +194,11 @@ class ClassSources:
             raise DataNotFoundError(f"no {split} data found: {path} has no row whose split is {split}")
         return SplitSource(path, split=split)
 
+    def _tree(self, source: SplitSource) -> Tree:
+        if source.is_archive:
+            return tree_of_archive(self._archive(source.path), source.inside)
+        return tree_of_folder(source.path)
+
     def _archive(self, path: Path) -> Archive:
         if path not in self._archives:
             self._archives[path] = read_archive(path)
@@ -245,63 +236,3 @@ class ClassSources:
     def _has_class_folders(self, path: Path, inside: str) -> bool:
         start = f"{inside}/"
         return any("/" in name[len(start) :] for name in self._archive(path).names if name.startswith(start))
-
-    def _tree_of_archive(self, source: SplitSource) -> _Tree:
-        archive = self._archive(source.path)
-        start = f"{source.inside}/" if source.inside else ""
-        folders = {name[len(start) :].split("/")[0] for name in archive.folders if name.startswith(start)}
-        found: list[tuple[str, str, int]] = []
-        stray: list[str] = []
-        for position, name in enumerate(archive.names):
-            if not name.startswith(start):
-                continue
-            below = name[len(start) :]
-            first, slash, _ = below.partition("/")
-            if slash:
-                folders.add(first)
-            if below.lower().endswith(SUFFIXES):
-                found.append((first, below, position)) if slash else stray.append(below)
-        found.sort()
-        folders.discard("")
-        return _Tree(sorted(folders), [row[0] for row in found], [row[2] for row in found], stray)
-
-
-def _tree_of_folder(folder: Path) -> _Tree:
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    visible = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = [entry.name for entry in visible if entry.is_dir()]
-    stray = [e.name for e in visible if e.name.lower().endswith(SUFFIXES) and not e.is_dir()]
-    classes: list[str] = []
-    names: list[str] = []
-    for name in folders:
-        found: list[str] = []
-        for parent, inner, files in os.walk(folder / name, followlinks=True):
-            inner[:] = [entry for entry in inner if not entry.startswith(".")]
-            below = os.path.relpath(parent, folder)
-            found += [
-                f"{below}/{file}" for file in files if file.lower().endswith(SUFFIXES) and file[0] != "."
-            ]
-        names += sorted(found)
-        classes += [name] * len(found)
-    return _Tree(folders, classes, names, stray)
-
-
-def _check_tree(source: SplitSource, tree: _Tree, class_names: Sequence[str]) -> None:
-    if tree.stray:
-        raise LabelError(
-            f"{source}: {number_of(len(tree.stray), 'image')} in no class folder:\n{listing(tree.stray)}\n"
-            "move each into a folder with the name of its class, or list them in a CSV"
-        )
-    if not tree.classes:
-        raise DataNotFoundError(
-            f"no images found in class folders in {source} (there are {len(tree.folders)} folders; "
-            f"looked for {', '.join(SUFFIXES)} below each)"
-        )
-    filled = set(tree.classes)
-    if unknown := sorted(filled - set(class_names)):
-        raise LabelError(
-            f"{source}: the training data lack the class{'es' if len(unknown) > 1 else ''} "
-            f"{', '.join(unknown[:20])}; they have {', '.join(class_names[:20])}"
-        )
-    if empty := [name for name in tree.folders if name not in filled]:
-        logger.warning("%s: no images in the class folders %s", source, ", ".join(empty[:20]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ from ..shared.labels.classes import LabelClass
 from ..shared.loading import ImageBatchSampler, PlainErrorLoader, batch_loader
 from ..shared.locate import CheckImages, DataNotFoundError
 from ..shared.module import SplitData
+from ..shared.pixel_range import PixelRange, PixelRanges
+from ..shared.summary import SplitSummary
 from .batches import collate_classification
 from .dataset import ClassificationDataset
-from .index import ClassIndex, LabelError, check_class_images, check_training_classes
+from .index import ClassIndex, check_class_images, check_training_classes, picture_of
 from .layouts import ClassSources, SplitSource
+from .names import LabelError
+from .summary import summarise, tell, tell_copies
 from .transforms import PictureTransform, Policy, ScanTransform
 
 logger = logging.getLogger("trunkline")
@@ -80,6 +84,9 @@ class ImageClassification(SplitData[ClassIndex]):
         check_images: before starting, check that the images can be read: header reads the beginning of each
             file, decode all of it, off nothing. In prediction of no effect: files that cannot be read are
             listed in failed.csv.
+        pixel_range: the values that become black and white in images that do not have 8 bits, such as
+            [0, 4095]; images of 8 bits stay as they are. auto looks at training images: 0 and the largest
+            value of as many bits as theirs need; of signed and 32-bit values, the lowest and highest.
         seed: fixes order and augmentation; if null, the seed given to seed_everything, else 0.
     """
 
@@ -107,6 +114,7 @@ class ImageClassification(SplitData[ClassIndex]):
         flip_axes: list[int] = [],  # noqa: B006, never changed
         intensity: float = 0.0,
         check_images: CheckImages = "header",
+        pixel_range: PixelRange = "auto",
         seed: int | None = None,
     ):
         super().__init__()
@@ -118,6 +126,8 @@ class ImageClassification(SplitData[ClassIndex]):
         given = self.hparams
         self._sources = ClassSources(given.root, {s: given[s] for s in ("train", "val", "test")})
         self._train_source: SplitSource | None = None
+        self._told: set[str] = set()  # splits of which it has been said what is odd
+        self.pixels = PixelRanges(pixel_range)
 
     def _check_arguments(self) -> None:
         given = self.hparams
@@ -143,8 +153,11 @@ class ImageClassification(SplitData[ClassIndex]):
         Raises:
             ImageError: listing missing or unreadable images, or scans with other numbers of channels.
         """
-        indices = [index for split, index in self.indices(self.stage).items() if split != "predict"]
-        check_class_images(indices, self.hparams.check_images)  # one bad file to predict on costs no other
+        indices = {s: index for s, index in self.indices(self.stage).items() if s != "predict"}
+        # One bad file to predict on costs no other.
+        check_class_images(list(indices.values()), self.hparams.check_images)
+        if self.hparams.check_images != "off":
+            tell_copies(indices)
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs.
@@ -161,8 +174,16 @@ class ImageClassification(SplitData[ClassIndex]):
         """
         indices = self.indices(stage)
         self._check_kinds(indices)
+        self.pixels.settle(self, picture_of)
         if "train" in indices:
             check_training_classes(indices["train"])
+        if not self._told.issuperset(indices):
+            tell(indices)
+            self._told.update(indices)
+
+    def summaries(self) -> Mapping[str, SplitSummary]:
+        """Return the numbers of images and classes by split; empty before ``setup``."""
+        return {split: summarise(self.splits[split]) for split in ("train", "val") if split in self.splits}
 
     def image_layout(self) -> tuple[int, int]:
         """Return the number of channels and of spatial axes of the images.
@@ -252,7 +273,7 @@ class ImageClassification(SplitData[ClassIndex]):
         )
         predicting = split == "predict"
         channels = index.layout()[0] if predicting else None
-        dataset = ClassificationDataset(index, self._transform(index, training), channels)
+        dataset = ClassificationDataset(index, self._transform(index, training), channels, self.pixels.value)
         named = index.named if predicting else None
         return batch_loader(dataset, sampler, collate_classification, given.workers, self.trainer, named)
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..shared.common import listing
-from .index import LabelError
 
 logger = logging.getLogger("trunkline")
 
@@ -19,6 +18,10 @@ LONGEST = 255  # letters of a name, as file systems have it
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 # Folders that are no classes, wherever they are: of macOS, Synology, Python and file systems.
 _SYSTEM = frozenset(("__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin"))
+
+
+class LabelError(ValueError):
+    """Classes are missing, contradict each other, or differ between the splits."""
 
 
 def is_hidden(part: str) -> bool:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from ..shared.common import PackedNames, listing
-from .index import ClassIndex, LabelError
-from .names import unknown_classes
+from .index import ClassIndex
+from .names import LabelError, unknown_classes
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from ..shared.common import listing, number_of
 from ..shared.locate import SPLIT_NAMES
-from .index import LabelError
-from .names import control_characters, number_written, require_class_names, require_file
+from .names import LabelError, control_characters, number_written, require_class_names, require_file
 from .table import ImageTable
 
 logger = logging.getLogger("trunkline")

@@ -14,7 +14,8 @@ from class_files import (
 )
 
 from trunkline.data.classification import archive
-from trunkline.data.classification.archive import ArchiveError, read_archive, read_member
+from trunkline.data.classification.archive import read_archive, read_member
+from trunkline.data.classification.archive_names import ArchiveError
 from trunkline.data.shared.io import ImageError
 from trunkline.data.shared.locate import DataNotFoundError
 
