@@ -23,7 +23,8 @@ from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import MaskError
 from ..shared.loading import ImageRequest
 from ..shared.locate import CheckImages
-from .masks import MaskSource, Survey, check_codings, described
+from .codings import check_codings
+from .masks import MaskSource, Survey, described
 
 logger = logging.getLogger("trunkline")
 
@@ -225,7 +226,7 @@ def _image_size(path: str, mode: CheckImages) -> _ImageSize | str:
     try:
         stored, swapped = stored_size(path)
         if mode == "decode":
-            read_image(path)
+            read_image(path, pixel_range="own")
     except ImageError as error:
         return str(error)
     return _ImageSize(stored[::-1] if swapped else stored, stored)
@@ -282,7 +283,7 @@ def _check_codings(
         if outcome.survey is not None
     ]
     if surveyed:
-        check_codings(surveyed, pictures[0][1].classes)
+        check_codings(surveyed, cast(MaskSource, pictures[0][1].masks).table)
 
 
 def _raise_listed(kind: type[ValueError], problems: Sequence[str], count: int, what: str) -> None:

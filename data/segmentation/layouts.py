@@ -263,7 +263,7 @@ class SegmentationSources:
         if first.endswith(CITYSCAPES_MASKS[0]):
             return CITYSCAPES_ROWS, "Cityscapes", CITYSCAPES_IGNORED
         if first.endswith(CITYSCAPES_MASKS[1]):
-            return cityscapes_train_rows(), "Cityscapes", ()
+            return cityscapes_train_rows(), "Cityscapes", (IGNORE_INDEX,)
         if paths.images.name == "JPEGImages":
             return (*VOC_ROWS, VOC_BORDER), "Pascal VOC", (IGNORE_INDEX,)
         pairs = self._training_pairs() or pairs

@@ -6,7 +6,6 @@ classes, V different values of a mask.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -14,13 +13,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ...constants import IGNORE_INDEX
-from ..shared.common import PackedNames, number_of
+from ..shared.common import PackedNames
 from ..shared.io import ImageError, MaskPixels, image_size, read_mask_pixels
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import UNKNOWN, ClassTable, MaskError
-from .palettes import PaletteLabels, check_same_palette, used_entries, written_colour
-
-logger = logging.getLogger("trunkline")
+from .palettes import PaletteLabels, used_entries, written_colour
 
 _NONE = np.empty(0, dtype=np.uint32)
 _MOST_VALUES = 4096  # different ones of a mask that are remembered: a photograph has very many
@@ -50,12 +47,14 @@ class MaskSource(Protocol):
     """The masks of a split by position, as labels.
 
     Attributes:
+        table: what values and categories stand for.
         classes: K of them; label k stands for ``classes[k]``.
         background: the label of the background, or None.
         verified: whether reading the annotations has already told that all masks hold known classes, so that
             they need not be looked through once more.
     """
 
+    table: ClassTable
     classes: tuple[LabelClass, ...]
     background: int | None
     verified: bool
@@ -225,38 +224,6 @@ def occurring(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     counts = np.bincount(values.reshape(-1))
     found = np.flatnonzero(counts)
     return found.astype(values.dtype), counts[found]
-
-
-def check_codings(masks: Sequence[tuple[str, Survey]], classes: Sequence[LabelClass]) -> None:
-    """Find out whether masks of one data set write the same class in different ways.
-
-    Palettes may not differ where only their numbers are known. An object may be 1 in some masks and 255,
-    which is ignored, in others: an error if the former have one bit per pixel (1 is white there too) or a
-    palette, else a warning, because 255 may be meant.
-
-    Args:
-        masks: name and content of each.
-        classes: of the masks.
-
-    Raises:
-        MaskError: naming two masks that differ.
-    """
-    check_same_palette((name, survey.entries) for name, survey in masks)
-    ids = {entry.id for entry in classes}
-    if IGNORE_INDEX in ids or not ids <= {0, 1}:
-        return
-    ones = [(survey, name) for name, survey in masks if 1 in survey.values]
-    whites = [(survey, name) for name, survey in masks if IGNORE_INDEX in survey.values]
-    if not ones or not whites or any(IGNORE_INDEX in survey.values for survey, _ in ones):
-        return
-    certain = [name for survey, name in ones if survey.one_bit or len(survey.entries)]
-    text = (
-        f"{number_of(len(ones), 'mask')} of the values 0 and 1 ({(certain or [ones[0][1]])[0]}) and "
-        f"{len(whites)} of 0 and 255 ({whites[0][1]}); 255 is ignored, so nothing is learned from the latter"
-    )
-    if certain:
-        raise MaskError(f"{text}: save all masks in one way, with 0 and 1")
-    logger.warning("%s; if 255 is meant as 1 there, save these masks with 0 and 1", text)
 
 
 def described(unknown: dict[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,11 +127,12 @@ def binary(root, values, classes=None):
 
 def test_masks_of_0_and_255_are_explained_and_work_with_either_remedy(tmp_path):
     root = binary(tmp_path, [0, 255, 255])
+    words = r"a.png: no mask has a class other .* 2 have the value 255; .*mask_values \[0, 255\], or a CSV"
     for options in ({}, {"classes": ["background", "cell"]}):
-        with pytest.raises(
-            MaskError, match=r"all labelled training pixels .*mask_values \[0, 255\], or a CSV"
-        ):
+        with pytest.raises(MaskError, match=words):
             ImageSegmentation(str(root), **options).prepare_data()
+        with pytest.raises(MaskError, match="all labelled training pixels are of one class"):
+            ImageSegmentation(str(root), ignore=[255], **options).prepare_data()
     made = fitted(root, classes=["background", "cell"], mask_values=[0, 255])
     made.prepare_data()
     assert made.label_counts("segmentation") == [8, 16] and [
@@ -140,6 +142,18 @@ def test_masks_of_0_and_255_are_explained_and_work_with_either_remedy(tmp_path):
     made = fitted(root)
     made.prepare_data()
     assert made.splits["train"].masks.mask(0)[0].tolist() == [0, 1, 1, 0, 1, 1]
+
+
+def test_masks_of_0_and_255_are_not_evaluated_as_background_alone(tmp_path):
+    """Beside training on 0 and 1, or alone."""
+    root = binary(tmp_path, [0, 255, 255], "id,name\n0,background\n1,cell\n")
+    change(root / "masks/train/a.png", lambda values: np.minimum(values, 1, out=values))
+    with pytest.raises(MaskError, match="val/a.png: 1 mask of the values 0 and 255 .*, 1 with classes"):
+        ImageSegmentation(str(root), **SMALL).prepare_data()
+    made = fitted(root, "validate")
+    made.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"))
+    with pytest.raises(MaskError, match="val/a.png: no mask has a class other .* 1 have the value 255"):
+        made.prepare_data()
 
 
 def test_masks_that_are_wholly_ignored_are_an_error_in_training_alone(tmp_path):
