@@ -204,7 +204,7 @@ def _channels_or_problem(index: ClassIndex, position: int, mode: CheckImages) ->
     try:
         content = index.content(position)
         if not index.scans:
-            read_image(path, content) if mode == "decode" else stored_size(path, content)
+            read_image(path, content, pixel_range="own") if mode == "decode" else stored_size(path, content)
             return 0
         return len(read_scan(path, content)) if mode == "decode" else scan_shape(path, content)[0]
     except ImageError as error:

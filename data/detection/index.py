@@ -285,7 +285,7 @@ def _image_problem(index: CocoIndex, position: int, mode: CheckImages) -> str | 
     try:
         stored, swapped = stored_size(path)
         if mode == "decode":
-            read_image(path)
+            read_image(path, pixel_range="own")
     except ImageError as error:
         return f"image id {int(index.image_ids[position])}: {error}"
     upright = stored[::-1] if swapped else stored

@@ -207,13 +207,7 @@ def read_mask_pixels(path: str | PathLike[str]) -> MaskPixels:
     with opened(path) as image:
         _check_one_lossless_frame(image, path)
         depth = depth_of(image)
-        if depth.bands:
-            raise ImageError(
-                f"{path}: has {number_of(depth.bands, 'band')} beside grey or colours; a mask has one "
-                "value or one colour per pixel: save that alone"
-            )
-        if depth.reduced:
-            _check_bytes(deep_values(image, depth, path), path)
+        _check_type(image, depth, path)
         one_bit = image.mode == "1"
         upright = ImageOps.exif_transpose(image)
         return MaskPixels(_mask_values(upright, image.format, path), _palette(upright), one_bit)
@@ -307,10 +301,17 @@ def _mask_values(image: Image.Image, form: str | None, path: str | PathLike[str]
     raise ImageError(f"{path}: a mask cannot have pixels of mode {image.mode}; save it with 8 or 16 bits")
 
 
-def _check_bytes(values: np.ndarray, path: str | PathLike[str]) -> None:
-    """Refuse 16-bit colours that are not those of 8 bits, ``257 v``: Pillow keeps the upper bits only."""
-    if (values.astype(np.uint16) % 257).any():
+def _check_type(image: Image.Image, depth: Depth, path: str | PathLike[str]) -> None:
+    """Refuse masks of which Pillow would drop a part, or read the sign as a large number."""
+    if depth.bands:
+        raise ImageError(
+            f"{path}: has {number_of(depth.bands, 'band')} beside grey or colours; a mask has one value or "
+            "one colour per pixel: save that alone"
+        )
+    if depth.reduced and (deep_values(image, depth, path).astype(np.uint16) % 257).any():  # no 257 v
         raise ImageError(f"{path}: has colours of 16 bits; save the mask with 8 bits, or as 16-bit grey")
+    if depth.signed and depth.bits == 8 and (low := deep_values(image, depth, path).min(initial=0)) < 0:
+        raise ImageError(f"{path}: values from {low}; a mask has no negative values")
 
 
 def _palette(image: Image.Image) -> np.ndarray | None:
