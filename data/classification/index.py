@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..shared.common import PackedNames, in_threads, listing, number_of
+from ..shared.extras import tell_extras
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.loading import ImageRequest
 from ..shared.locate import CheckImages
@@ -171,6 +172,9 @@ def check_class_images(indices: Sequence[ClassIndex], mode: CheckImages = "heade
         raise ImageError(
             f"{len(problems)} of {number_of(len(images), 'image')} cannot be used:\n{listing(problems)}"
         )
+    if indices and not indices[0].scans:
+        paths = [index.path(position) for index, position in images]
+        tell_extras(paths, lambda n: images[n][0].content(images[n][1]))
     usual = Counter(outcomes).most_common(1)[0][0] if outcomes else 0
     others = [n for n, channels in enumerate(outcomes) if channels != usual]
     if others:

@@ -28,6 +28,7 @@ from ..shared.coco.annotations import (
 from ..shared.coco.boxes import BoxColumns, OnBadBox, check_boxes, no_boxes
 from ..shared.coco.outlines import Outlines
 from ..shared.common import PackedNames, in_threads, listing
+from ..shared.extras import tell_extras
 from ..shared.failed import FailedImage
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.labels.classes import LabelClass
@@ -276,6 +277,7 @@ def check_images(index: CocoIndex, mode: CheckImages = "header") -> None:
         return
     outcomes = in_threads(lambda i: _image_problem(index, i, mode), range(len(index)), "checking images")
     _raise_image_errors([problem for problem in outcomes if problem], len(index))
+    tell_extras([str(index.path(position)) for position in range(len(index))])
 
 
 def _image_problem(index: CocoIndex, position: int, mode: CheckImages) -> str | None:
