@@ -10,18 +10,9 @@ from dataclasses import replace
 
 import torch
 
-from ..shared.labels.classes import LabelClass
+from ..shared.labels.classes import LabelClass, places_by_name
 from .index import CocoIndex
 from .instances import KeypointClasses
-
-
-def places_by_name(own: Sequence[LabelClass], wanted: Sequence[LabelClass]) -> list[int] | None:
-    """Return where each own class is in ``wanted`` by its name; None unless both have the same, each once."""
-    places = {category.name: place for place, category in enumerate(wanted)}
-    names = {category.name for category in own}
-    if not len(own) == len(names) == len(wanted) == len(places) or names != set(places):
-        return None
-    return [places[category.name] for category in own]
 
 
 def renumbered(index: CocoIndex, categories: Sequence[LabelClass]) -> CocoIndex | None:

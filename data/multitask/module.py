@@ -16,7 +16,13 @@ from ..detection.dataset import CocoDetectionDataset
 from ..detection.index import CocoIndex
 from ..detection.module import CocoDetection
 from ..segmentation.coco_masks import Overlaps
-from ..segmentation.index import SegmentationIndex, check_classes, check_indices, count_pixels
+from ..segmentation.index import (
+    SegmentationIndex,
+    check_classes,
+    check_indices,
+    count_pixels,
+    renumbered_counts,
+)
 from ..segmentation.layouts import Choices, SegmentationSources, SplitPaths
 from ..segmentation.masks import MaskSource
 from ..shared.augment.transforms import Augmentation
@@ -130,6 +136,21 @@ class CocoDetectionAndMasks(CocoDetection):
         if kind != "segmentation":
             return super().label_classes(kind, head)
         return next((masks.classes for masks in self._masks.values()), ())
+
+    def take_classes(self, kind: str, classes: Sequence[LabelClass], head: str = "") -> bool:
+        """Give labels of boxes, or of masks, the numbers of these classes, if they have the same names."""
+        if kind != "segmentation":
+            return super().take_classes(kind, classes, head)
+        new = {split: index.renumbered(classes) for split, index in self._masks.items()}
+        known = {split: index for split, index in new.items() if index is not None}
+        if len(known) < len(self._masks) or self._sources is None:
+            return False
+        if self._counts is not None:
+            self._counts = renumbered_counts(self._counts, self.label_classes(kind), classes)
+        self._masks = known
+        self._sources.number_like("the checkpoint", classes)
+        logger.warning("the masks number the classes of the checkpoint otherwise; they are matched by name")
+        return True
 
     def label_counts(self, kind: str, head: str = "") -> Sequence[int]:
         """Return the training pixels of each class of the masks.

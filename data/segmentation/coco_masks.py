@@ -7,7 +7,7 @@ pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from ...constants import IGNORE_INDEX
 from ..shared.coco.outlines import Outlines
 from ..shared.common import PackedNames
 from ..shared.io import ImageError, read_mask
+from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import UNKNOWN, ClassTable, MaskError
 from .masks import MaskFiles, Survey, described
 
@@ -143,6 +144,16 @@ class DrawnInstances:
             Path(self.source), self.table, self.image_ids, self.sizes, self.shapes, self.overlaps, chosen
         )
 
+    def renumbered(self, classes: Sequence[LabelClass]) -> DrawnInstances | None:
+        """Return the masks with the labels of other classes of the same names; None if names differ."""
+        found = self.table.renumbered(classes)
+        if found is None:
+            return None
+        shapes = replace(self.shapes, labels=torch.from_numpy(found[1])[self.shapes.labels.long()])
+        return DrawnInstances(
+            Path(self.source), found[0], self.image_ids, self.sizes, shapes, self.overlaps, self.positions
+        )
+
     def _annotations(self, position: int) -> range:
         image = int(self.positions[position])
         return range(*self.shapes.rows[image : image + 2].tolist())
@@ -207,6 +218,14 @@ class PanopticMasks(MaskFiles):
         kept = torch.arange(len(moved)) + moved
         names = PackedNames.pack(self.names[n] for n in chosen.tolist())
         return PanopticMasks(self.folder, names, self.table, rows, self.segments[kept], self.labels[kept])
+
+    def renumbered(self, classes: Sequence[LabelClass]) -> PanopticMasks | None:
+        """Return the masks with the labels of other classes of the same names; None if names differ."""
+        found = self.table.renumbered(classes)
+        if found is None:
+            return None
+        labels = torch.from_numpy(found[1])[self.labels.long()]
+        return PanopticMasks(self.folder, self.names, found[0], self.rows, self.segments, labels)
 
     def _labels(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Return ``[h, w]`` int16 labels, -1 where unknown, and the numbers of the segments."""

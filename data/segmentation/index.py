@@ -9,7 +9,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..shared.common import PackedNames, in_threads, listing, number_of
+from ..shared.extras import tell_extras
 from ..shared.failed import FailedImage
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.labels.classes import LabelClass
@@ -93,6 +94,11 @@ class SegmentationIndex:
             self.folder, names, None if self.masks is None else self.masks.subset(positions)
         )
 
+    def renumbered(self, classes: Sequence[LabelClass]) -> SegmentationIndex | None:
+        """Return the index with the labels of other classes of the same names; None if names differ."""
+        masks = None if self.masks is None else self.masks.renumbered(classes)
+        return None if masks is None else replace(self, masks=masks)
+
     def with_pixels(self, wanted: int) -> SegmentationIndex:
         """Return the index of only those images that have enough pixels outside the background.
 
@@ -148,6 +154,8 @@ def check_indices(
     count = len(pictures)
     _raise_listed(ImageError, [o.damaged for o in outcomes if o.damaged], count, "cannot be used")
     _raise_listed(MaskError, [o.misfit for o in outcomes if o.misfit], count, "do not fit their masks")
+    if images != "off":
+        tell_extras([index.path(position) for _, index, position in pictures])
     _raise_unknown(pictures, outcomes)
     _check_codings(pictures, outcomes)
     found: dict[str, Tensor] = {}
@@ -169,6 +177,12 @@ def count_pixels(index: SegmentationIndex) -> Tensor:
     """
     surveys = in_threads(cast(MaskSource, index.masks).survey, range(len(index)), "counting pixels")
     return torch.from_numpy(np.stack([survey.counts for survey in surveys]))
+
+
+def renumbered_counts(counts: Tensor, own: Sequence[LabelClass], wanted: Sequence[LabelClass]) -> Tensor:
+    """Return ``[I, K + 1]`` counts of labels in the order of other classes of the same names."""
+    places = {entry.name: place for place, entry in enumerate(own)}
+    return counts[:, [*(places[entry.name] for entry in wanted), len(own)]]
 
 
 def check_classes(split: str, index: SegmentationIndex, counts: Tensor | None) -> None:

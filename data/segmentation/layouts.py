@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from ...constants import IGNORE_INDEX
 from ..shared.common import PackedNames, in_threads
@@ -38,7 +38,7 @@ from ..shared.locate import (
 from .coco_json import read_mask_json
 from .coco_masks import Overlaps
 from .index import SegmentationIndex
-from .masks import MaskFiles, occurring, values_of
+from .masks import MaskFiles, MaskSource, occurring, values_of
 from .pairs import (
     CITYSCAPES_MASKS,
     Pairs,
@@ -103,7 +103,12 @@ class SegmentationSources:
         self.root = root
         self.given = given
         self.choices = choices
-        self._table: ClassTable | None = None
+        self._tables: dict[str, ClassTable] = {}  # by where they are from
+        self._wanted: tuple[str, tuple[LabelClass, ...]] | None = None  # how all splits are numbered, and why
+
+    def number_like(self, source: str, classes: Sequence[LabelClass]) -> None:
+        """Give the classes of splits that are read from now on the numbers of others of the same names."""
+        self._wanted = source, tuple(classes)
 
     def find(self, split: str) -> SplitPaths:
         """Return where a split is.
@@ -143,12 +148,8 @@ class SegmentationSources:
         if _is_json(paths.masks):
             return self._coco_index(paths)
         pairs = self._pairs(paths)
-        if self._table is None:
-            self._table = self._table_of(paths, pairs)
-        names = PackedNames.pack(pairs.mask_names)
-        return SegmentationIndex(
-            pairs.folder, PackedNames.pack(pairs.names), MaskFiles(pairs.mask_folder, names, self._table)
-        )
+        masks = MaskFiles(pairs.mask_folder, PackedNames.pack(pairs.mask_names), self._table_of(paths, pairs))
+        return self._numbered(paths, SegmentationIndex(pairs.folder, PackedNames.pack(pairs.names), masks))
 
     def index_for_prediction(self, given: Sequence[str]) -> SegmentationIndex:
         """Index images without masks.
@@ -233,20 +234,50 @@ class SegmentationSources:
         raise DataNotFoundError(f"{listed}: no folder of the listed images found, looked for\n{looked}")
 
     def _table_of(self, paths: SplitPaths, pairs: Pairs) -> ClassTable:
-        """Make the table of classes that all splits share."""
+        """Return the table of classes of a split; those of several may have other values and colours."""
         given = self.choices
+        rows: Sequence[LabelClass] = ()
         ignore, numbered = list(given.ignore), True
         if given.mask_values is not None and not isinstance(given.classes, list):
             raise MaskError("data.mask_values goes with a list of names in data.classes")
         if isinstance(given.classes, list):
-            rows: Sequence[LabelClass] = rows_of_names(given.classes, given.mask_values)
-            source = "data.classes"
+            rows, source = rows_of_names(given.classes, given.mask_values), "data.classes"
         elif (path := self._class_file(paths)) is not None:
-            rows, source, numbered = read_class_rows(path), str(path), has_numbers(path)
-        else:
-            rows, source, ignored = self._known_rows(paths, pairs)
+            source = str(path)
+            if source not in self._tables:
+                rows, numbered = read_class_rows(path), has_numbers(path)
+        elif (known := _known_layout(paths, pairs)) is not None:
+            rows, source, ignored = known
             ignore += ignored
-        return ClassTable(rows, ignore, given.categories, given.background, source, numbered)
+        elif self._tables:
+            return next(iter(self._tables.values()))
+        else:
+            rows, source = self._rows_of_values(pairs), "the masks"
+        if source not in self._tables:
+            made = ClassTable(rows, ignore, given.categories, given.background, source, numbered)
+            self._tables[source] = made
+        return self._tables[source]
+
+    def _numbered(self, paths: SplitPaths, index: SegmentationIndex) -> SegmentationIndex:
+        """Give the classes of a split the numbers of those of the split that was read before it."""
+        masks = cast(MaskSource, index.masks)
+        if self._wanted is None:
+            self.number_like(masks.table.source, index.classes)
+            return index
+        source, classes = self._wanted
+        if [row[:2] for row in index.classes] == [row[:2] for row in classes]:
+            return index
+        same = index.renumbered(classes)
+        if same is None:
+            raise MaskError(
+                f"{masks.table.source}: the classes ({_named(index.classes)}) differ from those of "
+                f"{source} ({_named(classes)}); use the same names in both"
+            )
+        logger.warning(
+            "%s: %s numbers the classes otherwise than %s; they are matched by name",
+            paths.masks, masks.table.source, source,
+        )  # fmt: skip
+        return same
 
     def _class_file(self, paths: SplitPaths) -> Path | None:
         if isinstance(self.choices.classes, str):
@@ -257,15 +288,8 @@ class SegmentationSources:
         near = [paths.masks, *paths.masks.parents[:2]] if self.root is None else [self._base, paths.masks]
         return next((file for folder in near if (file := find_class_file(folder)) is not None), None)
 
-    def _known_rows(self, paths: SplitPaths, pairs: Pairs) -> tuple[Sequence[LabelClass], str, Sequence[int]]:
-        """Know the classes by the names of the files, or number the values that occur in training masks."""
-        first = Path(pairs.mask_names[0]).stem
-        if first.endswith(CITYSCAPES_MASKS[0]):
-            return CITYSCAPES_ROWS, "Cityscapes", CITYSCAPES_IGNORED
-        if first.endswith(CITYSCAPES_MASKS[1]):
-            return cityscapes_train_rows(), "Cityscapes", (IGNORE_INDEX,)
-        if paths.images.name == "JPEGImages":
-            return (*VOC_ROWS, VOC_BORDER), "Pascal VOC", (IGNORE_INDEX,)
+    def _rows_of_values(self, pairs: Pairs) -> Sequence[LabelClass]:
+        """Number the values that occur in training masks."""
         pairs = self._training_pairs() or pairs
         files = [str(Path(pairs.mask_folder) / name) for name in pairs.mask_names]
         found = in_threads(lambda file: occurring(values_of(file))[0], files, "looking for classes in masks")
@@ -280,7 +304,7 @@ class SegmentationSources:
             "no list of classes (such as classes.txt) in %s: the values 0 to %d become class 0 to %d",
             self.root or pairs.mask_folder, values[-1], values[-1],
         )  # fmt: skip
-        return [LabelClass(value, f"class {value}") for value in range(values[-1] + 1)], "the masks", ()
+        return [LabelClass(value, f"class {value}") for value in range(values[-1] + 1)]
 
     def _training_pairs(self) -> Pairs | None:
         """Pair the training data, so that classes are the same whichever split is read first."""
@@ -299,13 +323,24 @@ class SegmentationSources:
         names, masks = read_mask_json(
             paths.masks, given.ignore, given.categories, given.background, given.overlaps, given.missing
         )
-        if self._table is None:
-            self._table = masks.table
-        if masks.classes != self._table.classes:
-            raise MaskError(
-                f"{paths.masks}: the classes differ from those of {self._table.source}; use the same in both"
-            )
-        return SegmentationIndex(str(paths.images), PackedNames.pack(names), masks)
+        index = SegmentationIndex(str(paths.images), PackedNames.pack(names), masks)
+        return self._numbered(paths, index)
+
+
+def _known_layout(paths: SplitPaths, pairs: Pairs) -> tuple[Sequence[LabelClass], str, Sequence[int]] | None:
+    """Know classes, and the ids to ignore, by the names of the files; None for other layouts."""
+    first = Path(pairs.mask_names[0]).stem
+    if first.endswith(CITYSCAPES_MASKS[0]):
+        return CITYSCAPES_ROWS, "Cityscapes", CITYSCAPES_IGNORED
+    if first.endswith(CITYSCAPES_MASKS[1]):
+        return cityscapes_train_rows(), "Cityscapes (labelTrainIds)", (IGNORE_INDEX,)
+    if paths.images.name == "JPEGImages":
+        return (*VOC_ROWS, VOC_BORDER), "Pascal VOC", (IGNORE_INDEX,)
+    return None
+
+
+def _named(classes: Sequence[LabelClass]) -> str:
+    return ", ".join(entry.name for entry in classes[:20]) + (", ..." if len(classes) > 20 else "")
 
 
 def _is_json(path: str | Path) -> bool:

@@ -82,6 +82,9 @@ class MaskSource(Protocol):
     def subset(self, positions: Sequence[int]) -> MaskSource:
         """Return the masks at some positions."""
 
+    def renumbered(self, classes: Sequence[LabelClass]) -> MaskSource | None:
+        """Return the masks with the labels of other classes of the same names; None if names differ."""
+
 
 class MaskFiles:
     """Masks as image files: values (grey, 16-bit, palette) or colours.
@@ -184,6 +187,11 @@ class MaskFiles:
     def subset(self, positions: Sequence[int]) -> MaskFiles:
         """Return the masks at some positions."""
         return MaskFiles(self.folder, PackedNames.pack(self.names[p] for p in positions), self.table)
+
+    def renumbered(self, classes: Sequence[LabelClass]) -> MaskFiles | None:
+        """Return the masks with the labels of other classes of the same names; None if names differ."""
+        found = self.table.renumbered(classes)
+        return None if found is None else MaskFiles(self.folder, self.names, found[0])
 
 
 def values_of(path: str, table: ClassTable | None = None) -> np.ndarray:

@@ -21,7 +21,7 @@ from ..shared.pixel_range import PixelRange, PixelRanges, file_of
 from .batches import collate_segmentation
 from .coco_masks import Overlaps
 from .dataset import SegmentationBatchSampler, SegmentationDataset, evaluation_sizes
-from .index import SegmentationIndex, check_classes, check_indices, count_pixels
+from .index import SegmentationIndex, check_classes, check_indices, count_pixels, renumbered_counts
 from .layouts import Choices, SegmentationSources
 
 logger = logging.getLogger("trunkline")
@@ -220,6 +220,26 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         if "train" not in self._counts:
             self._counts["train"] = count_pixels(index)
         return self._counts["train"][:, :-1].sum(dim=0).tolist()  # [I, K + 1] -> K numbers
+
+    def take_classes(self, kind: str, classes: Sequence[LabelClass], head: str = "") -> bool:
+        """Give the labels of all splits the numbers and ids of these classes, if they have the same names."""
+        if kind != "segmentation":
+            return super().take_classes(kind, classes, head)
+        own = {split: index for split, index in self.splits.items() if split != "predict"}
+        new = {split: index.renumbered(classes) for split, index in own.items()}
+        known = {split: index for split, index in new.items() if index is not None}
+        if len(known) < len(own):
+            return False
+        self._counts = {
+            split: renumbered_counts(counts, own[split].classes, classes)
+            for split, counts in self._counts.items()
+            if split in own
+        }
+        self._checked += [known[split] for split, index in own.items() if index in self._checked]
+        self.splits |= known
+        self._sources.number_like("the checkpoint", classes)
+        logger.warning("the data number the classes of the checkpoint otherwise; they are matched by name")
+        return True
 
     def prediction_paths(self) -> dict[int, Path]:
         """Return the file of each image to predict on, by its position in the index."""

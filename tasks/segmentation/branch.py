@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...constants import IGNORE_INDEX
 from ...data.shared.io import resize_mask
-from ...data.shared.labels import voc_colour
+from ...data.shared.labels import LabelClass, voc_colour
 from ...data.shared.module import TrunklineData
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.distributed import gather_objects
@@ -47,6 +47,7 @@ class SegmentationBranch(Branch):
     takes_regions: ClassVar[bool] = False
     covers_areas = True
     head: SegmentationHead
+    _data: TrunklineData | None = None
 
     def default_evaluators(self, **options: Any) -> list[Evaluator]:
         return [SegmentationEvaluator(**options)]
@@ -57,7 +58,23 @@ class SegmentationBranch(Branch):
                 f"{self.option}.regions are for VolumeSegmentation; leave them out, or segment the pictures "
                 "as scans (docs/scans.md)"
             )
+        self._data = data
         super().prepare(data, stage, fitting)
+
+    def adopt(self, classes: list[dict[str, Any]]) -> None:
+        """Take over the data's classes, after giving them the numbers of the checkpoint's of the same names.
+
+        Raises:
+            ValueError: as that of the base class.
+        """
+        known = [LabelClass(row["id"], row["name"]) for row in self.classes]
+        differ = known and [(row["id"], row["name"]) for row in classes] != [row[:2] for row in known]
+        if differ and self._data is not None and self._data.take_classes(self.kind, known, self.name):
+            classes = self.classes_of(self._data)
+        super().adopt(classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_data": None}  # copies of the network, and other processes, have their own
 
     def colours(self) -> np.ndarray:
         """Return ``[K, 3]`` uint8, the colours of the classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 Colour = tuple[int, int, int]
@@ -20,6 +21,15 @@ class LabelClass(NamedTuple):
     id: int
     name: str
     colour: Colour | None = None
+
+
+def places_by_name(own: Sequence[LabelClass], wanted: Sequence[LabelClass]) -> list[int] | None:
+    """Return where each own class is in ``wanted`` by its name; None unless both have the same, each once."""
+    places = {entry.name: place for place, entry in enumerate(wanted)}
+    names = {entry.name for entry in own}
+    if not len(own) == len(names) == len(wanted) == len(places) or names != set(places):
+        return None
+    return [places[entry.name] for entry in own]
 
 
 def voc_colour(number: int) -> Colour:

@@ -5,6 +5,7 @@ Letters in shapes: h w height and width of a mask in pixels, K classes.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ....constants import IGNORE_INDEX
-from .classes import LabelClass, voc_colour
+from .classes import LabelClass, places_by_name, voc_colour
 
 Background = Literal["class", "ignore"]
 
@@ -91,6 +92,29 @@ class ClassTable:
         """The label of the class named background, or None."""
         names = [entry.name.lower() for entry in self.classes]
         return names.index("background") if "background" in names else None
+
+    def renumbered(self, classes: Sequence[LabelClass]) -> tuple[ClassTable, np.ndarray] | None:
+        """Give the labels the numbers of other classes of the same names; values and colours stay.
+
+        Args:
+            classes: whose ids the classes get, too.
+
+        Returns:
+            The table, and ``[256]`` uint8, the new label of each label (255 stays); None if names differ.
+        """
+        places = places_by_name(self.classes, classes)
+        if places is None:
+            return None
+        new = np.arange(IGNORE_INDEX + 1, dtype=np.uint8)
+        new[: len(places)] = places
+        made = copy.copy(self)
+        own = {entry.name: entry for entry in self.classes}
+        made.classes = tuple(entry._replace(colour=own[entry.name].colour) for entry in classes)
+        made.rest = int(new[self.rest])
+        label = new.astype(np.int16)  # which has room for UNKNOWN
+        made._by_value = np.where(self._by_value == UNKNOWN, label.dtype.type(UNKNOWN), label[self._by_value])
+        made._code_labels = label[self._code_labels]
+        return made, new
 
     def labels(self, values: np.ndarray) -> np.ndarray:
         """Return the int16 label of each value, or of each colour code if the masks are in colours.

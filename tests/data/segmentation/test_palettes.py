@@ -134,7 +134,8 @@ def test_masks_of_1_do_not_mix_with_masks_of_255(tmp_path, one_bit):
     save(training(tmp_path, "b"), (VALUES == 1) * np.uint8(255))
     words = (
         r"b\.png: 1 mask of the values 0 and 255 \(.*b\.png\), 1 with classes and no 255 \(.*a\.png\); "
-        r"255 is ignored unless it is a class; write one value for one class in all masks, .* set data.ignore to \[255\]"
+        r"255 is ignored unless it is a class; write one value for one class in all masks, "
+        r".* set data.ignore to \[255\]"
     )
     with pytest.raises(MaskError, match=words):
         read(tmp_path)
