@@ -77,7 +77,7 @@ def read_archive(path: Path) -> Archive:
         OverflowError,
         struct.error,
     ) as error:
-        raise ArchiveError(f"{path}: cannot be read as a zip ({error}); {not_a_zip(path)}") from error
+        raise ArchiveError(f"{path}: cannot be read as a zip ({error}); {not_a_zip(path, error)}") from error
     require_plain_names(path, entries)
     named: list[tuple[str, zipfile.ZipInfo]] = []
     uncertain: list[str] = []

@@ -60,8 +60,10 @@ def require_plain_names(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
         )
 
 
-def not_a_zip(path: Path) -> str:
-    """Say what a file is that cannot be read as a zip, and what to do."""
+def not_a_zip(path: Path, error: Exception) -> str:
+    """Say what a file is that cannot be read as a zip with this error, and what to do."""
+    if isinstance(error, NotImplementedError):
+        return "make it again by a program that writes the usual version"
     try:
         with open(path, "rb") as file:
             start = file.read(_START)

@@ -21,7 +21,7 @@ logger = logging.getLogger("trunkline")
 SUFFIXES = (*IMAGE_SUFFIXES, *SCAN_SUFFIXES)
 
 _HIDDEN = "hidden, or made by a system"
-_OTHER = f"with names that end in none of {', '.join(SUFFIXES)}"
+_OTHER = "of kinds that are not read"
 _SPECIAL = "no files, but pipes, sockets or devices"
 _LOOP = "links to a folder that holds them"
 _SPLITS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
@@ -98,8 +98,8 @@ def tree_of_archive(archive: Archive, inside: str) -> Tree:
             stray.append(below)
     found.sort()
     folders.discard("")
-    classes, names, chosen = ([row[column] for row in found] for column in range(3))
-    return Tree(sorted(folders), classes, chosen, names, stray, left_out)
+    classes, names = [row[0] for row in found], [row[1] for row in found]
+    return Tree(sorted(folders), classes, [row[2] for row in found], names, stray, left_out)
 
 
 def images_of_archive(archive: Archive) -> list[int]:

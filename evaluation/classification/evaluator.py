@@ -5,6 +5,7 @@ Letters in shapes: B images of a batch, N images, K classes, T best guesses per 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from torchmetrics.functional.classification import (
 from ..base import EvaluationContext, Evaluator, Prediction, Result
 from ..distributed import gather_objects
 from ..pictures.confusion import confusion_picture
+
+logger = logging.getLogger("trunkline")
 
 GUESSES = 5
 THRESHOLD = 0.5  # of a probability, from which on a class counts as predicted where there may be several
@@ -133,7 +136,8 @@ class ClassificationEvaluator(Evaluator):
             labels: ``[B]`` int64 in 0..K-1, or ``[B, K]`` of zeros and ones.
 
         Raises:
-            ValueError: if shapes or labels do not fit, or a probability is not finite.
+            ValueError: if shapes or labels do not fit, a label is NaN or a fraction, or a probability is not
+                finite.
         """
         classes = len(self.class_names)
         shape = (len(ids), classes) if self.multi_label else (len(ids),)
@@ -143,6 +147,7 @@ class ClassificationEvaluator(Evaluator):
                 f"got {list(probabilities.shape)} and {list(labels.shape)}"
             )
         ids, probabilities, labels = ids.cpu(), probabilities.float().cpu(), labels.cpu()
+        self._check_labels(ids, labels)
         known = (labels >= 0).all(1) if self.multi_label else labels >= 0
         ids, probabilities, labels = ids[known], probabilities[known], labels[known]
         if not bool(torch.isfinite(probabilities).all()):
@@ -154,6 +159,18 @@ class ClassificationEvaluator(Evaluator):
             raise ValueError(f"label {int(labels.max())} does not lie in 0..{classes - 1}")
         guesses = probabilities.topk(min(GUESSES, classes), dim=1).indices  # [B, T]
         self._parts.append(Rows(ids.numpy(), labels.numpy(), guesses.numpy()))
+
+    def _check_labels(self, ids: Tensor, labels: Tensor) -> None:
+        """Refuse what is no label: NaN, fractions, and anything above 1 where there may be several."""
+        wrong = ~(labels >= 0) & ~(labels < 0)
+        wrong |= labels != labels.round() if labels.is_floating_point() else torch.zeros_like(wrong)
+        if self.multi_label:
+            wrong |= labels > 1
+        if bool(wrong.any()):
+            row = wrong.nonzero()[0].tolist()
+            meant = "0, 1 or, if unknown, -1" if self.multi_label else "a whole number"
+            value = labels[tuple(row)].item()
+            raise ValueError(f"the label {value} of the image with id {int(ids[row[0]])} is not {meant}")
 
     def rows(self) -> Rows:
         """Return all images added so far."""
@@ -176,6 +193,10 @@ class ClassificationEvaluator(Evaluator):
     def compute(self) -> ClassificationResult:
         """Compute the metrics of the images added so far."""
         _, labels, predicted = (torch.from_numpy(column) for column in self.rows())
+        if not len(labels):
+            logger.warning("no image with a label was evaluated, so the metrics are NaN")
+        elif self.multi_label and not bool(labels.any()):
+            logger.warning("no evaluated image shows any class, so mAP and F1 are NaN")
         measure = _several_labels if self.multi_label else _one_label
         return measure(labels, predicted, self.class_names)
 

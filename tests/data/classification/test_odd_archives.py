@@ -180,7 +180,7 @@ def test_a_zip_in_a_zip_and_what_else_is_left_out_is_named(tmp_path, caplog):
     inner = io.BytesIO(pictures_as(tmp_path / "in.zip", "cat/a.png").read_bytes())
     with zipfile.ZipFile(tmp_path / "s.zip", "w") as opened:
         opened.writestr("set/in.zip", inner.getvalue())
-    with pytest.raises(FileNotFoundError, match=r"(?s)no images found.*there are\n.*1 with names.*in.zip"):
+    with pytest.raises(FileNotFoundError, match=r"(?s)no images found.*there are\n.*1 of kinds.*in.zip"):
         ready(train=str(tmp_path / "s.zip"))
     names = ("cat/a.png", "cat/b.jxl", "dog/b.png", "__MACOSX/cat/._a.png", ".ipynb_checkpoints/b.png")
     made = ready(train=str(pictures_as(tmp_path / "t.zip", *names)))

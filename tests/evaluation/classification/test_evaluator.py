@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from trunkline.evaluation.base import class_table
+from trunkline.evaluation.base import EvaluationContext, class_table
 from trunkline.evaluation.classification.evaluator import ClassificationEvaluator
 from trunkline.evaluation.files import write_json
 
@@ -192,3 +192,40 @@ def test_as_dict_is_strict_json(tmp_path):
 def test_what_does_not_fit_is_an_error(probabilities, labels, message):
     with pytest.raises(ValueError, match=message):
         ClassificationEvaluator(NAMES).add(torch.arange(2), probabilities, labels)
+
+
+@pytest.mark.parametrize(
+    ("several", "labels", "words"),
+    [
+        (False, [0.0, math.nan], "label nan of the image with id 1 is not a whole number"),
+        (False, [0.5, 1.0], "label 0.5 of the image with id 0"),
+        (True, [[0.0, 1.0], [math.nan, 1.0]], "label nan of the image with id 1 is not 0, 1 or"),
+        (True, [[0.0, 1.0], [0.0, 0.3]], "label 0.3"),
+        (True, [[0.0, 2.0], [0.0, 1.0]], "label 2.0 of the image with id 0"),
+    ],
+)
+def test_what_is_no_label_is_refused(several, labels, words):
+    evaluator = ClassificationEvaluator(["ant", "bee"])
+    evaluator.prepare(EvaluationContext(["ant", "bee"], multi_label=several))
+    with pytest.raises(ValueError, match=words):
+        evaluator.add(torch.arange(2), torch.full((2, 2), 0.5), torch.tensor(labels))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_metrics_of_nothing_are_said_to_be_nan(several, caplog):
+    evaluator = ClassificationEvaluator()
+    evaluator.prepare(EvaluationContext(["ant", "bee"], multi_label=several))
+    unknown = torch.full((2, 2) if several else (2,), -1)
+    evaluator.add(torch.arange(2), torch.full((2, 2), 0.5), unknown)
+    assert all(math.isnan(value) for value in evaluator.compute().metrics.values())
+    assert "no image with a label was evaluated" in caplog.text
+
+
+def test_a_class_without_images_does_not_make_means_nan(caplog):
+    evaluator = ClassificationEvaluator()
+    evaluator.prepare(EvaluationContext(["ant", "bee", "cat"], multi_label=True))
+    labels = torch.tensor([[1, 0, 0], [0, 0, 1]])
+    evaluator.add(torch.arange(2), torch.tensor([[0.9, 0.8, 0.1], [0.2, 0.1, 0.7]]), labels)
+    result = evaluator.compute()
+    assert result.metrics == {"mAP": 1.0, "F1": 1.0, "subset_accuracy": 0.5}
+    assert math.isnan(result.per_class[1].metrics["AP"]) and not caplog.text

@@ -95,6 +95,9 @@ def test_classes_other_than_the_checkpoints_are_an_error(tiny, tmp_path):
     other = tiny.Memory(names=("dark", "gray", "light"))
     with pytest.raises(ValueError, match="class 1 is 'grey' there and 'gray' here.*--model.weights"):
         tiny.trainer(tmp_path).validate(tiny.classifier(), other, ckpt_path=tmp_path / "one.ckpt")
+    permuted = tiny.Memory(names=("light", "grey", "dark"))
+    with pytest.raises(ValueError, match="class 0 is 'dark' there and 'light' here.*the same order"):
+        tiny.trainer(tmp_path).validate(tiny.classifier(), permuted, ckpt_path=tmp_path / "one.ckpt")
     fewer = tiny.Memory(names=("dark", "grey"))
     with pytest.raises(ValueError, match="the data have 2 classes: dark, grey.*as it was trained"):
         tiny.trainer(tmp_path).validate(tiny.classifier(), fewer, ckpt_path=tmp_path / "one.ckpt")
