@@ -259,13 +259,31 @@ def _best_of(checkpoint: dict[str, Any], file: Path) -> Path:
         CheckpointError: if that run kept none, or it is gone.
     """
     states = [state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict)]
+    # Without a metric the "best" of a ModelCheckpoint is only its newest.
+    states.sort(key=lambda state: state.get("best_model_score") is None)
     paths = [state["best_model_path"] for state in states if state.get("best_model_path")]
-    for path in (Path(path) for path in paths):
-        for place in (path, file.parent / path.name):  # the folder of the run may have been moved
-            if place.is_file():
-                return place
+    for state in states:
+        if state.get("best_model_path"):
+            for place in _places(state, file):
+                if place.is_file():
+                    return place
     raise CheckpointError(
         f"--ckpt_path best: the newest run ({file}) has no best checkpoint"
         + (f"; {paths[0]} is not there" if paths else "")
         + "; give the path of a .ckpt"
     )
+
+
+def _places(state: dict[str, Any], file: Path) -> list[Path]:
+    """Return where the best checkpoint of a ``ModelCheckpoint`` may lie, by its state in another one.
+
+    The folder of the runs may have been moved, and a path from the folder that a command was started in may
+    lead to another run: what counts is the way from the one checkpoint to the other.
+    """
+    best, folder = str(state["best_model_path"]), str(state.get("dirpath") or "")
+    places = []
+    if folder and os.path.isabs(best) == os.path.isabs(folder):
+        places.append(Path(os.path.normpath(file.parent / os.path.relpath(best, folder))))
+    if os.path.isabs(best) or (folder and Path(folder).resolve() == file.parent):
+        places.append(Path(best))
+    return [*places, file.parent / Path(best).name]

@@ -30,10 +30,16 @@ WEIGHTS = ("model.weights", "model.backbone.weights")
 def with_found_checkpoint(words: list[str]) -> list[str]:
     """Replace ``--ckpt_path last`` and ``best`` by the file that is meant, in the folders of the runs.
 
+    A ``ckpt_path`` that only a config names becomes an option.
+
     Raises:
         CheckpointError: if there is none.
     """
     given = _given(words, "ckpt_path")
+    if not given:
+        stated = [each["ckpt_path"] for each in map(_content_of, _configs(words)) if "ckpt_path" in each]
+        given = [each for each in stated[-1:] if isinstance(each, str)]
+        words = [*words, *(f"--ckpt_path={each}" for each in given)]
     if not given or given[-1] not in FOUND:
         return words
     return _replaced(words, "ckpt_path", str(newest_checkpoint(run_folders(words), given[-1])))
@@ -83,8 +89,9 @@ def run_folders(words: list[str]) -> list[Path]:
     Folders that the config names for loggers and checkpoints are added.
     """
     root, others = RUNS, []
-    for config in _given(words, "config") + _given(words, "c"):
-        trainer = _trainer_of(config)
+    for config in _configs(words):
+        trainer = _content_of(config).get("trainer")
+        trainer = trainer if isinstance(trainer, dict) else {}
         root = trainer.get("default_root_dir") or root
         for part in _parts(trainer.get("logger")) + _parts(trainer.get("callbacks")):
             arguments = part.get("init_args") or {}
@@ -93,15 +100,18 @@ def run_folders(words: list[str]) -> list[Path]:
     return [Path(each).expanduser() for each in (root, *others) if isinstance(each, str) and each]
 
 
-def _trainer_of(config: str) -> dict[str, Any]:
-    """Return the trainer section of a config; empty if it cannot be read, which the parser says later."""
+def _configs(words: list[str]) -> list[str]:
+    return _given(words, "config") + _given(words, "c")
+
+
+def _content_of(config: str) -> dict[str, Any]:
+    """Return what a config holds; nothing if it cannot be read, which the parser says later."""
     try:
         text = config if config.lstrip().startswith("{") else Path(config).read_text(encoding="utf-8")
         content = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    trainer = content.get("trainer") if isinstance(content, dict) else None
-    return trainer if isinstance(trainer, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _parts(value: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,3 +254,34 @@ def test_best_of_the_newest_run_is_found_also_after_a_move(tiny, tmp_path):
     assert newest_checkpoint([tmp_path], "best") == run / "best.ckpt"
     run.rename(tmp_path / "moved")
     assert newest_checkpoint([tmp_path], "best") == tmp_path / "moved" / "best.ckpt"
+
+
+def test_best_is_that_of_the_run_and_not_of_another_one_of_the_same_path(tmp_path, monkeypatch):
+    """Paths in a checkpoint start from the folder that its command was started in."""
+
+    def write(root, state):
+        for name in ("best", "last"):
+            path = root / "runs" / "version_0" / f"{name}.ckpt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"state_dict": {}, "callbacks": {"ModelCheckpoint": state}}, path)
+        return root / "runs" / "version_0"
+
+    folder = Path("runs", "version_0")
+    state = {"best_model_path": str(folder / "best.ckpt"), "best_model_score": 1.0, "dirpath": str(folder)}
+    here, there = (write(tmp_path / name, state) for name in ("here", "there"))
+    monkeypatch.chdir(tmp_path / "here")
+    assert newest_checkpoint([Path("runs")], "best") == here / "best.ckpt"
+    assert newest_checkpoint([tmp_path / "there" / "runs"], "best") == there / "best.ckpt"
+    # Of a run that went on from it, in another folder, the way between the two counts.
+    resumed = there.with_name("version_1")
+    resumed.mkdir()
+    later = state | {"dirpath": str(folder.with_name("version_1"))}
+    torch.save({"state_dict": {}, "callbacks": {"ModelCheckpoint": later}}, resumed / "last.ckpt")
+    os.utime(resumed / "last.ckpt", (4_000_000_000, 4_000_000_000))
+    assert newest_checkpoint([tmp_path / "there" / "runs"], "best") == there / "best.ckpt"
+
+
+def test_best_is_by_a_metric_if_another_checkpoint_has_none(tiny, tmp_path):
+    callbacks = ModelCheckpoint(tmp_path, "each"), ModelCheckpoint(tmp_path, "best", "val/chosen", mode="max")
+    fit(tiny, tmp_path, *callbacks, Metric([0.9, 0.1]), max_epochs=2)
+    assert newest_checkpoint([tmp_path], "best") == tmp_path / "best.ckpt"

@@ -123,6 +123,16 @@ def test_words_find_checkpoints_of_the_runs(monkeypatch, run, word):
     assert with_found_checkpoint(["fit", f"--ckpt_path={word}", words[-1]])[1] == f"--ckpt_path={found[2]}"
 
 
+def test_checkpoint_that_a_config_names_is_found_too(run, tmp_path):
+    last, folder = run
+    config = tmp_path / "config.yaml"
+    config.write_text(f"ckpt_path: last\ntrainer:\n  default_root_dir: {folder}\n")
+    words = ["fit", f"--config={config}"]
+    assert with_found_checkpoint(words) == [*words, f"--ckpt_path={last}"]
+    assert with_found_checkpoint([*words, "--config={ckpt_path: null}"])[2:] == ["--config={ckpt_path: null}"]
+    assert with_found_checkpoint([*words, "--ckpt_path=a.ckpt"]) == [*words, "--ckpt_path=a.ckpt"]
+
+
 def test_new_run_does_not_pass_for_a_resumed_one(monkeypatch, tmp_path, class_folders):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="--ckpt_path last: no checkpoint that can be read in runs"):
