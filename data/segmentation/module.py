@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from ..shared.loading import PlainErrorLoader, batch_loader
 from ..shared.locate import CheckImages, DataNotFoundError, Missing
 from ..shared.module import SplitData
 from ..shared.pixel_range import PixelRange, PixelRanges, file_of
+from ..shared.summary import SplitSummary
 from .batches import collate_segmentation
 from .coco_masks import Overlaps
 from .dataset import SegmentationBatchSampler, SegmentationDataset, evaluation_sizes
 from .index import SegmentationIndex, check_classes, check_indices, count_pixels, renumbered_counts
 from .layouts import Choices, SegmentationSources
+from .summary import summarise
 
 logger = logging.getLogger("trunkline")
 
@@ -155,6 +157,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         self._augmentation: MaskAugmentation | None = None
         self._sizes: dict[str, np.ndarray] = {}
         self._counts: dict[str, Tensor] = {}
+        self._left_out = 0
         self._checked: list[SegmentationIndex] = []
         self.pixels = PixelRanges(pixel_range)
 
@@ -241,6 +244,14 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         logger.warning("the data number the classes of the checkpoint otherwise; they are matched by name")
         return True
 
+    def summaries(self) -> Mapping[str, SplitSummary]:
+        """Return the numbers of images and of pixels by split; of pixels only if ``check_masks`` counted."""
+        return {
+            split: summarise(index, self._counts.get(split), self._left_out if split == "train" else 0)
+            for split, index in self.splits.items()
+            if split in ("train", "val")
+        }
+
     def prediction_paths(self) -> dict[int, Path]:
         """Return the file of each image to predict on, by its position in the index."""
         index = self.index_of("predict")
@@ -265,6 +276,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         kept = index.with_pixels(wanted)
         if not len(kept):
             raise MaskError(f"no training image has {wanted} pixels of classes other than the background")
+        self._left_out = len(index) - len(kept)
         logger.info("min_pixels %d: left out %d of %d images", wanted, len(index) - len(kept), len(index))
         return kept
 
