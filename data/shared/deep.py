@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 FULL = (0.0, 65535.0)  # of 16 bits: divided by 256, as without a range
 
@@ -47,7 +49,7 @@ class Depth(NamedTuple):
 def depth_of(image: Image.Image) -> Depth:
     """Return what the header of an opened image says; before its pixels are loaded, which forgets it."""
     mode, raw = image.mode, _raw_mode(image)
-    formats = image.tag_v2.get(_SAMPLE_FORMAT, (1,)) if image.format == "TIFF" else (1,)
+    formats = tiff_tag(image, _SAMPLE_FORMAT, (1,))
     signed = _SIGNED in (formats if isinstance(formats, tuple) else (formats,))
     bands = len(raw) - len(raw.rstrip("X")) if image.format == "TIFF" else 0
     if mode == "F":
@@ -118,9 +120,14 @@ def range_of_values(low: float, high: float, depth: Depth) -> tuple[float, float
     return float(low), float(high) if high > low else float(low) + 1
 
 
+def tiff_tag(image: Image.Image, tag: int, otherwise: Any) -> Any:
+    """Return the value of a tag of an opened TIFF; ``otherwise`` if it is not there, or for other files."""
+    return cast(TiffImageFile, image).tag_v2.get(tag, otherwise) if image.format == "TIFF" else otherwise
+
+
 def _raw_mode(image: Image.Image) -> str:
     """Return Pillow's name of the layout of the pixels in the file; empty where it has none."""
-    tile = image.tile[0] if image.tile else None
-    args = "" if tile is None else tile[3]
+    tiles = cast(ImageFile, image).tile
+    args = tiles[0][3] if tiles else ""
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""

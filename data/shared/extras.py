@@ -9,7 +9,7 @@ from pathlib import PurePath
 from PIL import Image
 
 from .common import in_threads, number_of
-from .deep import depth_of
+from .deep import depth_of, tiff_tag
 from .io import ImageError, opened
 
 logger = logging.getLogger("trunkline")
@@ -62,4 +62,4 @@ def _has_pages(image: Image.Image) -> bool:
         image.seek(1)
     except EOFError:
         return False
-    return image.format != "TIFF" or not image.tag_v2.get(_SMALLER_VERSION, 0) & 1
+    return not tiff_tag(image, _SMALLER_VERSION, 0) & 1

@@ -279,7 +279,7 @@ def _deep_to_rgb(
     if pixel_range == "own":
         low, high = (float(values.min(initial=0)), float(values.max(initial=0)))
         pixel_range = range_of_values(low, high, depth)
-    pixels = to_bytes(values, cast("Range | None", pixel_range))
+    pixels = to_bytes(values, pixel_range)
     turned = Image.fromarray(pixels)
     turned.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
     pixels = np.array(ImageOps.exif_transpose(turned))

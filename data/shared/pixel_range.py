@@ -176,8 +176,10 @@ def _sample(index: Any, picture: Callable[[Any, int], Picture | None], strict: b
             "black and white in data.pixel_range, or save it with 8 or 16 bits"
         )
     few = np.unique(np.linspace(0, len(deep) - 1, min(DECODED, len(deep))).round().astype(int)).tolist()
-    found = in_threads(lambda n: _values(deep[n][0]), few, "looking at pixel values")
-    limits = np.array([each for each in found if each is not None])  # [images, lowest, highest and two tails]
+    outcomes = in_threads(lambda n: _values(deep[n][0]), few, "looking at pixel values")
+    limits = np.array(
+        [each for each in outcomes if each is not None]
+    )  # [images, lowest, highest and two tails]
     if not len(limits):
         return None  # nothing can be decoded, which is said elsewhere
     kinds = {(depth.bits, depth.signed) for _, depth in deep}
