@@ -64,7 +64,7 @@ def read_image_table(source: Path, labelled: bool = True) -> ImageTable:
             columns cannot be told apart or are no classes, and if a number is a label in two ways.
     """
     header, records = _read_records(source)
-    _require_columns(source, header)
+    _require_columns(source, header, labelled)
     columns = _class_columns(source, header) if labelled else []
     if not records:
         raise LabelError(f"{source}: has a header but no rows")
@@ -110,7 +110,7 @@ def _read_records(source: Path) -> tuple[list[str], list[Record]]:
     return header, records
 
 
-def _require_columns(source: Path, header: list[str]) -> None:
+def _require_columns(source: Path, header: list[str], labelled: bool) -> None:
     if "path" not in header:
         hint = "; the first line names the columns, one of them path"
         if len(header) == 1 and any(sign in header[0] for sign in ";\t"):
@@ -124,7 +124,8 @@ def _require_columns(source: Path, header: list[str]) -> None:
             f"{source}, line 1: column {', '.join(twice) or 'without a name'} is there twice; rename or "
             "remove one"
         )
-    if wrong := [name for name in header if name not in _OURS and name.lower() in _OURS]:
+    wrong = [name for name in header if name not in _OURS and name.lower() in _OURS]
+    if wrong and labelled:
         raise LabelError(f"{source}, line 1: column {wrong[0]}: write {wrong[0].lower()}, in small letters")
 
 

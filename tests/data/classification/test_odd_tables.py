@@ -116,3 +116,11 @@ def test_several_names_without_semicolon_are_said(pictures, caplog):
     text = 'path,labels\nimages/a.png,"cat,dog"\nimages/b.png,cat\n'
     made = ready(pictures, train=table(pictures, text).name)
     assert class_names(made) == ["cat", "cat,dog"] and "no row of the column labels has a ;" in caplog.text
+
+
+def test_a_table_to_predict_on_needs_nothing_but_paths(pictures):
+    listed = table(pictures, "Label,path,class,labels\nnan,images/b.png,x,nan\n,images/a.png,,\n")
+    made = ready(None, "predict", predict=str(listed))
+    assert [path.name for path in made.prediction_paths().values()] == ["b.png", "a.png"]
+    with pytest.raises(LabelError, match="line 3: images/a.png is there already, in line 2; an image"):
+        ready(None, "predict", predict=str(table(pictures, "path\nimages/a.png\nimages/a.png\n")))
