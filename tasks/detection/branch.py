@@ -126,7 +126,7 @@ class DetectionBranch(Branch):
 def written_ids(classes: Sequence[Mapping[str, Any]], given: Sequence[LabelClass]) -> list[int]:
     """Return the category ids to write predictions with: those of the file to predict on, by name.
 
-    Classes that the file does not have keep the ids of the checkpoint.
+    Classes that the file does not have keep the ids of the checkpoint, if at least one name is there.
 
     Args:
         classes: of the model, as plain dictionaries.
@@ -147,14 +147,18 @@ def written_ids(classes: Sequence[Mapping[str, Any]], given: Sequence[LabelClass
         for (number, name), new in zip(own, ids, strict=True)
         if others.get(new, name) != name
     ]
-    if clashes or len(set(ids)) < len(ids) or len(by_name) < len(listed):
+    absent = [f"{name!r} (id {number})" for number, name in own if name not in by_name]
+    if clashes or len(set(ids)) < len(ids) or len(by_name) < len(listed) or len(absent) == len(own):
         raise ValueError(
             "the JSON to predict on numbers its categories otherwise than the checkpoint, and the names do "
             f"not say which is which: the checkpoint has {own[:8]}, the JSON {listed[:8]}; give each class "
             "of the checkpoint the same name in the JSON, or take the categories out of it"
             + (f" (no id is left for {', '.join(clashes[:8])})" if clashes else "")
         )
-    logger.warning("predictions are written with the category ids of the JSON to predict on, by name")
+    logger.warning(
+        "predictions are written with the category ids of the JSON to predict on, by name%s",
+        f"; it lacks {', '.join(absent[:8])}, which keep the ids of the checkpoint" if absent else "",
+    )
     return ids
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,11 @@ def write_large_array(folder: Path) -> None:
         file.write(bytes(64))
 
 
+def write_unmeasured(folder: Path) -> None:
+    header = f"{META}CompressedData = True\nElementDataFile = LOCAL\n"
+    (folder / "scan.mha").write_bytes(header.encode() + zlib.compress(VALUES.tobytes()))
+
+
 CUT = "Copy the file again, or export it again."
 ODD_FILES = [
     OddFile(
@@ -153,6 +159,33 @@ ODD_FILES = [
         lambda folder: read_labels(folder / "labels.nii.gz"),
         "The numbers in the file may be ids, but the header says that they are to be multiplied.",
         "Save the labels as integers. `scl_slope` must be 1 (or 0, which means none) and `scl_inter` 0.",
+    ),
+    OddFile(
+        "labels_scaled_to_nothing",
+        TOPIC,
+        "Labels that a header scales to next to nothing",
+        lambda folder: nifti(folder / "labels.nii.gz", scl_slope=1e-6),
+        lambda folder: read_labels(folder / "labels.nii.gz"),
+        "All of them would be rounded to the background.",
+        "Save the labels as integers. `scl_slope` must be 1 (or 0, which means none) and `scl_inter` 0.",
+    ),
+    OddFile(
+        "voxels_within_the_header",
+        TOPIC,
+        "A NIfTI header that says that the voxels begin within it",
+        lambda folder: nifti(folder / "scan.nii", vox_offset=0),
+        lambda folder: read_scan(folder / "scan.nii"),
+        "Other programs read the bytes of the header as voxels.",
+        CUT,
+    ),
+    OddFile(
+        "compressed_metaimage_without_size",
+        TOPIC,
+        "Compressed voxels in an MHA file without `CompressedDataSize`",
+        write_unmeasured,
+        lambda folder: read_scan(folder / "scan.mha"),
+        "ITK fails to unpack them, and gives whatever was in memory before.",
+        "Add the line, or export the scan again.",
     ),
     OddFile(
         "gzip_data_named_nii",

@@ -55,6 +55,8 @@ def _rounded(path: PathLike, values: np.ndarray, step: float, scaled_by: str) ->
         single = np.abs(whole) * np.finfo(np.float32).eps if scaled_by else 0.0
         bad = ~(off <= np.maximum(max(_ROUNDING, half_step), single))
     if not bad.any():
+        if scaled_by:
+            _check_apart(path, values, whole, scaled_by)
         return whole
     example = values[np.unravel_index(int(bad.argmax()), bad.shape)]
     if scaled_by:
@@ -67,3 +69,12 @@ def _rounded(path: PathLike, values: np.ndarray, step: float, scaled_by: str) ->
     raise ScanError(
         f"{path}: {int(bad.sum())} of {values.size} labels are no whole numbers, such as {example:g}; {cause}"
     )
+
+
+def _check_apart(path: PathLike, values: np.ndarray, whole: np.ndarray, scaled_by: str) -> None:
+    """Refuse ids that a header scales to next to nothing, so that rounding makes all of them background."""
+    if not whole.any() and values.size and values.min() != values.max():
+        raise ScanError(
+            f"{path}: all labels are 0 when rounded, because the header scales the numbers that are stored "
+            f"by {scaled_by}; store the ids themselves, as integers, with a slope of 1 and an intercept of 0"
+        )

@@ -162,11 +162,27 @@ def _check_meta(path: Path) -> ItkHeader:
     named = fields.get("ElementDataFile")
     if named is None:
         raise _wrong(path, "ElementDataFile", None)
-    skipped = max(0, _number(path, fields, "HeaderSize", -1, 1 << 62, "0"))
+    skipped = _number(path, fields, "HeaderSize", -1, 1 << 62, "0")
     files = _data_files(path, None if named.upper() == "LOCAL" else named, lines)
     sizes += [parts] if parts > 1 else []
-    data = _data(path, sizes, _META_SIZES[kind], ratio, files, after + skipped)
+    data = _data(path, sizes, _META_SIZES[kind], ratio, files, after + max(0, skipped))
+    if packed:
+        _check_packed_size(path, fields, skipped, files is None)
     return ItkHeader(_unit(path, "DistanceUnits", fields.get("DistanceUnits", "")), *data)
+
+
+def _check_packed_size(path: Path, fields: dict[str, str], skipped: int, local: bool) -> None:
+    """Refuse compressed voxels that ITK would replace by whatever is in memory, without an error."""
+    if skipped:
+        raise ScanError(
+            f"{path}: HeaderSize {skipped} is not possible with compressed voxels; store them uncompressed, "
+            "or export the scan again"
+        )
+    if local and _number(path, fields, "CompressedDataSize", -1, 1 << 62, "0") < 1:
+        raise ScanError(
+            f"{path}: the header has no CompressedDataSize, the number of bytes of the compressed voxels "
+            "after it; add it, or export the scan again"
+        )
 
 
 def _lines(path: Path, magic: bytes, end: str) -> tuple[list[str], int]:

@@ -100,7 +100,13 @@ def _check_header(path: PathLike) -> None:
         raise ScanError(f"{path}: the header has sizes {header['dim'].tolist()}; copy or export it again")
     if int(header["datatype"]) not in nibabel.nifti1.data_type_codes.dtype:
         raise ScanError(f"{path}: the header has the unknown datatype {header['datatype']}; export it again")
-    held = os.path.getsize(path) - (0 if packed else int(header["vox_offset"]))
+    offset = float(header["vox_offset"])
+    if not kind.template_dtype.itemsize <= offset < 1 << 62:  # nibabel would read the header as voxels
+        raise ScanError(
+            f"{path}: the header has vox_offset {offset:g}, where no voxels can begin (they follow the "
+            f"{kind.template_dtype.itemsize} bytes of the header); repair it, or export the scan again"
+        )
+    held = os.path.getsize(path) if packed else max(0, os.path.getsize(path) - int(offset))
     check_claim(path, shape, header.get_data_dtype().itemsize, held, DEFLATE if packed else 1)
     zooms = header["pixdim"][1:4]
     needed = [zooms[axis] for axis in range(3) if axis < len(shape) and shape[axis] > 1]

@@ -155,12 +155,18 @@ def test_ids_to_write(given, ids):
     assert written_ids(OWN, [LabelClass(*row) for row in given]) == ids
 
 
+def test_classes_that_the_json_lacks_are_named(caplog):
+    written_ids(OWN, [LabelClass(7, "cat")])
+    assert "it lacks 'dog' (id 2), which keep the ids of the checkpoint" in caplog.text
+
+
 @pytest.mark.parametrize(
     "given",
     [
         [(1, "object")],  # it would be written as a cat
         [(2, "cat"), (3, "bird")],  # no id is left for the dog
         [(0, "cat"), (5, "cat"), (2, "dog")],
+        [(7, "CAT"), (8, "DOG")],  # no name is there, so that the ids of the checkpoint would mean nothing
     ],
 )
 def test_ids_that_names_do_not_tell_are_refused(given):

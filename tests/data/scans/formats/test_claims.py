@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import zlib
 
 import nibabel
 import numpy as np
@@ -51,7 +52,9 @@ def meta(path, data=VALUES.tobytes(), **fields):
         ({"dim": [0, 2, 3, 4, 1, 1, 1, 1]}, "the header has sizes"),
         ({"dim": [3, 2, 0, 4, 1, 1, 1, 1]}, "no voxel"),
         ({"datatype": 999}, "unknown datatype 999"),
-        ({"vox_offset": np.nan}, "damaged"),
+        ({"vox_offset": np.nan}, "vox_offset nan, where no voxels can begin"),
+        ({"vox_offset": 0}, "vox_offset 0, where no voxels can begin"),
+        ({"vox_offset": 300}, "vox_offset 300, where no voxels can begin"),
     ],
 )
 def test_nifti_headers(tmp_path, suffix, fields, said):
@@ -113,7 +116,7 @@ def test_headers_of_nrrd(tmp_path, suffix, fields, said):
         ({"file": "../b.raw"}, "outside the folder"),
         ({"data": b"123"}, "there are 3 bytes"),
         ({"more": "CompressedData = True\n", "data": b"123", "sizes": "200 300 400"}, "too few for them"),
-        ({"more": "CompressedData = True\n"}, "compressed voxels are damaged"),
+        ({"more": "CompressedData = True\nCompressedDataSize = 9\n"}, "compressed voxels are damaged"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".mha", ".mhd"])
@@ -198,3 +201,28 @@ def test_pipes_folders_and_side_files_named_like_scans(tmp_path, caplog):
     ):
         with pytest.raises(ScanError, match=f"{name}: .*{said}"):
             read_scan(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("more", "data", "said"),
+    [
+        ("", b"", "has no CompressedDataSize"),
+        ("CompressedDataSize = 0\n", b"", "has no CompressedDataSize"),
+        ("CompressedDataSize = {size}\nHeaderSize = 3\n", b"abc", "HeaderSize 3 is not possible"),
+        ("CompressedDataSize = {size}\nHeaderSize = -1\n", b"", "HeaderSize -1 is not possible"),
+    ],
+)
+def test_compressed_metaimage_that_itk_reads_as_whatever_is_in_memory(tmp_path, more, data, said):
+    packed = zlib.compress(VALUES.tobytes(order="F"))
+    more = "CompressedData = True\n" + more.format(size=len(packed))
+    path = meta(tmp_path / "a.mha", data + packed, more=more)
+    for read in (read_grid, read_scan):
+        with pytest.raises(ScanError, match=f"a.mha: .*{said}.*again"):
+            read(path)
+    path = meta(
+        tmp_path / "b.mha", packed, more=f"CompressedData = True\nCompressedDataSize = {len(packed)}\n"
+    )
+    np.testing.assert_array_equal(read_scan(path).voxels[0], VALUES)
+    (tmp_path / "b.zraw").write_bytes(packed)  # of a file of its own ITK finds the size
+    path = meta(tmp_path / "b.mhd", b"", more="CompressedData = True\n", file="b.zraw")
+    np.testing.assert_array_equal(read_scan(path).voxels[0], VALUES)

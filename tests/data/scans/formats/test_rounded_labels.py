@@ -79,3 +79,14 @@ def test_large_ids_of_float32_slopes():
     with pytest.raises(ScanError, match="no whole numbers"):
         whole_ids("a", values)
     assert whole_ids("a", values, 1e-7, "scl_slope 1e-7").tolist() == [3_000_000, 3_000_000]
+
+
+@pytest.mark.parametrize("slope", [1e-6, 4e-4])
+def test_ids_that_a_slope_makes_one_are_refused(tmp_path, slope):
+    image = nibabel.Nifti1Image(ids(2).astype(np.int16), np.eye(4))
+    image.header.set_slope_inter(slope, 0)
+    content = bytearray(image.to_bytes())
+    content[112:116] = np.float32(slope).tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(ScanError, match=f"all labels are 0 when rounded, .* scl_slope {slope:g}"):
+        read_labels(tmp_path / "a.nii")
