@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -230,16 +232,15 @@ def _split(
 
 
 def _channel_names(cases: dict[str, tuple[Case, ...]]) -> tuple[str, ...]:
-    """Name the channels of a dataset that does not: by the number that the first readable case has."""
+    """Name the channels of a dataset that does not: by the number that most of its first cases have."""
+    counts: Counter[tuple[int, bool]] = Counter()
     for case in [case for each in cases.values() for case in each][:3]:
-        try:
-            _, count = read_grid(case.images[0])
-        except ScanError:
-            continue  # check_cases reports it with all others
-        if count == 3 and case.images[0].lower().endswith(IMAGE_SUFFIXES):
-            return ("red", "green", "blue")
-        return ("image",) if count == 1 else tuple(f"channel_{number}" for number in range(count))
-    return ("image",)
+        with contextlib.suppress(ScanError):  # check_cases reports it with all others
+            counts[read_grid(case.images[0])[1], case.images[0].lower().endswith(IMAGE_SUFFIXES)] += 1
+    count, picture = max(counts, key=counts.__getitem__, default=(1, False))
+    if count == 3 and picture:
+        return ("red", "green", "blue")
+    return ("image",) if count == 1 else tuple(f"channel_{number}" for number in range(count))
 
 
 def _by_channels(files: Sequence[Path], channels: int | None) -> list[tuple[str, tuple[Path, ...]]]:

@@ -124,7 +124,8 @@ def _other_units(columns: BoxColumns, sizes: np.ndarray, usable: np.ndarray, sou
     """Refuse fractions, warn of what is odd about all boxes together, and return a guess at their form."""
     xywh, own = columns.xywh[usable], sizes[columns.image[usable]]
     high = xywh[:, :2] + xywh[:, 2:]
-    ends = np.maximum(np.abs(xywh[:, :2]), high).max(axis=1, initial=0)
+    # Of the numbers themselves: fractions may be those of two corners, or of a centre and a size.
+    ends = np.abs(xywh).max(axis=1, initial=0)
     change = "multiply x and width by the image's width, y and height by its height"
     require_pixels("boxes", ends, own, change, source)
     warn_of_corner(high, own, source)

@@ -121,6 +121,12 @@ def test_channels_that_differ_between_cases(root):
     assert f"{root}/images/val/c.nii: case c has 2 channels where others have 1; add or remove" in line
 
 
+def test_the_first_case_may_be_the_one_with_other_channels(root):
+    write(root, "a", channels=2)
+    head, line = problems(root)
+    assert f"{root}/images/train/a.nii: case a has 2 channels where others have 1" in line
+
+
 def test_channels_that_the_dataset_does_not_name(root):
     (root / "dataset.json").write_text(
         '{"labels": {"0": "bg", "1": "a", "2": "p"}, "modality": {"0": "T1", "1": "T2"}}'

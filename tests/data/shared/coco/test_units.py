@@ -62,6 +62,13 @@ def test_fractions_are_refused_whatever_the_option(tmp_path, seed, on_bad_box):
         read(tmp_path, boxes, on_bad_box=on_bad_box)
 
 
+@pytest.mark.parametrize("form", [as_corners, as_centres])
+def test_fractions_in_another_form_are_fractions(tmp_path, form):
+    boxes = form(pixels(0)) / (640, 480, 640, 480)
+    with pytest.raises(AnnotationError, match="60 of 60 boxes lie within 0 and 1"):
+        read(tmp_path, boxes)
+
+
 def test_some_fractions_are_a_warning_and_small_images_have_small_boxes(tmp_path, caplog):
     boxes = pixels(0)
     boxes[:29] /= (640, 480, 640, 480)
