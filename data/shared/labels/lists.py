@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .classes import Colour, LabelClass, voc_colour
-from .table import MaskError
+from .table import MaskError, has_control
 
 CLASS_FILES = ("classes", "class_names", "labelmap", "class_dict", "labels", "semantic_classes")
 CLASS_SUFFIXES = (".csv", ".tsv", ".txt")
@@ -49,7 +49,10 @@ _ID_COLUMNS = ("id", "idx", "index", "value", "label_id")
 _NAME_COLUMNS = ("name", "class", "label", "class_name", "category")
 _COLOUR_COLUMNS = ("colour", "color", "rgb", "color_rgb", "colour_rgb")
 _CHANNEL_COLUMNS = (("r", "g", "b"), ("red", "green", "blue"))
-_NUMBERED = re.compile(r"(\d+)\s*:\s*(\S.*)")
+_NUMBERED = re.compile(r"([+-]?[0-9.]+)\s*:\s*(\S.*)")
+_LIKE_NUMBERED = re.compile(r"[0-9]+[\s,;]+\S.*")
+_LINE_ENDS = re.compile(r"\r\n|\r|\n")
+_MOST_DIGITS = 9
 
 
 def cityscapes_train_rows() -> tuple[LabelClass, ...]:
@@ -81,10 +84,38 @@ def read_class_rows(source: Path) -> list[LabelClass]:
     if source.suffix.lower() in (".csv", ".tsv"):
         rows = _rows_with_header(source, text)
     else:
-        rows = _rows_of_lines(source, text.rstrip().splitlines())
+        rows = _rows_of_lines(source, _LINE_ENDS.split(text.rstrip()))
     if not rows:
         raise MaskError(f"{source}: lists no classes")
-    return rows
+    _check_names(source, rows)
+    return [row for _, row in rows]
+
+
+def _check_names(source: Path, rows: Sequence[tuple[int, LabelClass]]) -> None:
+    """Refuse names that are empty or hold control characters, and ids and names of two lines."""
+    ids: dict[int, int] = {}
+    names: dict[str, int] = {}
+    for line, row in rows:
+        where = f"{source}, line {line}"
+        if not row.name:
+            raise MaskError(f"{where}: the class has no name")
+        if has_control(row.name):
+            raise MaskError(f"{where}: the name {row.name!r} holds a control character; remove it")
+        for what, value, seen in (("id", row.id, ids), ("name", row.name, names)):
+            other = seen.setdefault(value, line)  # type: ignore[call-overload]  # of either kind
+            if other != line:
+                raise MaskError(
+                    f"{where}: the {what} {value} is there twice, in line {other} too; each class needs its "
+                    "own"
+                )
+
+
+def _whole(source: Path, line: int, written: str) -> int:
+    """Parse an id."""
+    if not (written.isascii() and written.isdecimal() and len(written) <= _MOST_DIGITS):
+        shown = written if len(written) <= 20 else f"{written[:20]}..."
+        raise MaskError(f"{source}, line {line}: id is {shown!r}, not a whole number of 0 or more")
+    return int(written)
 
 
 def read_list(source: Path, what: str) -> str:
@@ -125,50 +156,78 @@ def has_numbers(source: Path) -> bool:
     return _column(header, _ID_COLUMNS) is not None
 
 
-def _rows_of_lines(source: Path, lines: Sequence[str]) -> list[LabelClass]:
-    lines = [line.strip() for line in lines]
-    if lines and lines[0].startswith("#") and ":" in lines[0]:
-        fields = [(number, line.split(":")) for number, line in enumerate(lines, start=1) if line[:1] != "#"]
+def _rows_of_lines(source: Path, lines: Sequence[str]) -> list[tuple[int, LabelClass]]:
+    """Return the classes of a text file, each with its line."""
+    rows = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
+    if rows[0][1].startswith("#") and ":" in rows[0][1]:
+        fields = [(number, line.split(":")) for number, line in rows if line and line[0] != "#"]
         return [
-            LabelClass(position, parts[0], _colour(source, number, parts[1] if len(parts) > 1 else ""))
-            for position, (number, parts) in enumerate(fields)
+            (number, LabelClass(id, parts[0].strip(), _colour(source, number, "".join(parts[1:2]))))
+            for id, (number, parts) in enumerate(fields)
         ]
-    if "" in lines:
+    if rows == [(1, "")]:
+        return []
+    numbered = {number: match for number, line in rows if (match := _NUMBERED.fullmatch(line))}
+    for number, line in rows:
+        if not line:
+            raise MaskError(
+                f"{source}, line {number}: is empty; each line is the name of the next id, and the ids of "
+                "all that follow would shift"
+            )
+        if line[0] == "#":
+            raise MaskError(f"{source}, line {number}: is a comment; each line is a class: remove it")
+        if numbered and number not in numbered:
+            raise MaskError(
+                f"{source}, line {number}: {line!r} has no id, but line {min(numbered)} has; write id: name "
+                "in every line, or in none"
+            )
+    if numbered:
+        return [
+            (number, LabelClass(_whole(source, number, match[1]), match[2]))
+            for number, match in numbered.items()
+        ]
+    if all(_LIKE_NUMBERED.fullmatch(line) for _, line in rows) or len(rows) == 1 and "," in rows[0][1]:
         raise MaskError(
-            f"{source}, line {lines.index('') + 1}: is empty; each line is the name of the next id, and the "
-            "ids of all that follow would shift"
+            f"{source}, line 1: {rows[0][1][:80]!r} may be an id with a name, or several names; write one "
+            "name a line, id: name in every line, or a CSV with the columns id and name"
         )
-    numbered = [_NUMBERED.fullmatch(line) for line in lines]
-    if lines and all(numbered):
-        return [LabelClass(int(match[1]), match[2]) for match in numbered if match]
-    return [LabelClass(number, name) for number, name in enumerate(lines)]
+    return [(number, LabelClass(number - 1, name)) for number, name in rows]
 
 
-def _rows_with_header(source: Path, text: str) -> list[LabelClass]:
-    first = text.partition("\n")[0]
+def _rows_with_header(source: Path, text: str) -> list[tuple[int, LabelClass]]:
+    """Return the classes of a table, each with its line."""
+    lines = _LINE_ENDS.split(text)
+    first = lines[0]
     delimiter = "\t" if source.suffix.lower() == ".tsv" or "\t" in first else ";" if ";" in first else ","
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
-    header = [name.strip().lower() for name in next(reader, [])]
+    reader = csv.reader([f"{line}\n" for line in lines], delimiter=delimiter, strict=True)
+    try:
+        records = [(reader.line_num, [field.strip() for field in record]) for record in reader]
+    except csv.Error as error:
+        raise MaskError(f"{source}, line {reader.line_num}: no table of classes ({error})") from error
+    header = [name.lower() for name in (records[0][1] if records else [])]
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise MaskError(f"{source}, line 1: the column {twice[0]} is there twice; remove one")
     name_column = _column(header, _NAME_COLUMNS)
     id_column, colour_column = _column(header, _ID_COLUMNS), _column(header, _COLOUR_COLUMNS)
+    for names in _CHANNEL_COLUMNS:
+        if len({*names} & {*header}) == 2:
+            raise MaskError(f"{source}, line 1: of the columns {', '.join(names)} one is missing")
     whole = (names for names in _CHANNEL_COLUMNS if {*names} <= {*header})
     channels = [header.index(name) for name in next(whole, ())]
     if name_column is None:
-        raise MaskError(f"{source}, line 1: no column name (there are {', '.join(header)})")
-    rows: list[LabelClass] = []
-    for record in reader:
-        line, fields = reader.line_num, [field.strip() for field in record]
+        raise MaskError(f"{source}, line 1: no column name (there are {', '.join(header)[:200]})")
+    rows: list[tuple[int, LabelClass]] = []
+    for line, fields in records[1:]:
         if not any(fields):
             continue
         if len(fields) != len(header) or not fields[name_column]:
-            raise MaskError(f"{source}, line {line}: {', '.join(record)!r} does not fit the header")
-        value = str(len(rows)) if id_column is None else fields[id_column]
-        if not value.isdecimal():
-            raise MaskError(f"{source}, line {line}: id is {value!r}, not a whole number")
+            raise MaskError(f"{source}, line {line}: {', '.join(fields)[:200]!r} does not fit the header")
+        id = len(rows) if id_column is None else _whole(source, line, fields[id_column])
         written = ",".join(fields[channel] for channel in channels)
         if not written and colour_column is not None:
             written = fields[colour_column]
-        rows.append(LabelClass(int(value), fields[name_column], _colour(source, line, written)))
+        rows.append((line, LabelClass(id, fields[name_column], _colour(source, line, written))))
     return rows
 
 
@@ -182,7 +241,8 @@ def _colour(source: Path, line: int, written: str) -> Colour | None:
         return None
     if re.fullmatch(r"#[0-9a-fA-F]{6}", written):
         return int(written[1:3], 16), int(written[3:5], 16), int(written[5:7], 16)
-    numbers = [int(number) for number in re.findall(r"\d+", written)]
-    if len(numbers) != 3 or max(numbers) > 255 or re.search(r"[a-zA-Z#.-]", written):
-        raise MaskError(f"{source}, line {line}: colour {written!r} is neither r,g,b (0 to 255) nor #rrggbb")
+    numbers = [int(number[:_MOST_DIGITS]) for number in re.findall(r"[0-9]+", written)]
+    if len(numbers) != 3 or max(numbers) > 255 or not re.fullmatch(r"[0-9 ,;/()\[\]]+", written):
+        shown = written if len(written) <= 40 else f"{written[:40]}..."
+        raise MaskError(f"{source}, line {line}: colour {shown!r} is neither r,g,b (0 to 255) nor #rrggbb")
     return numbers[0], numbers[1], numbers[2]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,6 +22,8 @@ Background = Literal["class", "ignore"]
 MOST_CLASSES = 255  # labels are 8-bit numbers, and 255 is for what is ignored
 LARGEST_VALUE = 65535  # of a 16-bit mask
 UNKNOWN = -1
+_CONTROL = ("Cc", "Zl", "Zp")  # categories of characters
+_WRITTEN_ID = re.compile(r"-?[0-9]{1,9}")
 
 
 class MaskError(ValueError):
@@ -67,6 +71,9 @@ class ClassTable:
         _check_rows(self.rows, source)
         self.coloured = all(row.colour is not None for row in rows)
         ignored = {row_id(self.rows, entry, "ignore", source) for entry in ignore}
+        outside = [entry for entry in ignored if not 0 <= entry <= LARGEST_VALUE]
+        if outside:
+            raise MaskError(f"data.ignore: {min(outside)} is no value of a mask: 0 to {LARGEST_VALUE}")
         self.ignored = frozenset(ignored)
         learned, self.rest = self._chosen(ignored, categories, background)
         if not 0 < len(learned) <= MOST_CLASSES:
@@ -80,7 +87,7 @@ class ClassTable:
         labels = [IGNORE_INDEX if row.id in ignored else label_of.get(row.id, self.rest) for row in self.rows]
         self._by_value = np.full(LARGEST_VALUE + 1, UNKNOWN, dtype=np.int16)
         self._by_value[IGNORE_INDEX] = IGNORE_INDEX
-        self._by_value[[i for i in ignored if 0 <= i <= LARGEST_VALUE]] = IGNORE_INDEX
+        self._by_value[list(ignored)] = IGNORE_INDEX
         self._by_value[[row.id for row in self.rows]] = labels
         self._codes, self._code_labels = self._colour_codes(labels)
 
@@ -168,6 +175,11 @@ class ClassTable:
         return codes, np.array([label_of[code] for code in codes.tolist()], dtype=np.int16)
 
 
+def has_control(name: str) -> bool:
+    """Return whether a name holds a control character, or one that separates lines or paragraphs."""
+    return any(unicodedata.category(letter) in _CONTROL for letter in name)
+
+
 def colour_code(colour: Sequence[int]) -> int:
     """Return ``65536 R + 256 G + B``."""
     return colour[0] << 16 | colour[1] << 8 | colour[2]
@@ -177,8 +189,11 @@ def rows_of_names(names: Sequence[str], values: Sequence[int] | None = None) -> 
     """Number names by the given values, else 0, 1, 2 and so on.
 
     Raises:
-        MaskError: if there are not as many values as names.
+        MaskError: if there are not as many values as names, or a name is empty or holds a control character.
     """
+    unnamed = [name for name in names if not name.strip() or has_control(name)]
+    if unnamed:
+        raise MaskError(f"data.classes: {unnamed[0]!r} is empty or holds a control character; give a name")
     if values is not None and len(values) != len(names):
         raise MaskError(f"mask_values has {len(values)} values, but there are {len(names)} classes")
     ids = range(len(names)) if values is None else values
@@ -217,7 +232,7 @@ def row_id(rows: Sequence[LabelClass], entry: str | int, argument: str, source: 
     if isinstance(entry, str):
         if entry in names:
             return names[entry]
-        if not entry.strip().lstrip("-").isdecimal():
+        if not _WRITTEN_ID.fullmatch(entry.strip()):
             near = difflib.get_close_matches(entry, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f" (there are {', '.join(list(names)[:20])})"
             raise MaskError(f"data.{argument}: {source} has no class {entry!r}{hint}")

@@ -80,6 +80,9 @@ def test_colours_become_labels_and_unknown_ones_are_told():
         ({"categories": [4, "road"]}, "have to be different classes"),
         ({"categories": [4], "ignore": ["road"]}, "not ignored"),
         ({"ignore": [0, 4, 9, 300]}, "0 classes are left"),
+        ({"ignore": [-1]}, "data.ignore: -1 is no value of a mask: 0 to 65535"),
+        ({"ignore": ["--5"]}, "data.ignore: list.txt has no class '--5'"),
+        ({"ignore": ["9" * 5000]}, "data.ignore: list.txt has no class"),
     ],
 )
 def test_wrong_choices_are_errors(options, words):
@@ -104,6 +107,12 @@ def test_wrong_choices_are_errors(options, words):
 def test_wrong_tables_are_errors(rows, words):
     with pytest.raises(MaskError, match=words):
         ClassTable(rows)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\u2028b"])
+def test_names_without_letters_or_with_control_characters_are_errors(name):
+    with pytest.raises(MaskError, match="data.classes: .* is empty or holds a control character"):
+        rows_of_names(["sky", name])
 
 
 def test_two_ignored_classes_may_share_a_colour_and_255_classes_fit():
