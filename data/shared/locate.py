@@ -117,7 +117,7 @@ class _Search:
     def below(self, folder: str, start: str, above: set[tuple[int, int]]) -> Iterator[str]:
         """Yield names; ``above`` keeps links from leading round in a circle."""
         with os.scandir(folder) as entries:
-            found = list(entries)
+            found = sorted(entries, key=lambda entry: entry.name)
         for entry in found:
             name = start + entry.name
             if not entry.is_file(follow_symlinks=False) and os.path.isdir(entry.path):

@@ -93,16 +93,15 @@ def read_class_rows(source: Path) -> list[LabelClass]:
 
 def _check_names(source: Path, rows: Sequence[tuple[int, LabelClass]]) -> None:
     """Refuse names that are empty or hold control characters, and ids and names of two lines."""
-    ids: dict[int, int] = {}
-    names: dict[str, int] = {}
+    lines: dict[tuple[str, int | str], int] = {}
     for line, row in rows:
         where = f"{source}, line {line}"
         if not row.name:
             raise MaskError(f"{where}: the class has no name")
         if has_control(row.name):
             raise MaskError(f"{where}: the name {row.name!r} holds a control character; remove it")
-        for what, value, seen in (("id", row.id, ids), ("name", row.name, names)):
-            other = seen.setdefault(value, line)  # type: ignore[call-overload]  # of either kind
+        for what, value in (("id", row.id), ("name", row.name)):
+            other = lines.setdefault((what, value), line)
             if other != line:
                 raise MaskError(
                     f"{where}: the {what} {value} is there twice, in line {other} too; each class needs its "
