@@ -25,7 +25,7 @@ from ...backbones.weights.load import (
     skip_pretrained,
 )
 from ...heads.base import Head
-from .optimization import OptimizationOptions
+from .optimization import OptimizationOptions, Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -81,8 +81,8 @@ class Network(LightningModule):
                     "for each map that it returns"
                 )
         self.head = head(self.backbone.levels)
-        self.make_optimizer = optimizer or self.default_optimizer
-        self.make_scheduler = lr_scheduler
+        self.make_optimizer = self.default_optimizer if optimizer is None else Recipe(optimizer)
+        self.make_scheduler = None if lr_scheduler is None else Recipe(lr_scheduler)
         self.optimization = optimization
         self.channels_last = channels_last
         self._checked_sizes: set[tuple[int, ...]] = set()  # of images, on which maps are as declared

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 from ..run.schedule import Run, schedule_problems
 
 logger = logging.getLogger("trunkline")
+
+Made = TypeVar("Made")
 
 NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -57,6 +59,27 @@ class OptimizationOptions:
         for name, factor in self.lr_factors.items():
             if factor <= 0:
                 raise ValueError(f"optimization.lr_factors: {name} must be positive, not {factor}")
+
+
+class Recipe(Generic[Made]):
+    """What makes an optimiser or a schedule, by the config; copies of a model have it in common.
+
+    That of the command line knows the whole command, with data and trainer, which averages of weights (EMA)
+    would copy too. Those of a run of several processes cannot be copied.
+
+    Args:
+        make: takes what the optimiser or schedule is for.
+    """
+
+    def __init__(self, make: Callable[[Any], Made]) -> None:
+        self._make = make
+
+    def __call__(self, subject: Any) -> Made:
+        """Make one."""
+        return self._make(subject)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recipe[Made]:
+        return self
 
 
 def parameter_groups(

@@ -168,22 +168,21 @@ class DetectionFiles(FileWriter):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._results: list[dict[str, Any]] = []
-        self._images = 0
-
-    def begin(self, paths: Mapping[int, Path]) -> None:
-        self._images = len(paths)
+        self._done: set[Path] = set()
 
     def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
         self._results.extend(to_coco_results(prediction))
+        self._done.add(path)
 
     def finish(self, first_process: bool) -> str:
         results = [row for part in gather_objects(self._results) for row in part]
-        self._results = []
+        images = set().union(*gather_objects(self._done))
+        self._results, self._done = [], set()
         if not first_process:
             return ""
         results.sort(key=lambda row: (row["image_id"], -row["score"]))
         path = write_json(self.folder / "predictions.json", results)
-        return f"{len(results)} detections on {self._images} images: {path.resolve()}"
+        return f"{len(results)} detections on {len(images)} images: {path.resolve()}"
 
 
 def to_coco_results(prediction: Prediction) -> list[dict[str, Any]]:

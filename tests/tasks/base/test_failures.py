@@ -71,13 +71,14 @@ def results(name, out):
         ("scene", {"workers": 1, "check_images": "off"}),
     ],
 )
-def test_the_rest_is_predicted_as_if_the_bad_files_were_not_there(tmp_path, name, options):
+def test_the_rest_is_predicted_as_if_the_bad_files_were_not_there(tmp_path, capsys, name, options):
     write_images(tmp_path / "good", False)
     write_images(tmp_path / "mixed", True)
     predict(name, tmp_path / "good", tmp_path / "expected", **options)
     assert not (tmp_path / "expected/failed.csv").exists()
     with pytest.raises(ValueError, match="^3 of 7 images could not be predicted on; the others") as caught:
         predict(name, tmp_path / "mixed", tmp_path / "out", **options)
+    assert capsys.readouterr().out.count(" 4 images: ") == 2
     files, found = results(name, tmp_path / "out")
     _, expected = results(name, tmp_path / "expected")
     assert [row[0] for row in found] == [row[0] for row in expected]

@@ -1,5 +1,8 @@
 """Parameter groups, warm-up and schedules against rates worked out by hand."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -131,3 +134,22 @@ def test_lr_factors_without_a_parameter_or_not_positive_are_errors():
         build_optimizer(sgd, model, model.trunk, OptimizationOptions(lr_factors={"bran": 2.0}))
     with pytest.raises(ValueError, match="lr_factors: branch must be positive, not 0"):
         OptimizationOptions(lr_factors={"branch": 0.0})
+
+
+def test_a_copy_of_a_model_does_not_copy_what_made_its_optimiser(tiny):
+    """The command's recipe holds the command with its processes, and weight averaging copies the model."""
+
+    class Command:
+        def __deepcopy__(self, memo):
+            raise TypeError("cannot be copied")
+
+    def sgd(command, parameters):
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    def steps(command, optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 3)
+
+    made = partial(sgd, Command()), partial(steps, Command())
+    task = tiny.classifier(optimizer=made[0], lr_scheduler=made[1])
+    (optimizer,), (schedule,) = copy.deepcopy(task).configure_optimizers()
+    assert optimizer.param_groups[0]["lr"] == 0.1 and schedule["scheduler"].step_size == 3
