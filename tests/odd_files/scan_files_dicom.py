@@ -40,6 +40,11 @@ def write_empty_last(folder: Path) -> None:
     (series(folder / "series") / "IM3.dcm").write_bytes(b"")
 
 
+def write_cut_last(folder: Path) -> None:
+    last = series(folder / "series") / "IM3.dcm"
+    last.write_bytes(last.read_bytes()[:400])
+
+
 def write_deep(folder: Path) -> None:
     series(folder / "case" / "study" / "series")
 
@@ -107,6 +112,15 @@ ODD_FILES = [
         lambda folder: read_grid(folder / "series"),
         "A copy was interrupted. No gap between slices would tell of it.",
         "Copy the series again. If the file is no slice, remove it.",
+    ),
+    OddFile(
+        "dicom_cut_last_slice",
+        TOPIC,
+        "A DICOM series whose last file is cut off within its header",
+        write_cut_last,
+        lambda folder: read_grid(folder / "series"),
+        "A copy was interrupted. What is left looks like a file without an image, such as a report.",
+        "Copy the series again.",
     ),
     OddFile(
         "dicom_in_deeper_folders",

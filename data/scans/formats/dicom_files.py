@@ -100,7 +100,7 @@ def read_headers(folder: Path) -> list[Slice]:
     """
     slices: list[Slice] = []
     others: list[Path] = []
-    without_pixels: list[str] = []
+    without_pixels: dict[Path, str] = {}
     for file in sorted(folder.iterdir()):
         if file.is_dir():
             continue
@@ -110,14 +110,19 @@ def read_headers(folder: Path) -> list[Slice]:
         with decoding(file):
             header = _read_header(file)
             if not any(name in header for name in ("Rows", "Columns", "NumberOfFrames")):
-                without_pixels.append(f"{file.name} (no image)")
+                without_pixels[file] = _kind(header)
                 continue
             _check_header(file, header)
             slices.append(Slice(file, header, np.array(header.ImagePositionPatient, dtype=np.float64)))
     if not slices:
         raise ScanError(_no_slices(folder, others))
     _check_others(slices, others)
-    left = [*without_pixels, *(file.name for file in others), *_below(folder)]
+    _check_cut(slices, without_pixels)
+    left = [
+        *(f"{file.name} (no image)" for file in without_pixels),
+        *(file.name for file in others),
+        *_below(folder),
+    ]
     if left:
         warn_once(folder, f"left out, as no slices of the series: {_few(left)}")
     return slices
@@ -138,6 +143,23 @@ def _read_header(file: Path) -> Any:
 
     # By force: is_dicom has looked, and files without preamble need it.
     return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
+
+
+def _kind(header: Any) -> str:
+    """Return the class of an object (a CT image, a report), which stands near the beginning of a file."""
+    return str(header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")
+
+
+def _check_cut(slices: list[Slice], without_pixels: dict[Path, str]) -> None:
+    """A file of the kind of the slices without the size of an image is a slice that is cut in its header."""
+    kinds = {_kind(one.header) for one in slices} - {""}
+    endings = {one.path.suffix.lower() for one in slices}
+    for file, kind in without_pixels.items():
+        if kind in kinds or (not kind and file.suffix.lower() in endings):
+            raise ScanError(
+                f"{file}: is a slice without the size of its image, so its header is damaged or cut off; "
+                "copy it again, or remove it if it is none"
+            )
 
 
 def _check_others(slices: list[Slice], others: list[Path]) -> None:

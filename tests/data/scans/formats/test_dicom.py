@@ -19,6 +19,7 @@ from dicom_series import (
 )
 from PIL import Image
 from pydicom.uid import (
+    BasicTextSRStorage,
     CTImageStorage,
     JPEG2000Lossless,
     MRImageStorage,
@@ -200,6 +201,7 @@ def test_what_is_no_slice_is_skipped(tmp_path, stored):
     for name in ("Rows", "Columns", "PixelData"):
         delattr(report, name)
     report.SeriesInstanceUID = "9.9"
+    report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID = BasicTextSRStorage
     report.save_as(folder / "report.dcm")
     np.testing.assert_array_equal(read_scan(folder).voxels, expected)
 

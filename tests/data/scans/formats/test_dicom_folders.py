@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_series import AXIAL, lps_affine, write_slice
+from pydicom.uid import BasicTextSRStorage
 
 from trunkline.data.scans.cases.names import group_folder
 from trunkline.data.scans.formats import scan as scan_module
@@ -47,6 +48,14 @@ def test_a_last_slice_that_is_empty_or_overwritten(series, content):
             read(series)
 
 
+@pytest.mark.parametrize("part", [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99])
+def test_a_last_slice_that_is_cut_off(series, part):
+    content = (series / "IM3.dcm").read_bytes()
+    (series / "IM3.dcm").write_bytes(content[: int(part * len(content))])
+    with pytest.raises(ScanError, match=r"IM3\.dcm: .*(copy|export)"):
+        read_scan(series)
+
+
 def test_without_suffixes_names_are_compared_without_digits(series):
     for file in list(series.iterdir()):
         file.rename(file.with_suffix(""))
@@ -66,7 +75,9 @@ def test_what_is_left_out_is_counted_and_named_once(series, caplog):
     assert not caplog.messages
     os.mkfifo(series / "pipe")
     (series / "series.dat").write_text("x")
-    shutil.copy(series / "IM0.dcm", series / "report.dcm")
+    write_slice(
+        series / "report.dcm", np.zeros((5, 6), np.int16), lps_affine(AXIAL), 0, kind=BasicTextSRStorage
+    )
     edit(series / "report.dcm", Rows=None, Columns=None, PixelData=None)
     (series / "deeper" / "more").mkdir(parents=True)
     shutil.copy(series / "IM1.dcm", series / "deeper" / "more")
