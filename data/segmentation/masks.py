@@ -31,7 +31,6 @@ class Survey(NamedTuple):
         counts: ``[K + 1]`` int64, pixels of each label; last those that are ignored.
         unknown: value or colour, as text, to its pixels, of what is no class.
         values: the different values of a file, at most three; empty if there are more, or for colours.
-        one_bit: whether the file has one bit per pixel.
         entries: ``used_entries`` of its palette where only the numbers are known; else empty.
     """
 
@@ -39,7 +38,6 @@ class Survey(NamedTuple):
     counts: np.ndarray
     unknown: dict[str, int]
     values: tuple[int, ...] = ()
-    one_bit: bool = False
     entries: np.ndarray = _NONE
 
 
@@ -170,7 +168,6 @@ class MaskFiles:
             found.astype(np.int64),
             unknown,
             () if by_colour or codes.dtype == np.uint32 or len(values) > 3 else tuple(values.tolist()),
-            pixels.one_bit,
             _NONE if by_colour or palette is None else used_entries(values, palette),
         )
 

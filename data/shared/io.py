@@ -49,12 +49,10 @@ class MaskPixels(NamedTuple):
         values: as ``read_mask`` returns them.
         palette: ``[n]`` uint32, the colour ``65536 R + 256 G + B`` of each value; None without a palette, and
             if the colours are the grey of the values.
-        one_bit: whether the file has one bit per pixel.
     """
 
     values: np.ndarray
     palette: np.ndarray | None = None
-    one_bit: bool = False
 
 
 def read_image(
@@ -208,9 +206,8 @@ def read_mask_pixels(path: str | PathLike[str]) -> MaskPixels:
         _check_one_lossless_frame(image, path)
         depth = depth_of(image)
         _check_type(image, depth, path)
-        one_bit = image.mode == "1"
         upright = ImageOps.exif_transpose(image)
-        return MaskPixels(_mask_values(upright, image.format, path), _palette(upright), one_bit)
+        return MaskPixels(_mask_values(upright, image.format, path), _palette(upright))
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
