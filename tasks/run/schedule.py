@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
 
 # Whose rate rises on purpose.
-CYCLIC = ("CyclicLR", "OneCycleLR", "CosineAnnealingWarmRestarts", "SequentialLR", "LambdaLR")
+CYCLIC = ("ConstantLR", "CyclicLR", "OneCycleLR", "CosineAnnealingWarmRestarts", "SequentialLR", "LambdaLR")
 MOST_STEPS = 2_000_000  # that are computed; a few microseconds each
 TINY = 1e-3  # of the highest rate: nothing is learned any more
 LONG = 0.1  # of a run
@@ -95,6 +95,9 @@ def schedule_problems(
 
     Returns:
         A sentence for each problem, and the rate's start, turning points and end.
+
+    Raises:
+        ValueError: if a schedule cannot make as many steps as the run.
     """
     if not 1 < run.steps <= MOST_STEPS or run.epoch_steps < 1:
         return ""
@@ -109,7 +112,13 @@ def schedule_problems(
     )
     main = next((each for each in configurations if each["name"] == "lr"), None)
     never = [] if main is None else _beyond(main, run)
-    rates = curve(configurations, optimizer, run)
+    try:
+        rates = curve(configurations, optimizer, run)
+    except ValueError as error:  # OneCycleLR makes no more steps than it was built for
+        raise ValueError(
+            f"the schedule ends before this run of {_length(run)}, and cannot go on ({error}); make it as "
+            "long as the run (total_steps), in the unit of optimization.interval"
+        ) from error
     found = _warmup(warmup, run) + never + _of_curve(rates, warmup, main, run)
     if not found:
         return ""

@@ -130,3 +130,17 @@ def test_fit_warns_before_the_first_step(tiny, tmp_path, caplog):
     module = tiny.classifier(lr_scheduler=cosine(1))
     tiny.trainer(tmp_path, max_epochs=4).fit(module, datamodule=tiny.Memory())
     assert "does not fit this run of 12 steps (4 epochs): it rises again after step 3" in caplog.text
+
+
+def test_a_schedule_that_cannot_go_on_is_refused_before_the_first_step():
+    with pytest.raises(ValueError, match=r"ends before this run of 100 steps \(10 epochs\).*total_steps"):
+        schedule_problems(
+            lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9),
+            lambda optimizer: build_schedulers(
+                optimizer,
+                lambda each: torch.optim.lr_scheduler.OneCycleLR(each, 0.1, total_steps=50),
+                OptimizationOptions(interval="step"),
+            ),
+            0.1,
+            Run(100, 10),
+        )
