@@ -1,7 +1,9 @@
 """Shared by all tests: few threads, quiet libraries, a tiny dataset."""
 
+import gc
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,38 @@ from mask_files import fill_boxes
 
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+
+
+class Memory:
+    """Lets the collector run when much has piled up: a trainer and its model refer to each other.
+
+    They are few objects, so by itself it runs rarely, and a process of the tests would grow to several GiB.
+    """
+
+    step = 300  # MB
+
+    def __init__(self):
+        self.after = 0
+
+    def collect(self):
+        if self.used() > self.after + self.step:
+            gc.collect()
+            self.after = self.used()
+
+    @staticmethod
+    def used():
+        """The resident memory of this process in MB; 0 where the system does not tell."""
+        statm = Path("/proc/self/statm")
+        return int(statm.read_text().split()[1]) * 4096 // 10**6 if statm.exists() else 0
+
+
+MEMORY = Memory()
+
+
+@pytest.fixture(autouse=True)
+def give_memory_back():
+    yield
+    MEMORY.collect()
 
 
 @pytest.fixture(autouse=True, scope="session")
