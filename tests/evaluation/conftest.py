@@ -136,7 +136,8 @@ def _scans_case():
         mask, truth = rng.integers(0, 3, (2, 6, 5, 4), dtype=np.uint8)
         truth[0, 0] = 255
         direct.add(f"case_{number}", mask, truth, (1.0, 2.0, 3.0), 5.5)
-        grid = SimpleNamespace(spacing=(1.0, 2.0, 3.0), voxel=5.5)
+        affine = np.diag([1.0, 2.0, 3.0, 1.0])
+        grid = SimpleNamespace(spacing=(1.0, 2.0, 3.0), voxel=5.5, shape=truth.shape, affine=affine)
         batch = SimpleNamespace(
             case=SimpleNamespace(name=f"case_{number}"),
             truth=truth,
