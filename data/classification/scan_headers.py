@@ -70,9 +70,11 @@ def nifti_kind(path: str | PathLike[str], start: bytes, held: int, packed: bool)
     shape = tuple(sizes[1 : sizes[0] + 1]) if 0 < sizes[0] < len(sizes) else (0,)
     if min(shape) < 1:
         raise ImageError(f"{path}: the header has the sizes {sizes}, so no voxels; replace it, or remove it")
-    if not math.isfinite(float(header["vox_offset"])):
+    begin, least = float(header["vox_offset"]), kind.header_class.template_dtype.itemsize
+    if not least <= begin < 1 << 62:  # nibabel reads the header as voxels
         raise ImageError(
-            f"{path}: the header has the vox_offset {header['vox_offset']}; replace or remove it"
+            f"{path}: the header has vox_offset {begin:g}, where no voxels can begin (they follow the "
+            f"{least} bytes of the header); repair it, or export the scan again"
         )
     if int(header["datatype"]) not in nibabel.nifti1.data_type_codes.dtype:
         raise ImageError(
