@@ -1,7 +1,9 @@
 """Shared by all tests: few threads, quiet libraries, a tiny dataset."""
 
+import ctypes
 import gc
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -19,7 +21,7 @@ class Memory:
     They are few objects, so by itself it runs rarely, and a process of the tests would grow to several GiB.
     """
 
-    step = 300  # MB
+    step = 100  # MB
 
     def __init__(self):
         self.after = 0
@@ -27,6 +29,8 @@ class Memory:
     def collect(self):
         if self.used() > self.after + self.step:
             gc.collect()
+            if sys.platform == "linux":
+                ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
             self.after = self.used()
 
     @staticmethod
