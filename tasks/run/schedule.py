@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 # Whose rate rises on purpose.
-CYCLIC = ("ConstantLR", "CyclicLR", "OneCycleLR", "CosineAnnealingWarmRestarts", "SequentialLR", "LambdaLR")
+CYCLIC = ("ConstantLR", "CyclicLR", "OneCycleLR", "CosineAnnealingWarmRestarts", "LambdaLR")
 MOST_STEPS = 2_000_000  # that are computed; a few microseconds each
 TINY = 1e-3  # of the highest rate: nothing is learned any more
 LONG = 0.1  # of a run
@@ -140,7 +140,8 @@ def _beyond(main: dict[str, Any], run: Run) -> list[str]:
     scheduler, unit = main["scheduler"], main["interval"]
     length = run.epochs if unit == "epoch" else run.steps
     given = vars(scheduler)
-    late = [each for each in sorted(given.get("milestones", ())) if each >= length]
+    milestones = given["_milestones"] if isinstance(scheduler, SequentialLR) else given.get("milestones", ())
+    late = [each for each in sorted(milestones) if each >= length]
     counted = f"counted in {unit}s (optimization.interval), of which the run has {length:g}"
     found = []
     if late:
@@ -155,6 +156,15 @@ def _beyond(main: dict[str, Any], run: Run) -> list[str]:
     return found
 
 
+def _last_schedule(scheduler: LRScheduler) -> tuple[LRScheduler, int]:
+    """Return the last of schedules that follow each other, and the step or epoch at which it begins."""
+    begin = 0
+    while isinstance(scheduler, SequentialLR):
+        begin += scheduler._milestones[-1] if scheduler._milestones else 0
+        scheduler = scheduler._schedulers[-1]
+    return scheduler, begin
+
+
 def _of_curve(
     rates: Sequence[tuple[int, float]], warmup: int, main: dict[str, Any] | None, run: Run
 ) -> list[str]:
@@ -165,12 +175,15 @@ def _of_curve(
         return []
     found = []
     unit = main["interval"]
-    if type(main["scheduler"]).__name__ not in CYCLIC:
-        low_step, low = min(after, key=lambda each: each[1])
-        rise = max((rate for step, rate in after if step > low_step), default=low)
+    last, begin = _last_schedule(main["scheduler"])
+    begin *= run.epoch_steps if unit == "epoch" else 1
+    of_last = [(step, rate) for step, rate in after if step >= begin]
+    if type(last).__name__ not in CYCLIC and of_last:
+        low_step, low = min(of_last, key=lambda each: each[1])
+        rise = max((rate for step, rate in of_last if step > low_step), default=low)
         if rise - low > 0.02 * highest:
             found.append(
-                f"it rises again after step {low_step}: {type(main['scheduler']).__name__} counts {unit}s "
+                f"it rises again after step {low_step}: {type(last).__name__} counts {unit}s "
                 f"(optimization.interval), and its length is not that of the run"
             )
     ends = [step for step, _ in rates[1:]] + [run.steps]

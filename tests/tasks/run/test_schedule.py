@@ -33,6 +33,14 @@ def milestones(*at):
     return lambda optimizer: schedules.MultiStepLR(optimizer, list(at))
 
 
+def cosine_after_constant(length, begin=2):
+    def make(optimizer):
+        parts = [schedules.ConstantLR(optimizer, 1.0, total_iters=2), cosine(length)(optimizer)]
+        return schedules.SequentialLR(optimizer, parts, [begin])
+
+    return make
+
+
 RUN = Run(steps=1200, epoch_steps=100)  # 12 epochs
 
 
@@ -44,6 +52,8 @@ RUN = Run(steps=1200, epoch_steps=100)  # 12 epochs
         (cosine(12), {}),
         (cosine(11), {}),
         (cosine(1200), {"interval": "step", "warmup_steps": 100}),
+        (cosine_after_constant(10), {}),
+        (cosine_after_constant(1000, begin=200), {"interval": "step"}),
         (polynomial(12), {}),
         (polynomial(1200), {"interval": "step"}),
         (milestones(8, 11), {"warmup_steps": 500}),
@@ -65,6 +75,12 @@ def test_schedules_that_fit_are_not_mentioned(make, options):
         (cosine(12), {"interval": "step"}, "it rises again after step 12: CosineAnnealingLR counts steps"),
         (cosine(24), {}, "T_max 24 is longer than the run, so the rate stays high; it is counted in epochs"),
         (cosine(1200), {}, "T_max 1200 is longer than the run"),
+        (cosine_after_constant(5), {}, "it rises again after step 700: CosineAnnealingLR counts epochs"),
+        (
+            cosine_after_constant(5, begin=12),
+            {},
+            "milestones 12 are never reached; they are counted in epochs",
+        ),
         (polynomial(6), {}, "it is below a thousandth of its highest value for 50% of the steps"),
         (
             polynomial(12),
