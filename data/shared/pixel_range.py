@@ -55,6 +55,7 @@ class _Sample(NamedTuple):
         depth: of these.
         low, high: their lowest and highest value.
         used: the values between which all but the tails of the pixels lie.
+        middle: half of the pixels are brighter, in the median image.
         first: path of the first.
     """
 
@@ -64,6 +65,7 @@ class _Sample(NamedTuple):
     low: float
     high: float
     used: tuple[float, float]
+    middle: float
     first: str
 
 
@@ -83,7 +85,8 @@ class PixelRanges:
     def __init__(self, given: Any) -> None:
         self.auto = given == "auto"
         self.value: tuple[float, float] | None = None
-        self._source = ""
+        self._seen: set[str] = set()
+        self._warned = False
         if self.auto:
             return
         if len(given) != 2 or not all(map(math.isfinite, given)) or given[0] >= given[1]:
@@ -94,29 +97,29 @@ class PixelRanges:
         self.value = float(given[0]), float(given[1])
 
     def settle(self, data: Splits, picture: Callable[[Any, int], Picture | None]) -> None:
-        """Find the range from the first of the splits that have been read; training data come first.
+        """Find the range from the splits that have been read, training data first; warn if it does not fit.
 
         Args:
             data: the module, whose ``hparams`` are changed.
             picture: where an image of an index lies by its position; None if it is no picture.
 
         Raises:
-            ImageError: if training images hold floating-point numbers and no range is given.
+            ImageError: if images other than those to predict on hold floating-point numbers and no range is
+                given.
         """
-        split = next((split for split in _NEWLY if split in data.splits), "")
-        if not split or self._source in (split, "train"):
-            return
-        self._source = split
-        sample = _sample(data.splits[split], picture, self.auto and split != "predict")
-        if sample is None:
-            if self.auto:
-                self.value = None
-            return
-        if self.auto:
-            self.value = self._found(data, picture, split, sample)
-            data.hparams["pixel_range"] = list(self.value)
-        assert self.value is not None
-        _warn_of_small_part(sample, self.value)
+        for split in _NEWLY:
+            if split not in data.splits or split in self._seen:
+                continue
+            self._seen.add(split)
+            sample = _sample(data.splits[split], picture, self.auto and split != "predict")
+            if sample is None:
+                continue
+            if self.auto and (self.value is None or split == "train"):
+                self.value = self._found(data, picture, split, sample)
+                data.hparams["pixel_range"] = list(self.value)
+            assert self.value is not None
+            if not self._warned:
+                self._warned = _warn_of_misfit(sample, self.value)
 
     def _found(
         self, data: Splits, picture: Callable[[Any, int], Picture | None], split: str, sample: _Sample
@@ -179,14 +182,15 @@ def _sample(index: Any, picture: Callable[[Any, int], Picture | None], strict: b
     outcomes = in_threads(lambda n: _values(deep[n][0]), few, "looking at pixel values")
     limits = np.array(
         [each for each in outcomes if each is not None]
-    )  # [images, lowest, highest and two tails]
+    )  # [images, lowest, highest, two tails and median]
     if not len(limits):
         return None  # nothing can be decoded, which is said elsewhere
     kinds = {(depth.bits, depth.signed) for _, depth in deep}
     depth = Depth(max(bits for bits, _ in kinds), len(kinds) > 1 or any(signed for _, signed in kinds))
     return _Sample(
         len(chosen), len(deep), depth, float(limits[:, 0].min()), float(limits[:, 1].max()),
-        (float(limits[:, 2].min()), float(limits[:, 3].max())), deep[0][0].path,
+        (float(limits[:, 2].min()), float(limits[:, 3].max())), float(np.median(limits[:, 4])),
+        deep[0][0].path,
     )  # fmt: skip
 
 
@@ -200,7 +204,7 @@ def _depth(picture: Picture) -> Depth | None:
 
 
 def _values(picture: Picture) -> Sequence[float] | None:
-    """Return lowest and highest value of an image, and the ends of its range without the tails."""
+    """Return lowest and highest value of an image, both without the tails, and its median."""
     content = picture.content()
     try:
         with opened(picture.path, content) as image:
@@ -208,17 +212,23 @@ def _values(picture: Picture) -> Sequence[float] | None:
     except ImageError:
         return None
     some = values.reshape(-1)[:: max(1, values.size // _PIXELS)]
-    return float(values.min()), float(values.max()), *np.percentile(some, [_TAIL, 100 - _TAIL]).tolist()
+    return float(values.min()), float(values.max()), *np.percentile(some, [_TAIL, 100 - _TAIL, 50]).tolist()
 
 
-def _warn_of_small_part(sample: _Sample, black_white: Range) -> None:
+def _warn_of_misfit(sample: _Sample, black_white: Range) -> bool:
+    """Warn if the images use a small part of the range, or if most of their pixels become white."""
     low, high = black_white
     used = min(sample.used[1], high) - max(sample.used[0], low)
-    if used < SMALL_PART * (high - low):
-        logger.warning(
-            "the images (such as %s) use %.0f %% of the range from %g to %g that becomes 0 to 255: nearly "
-            "all of their values are from %g to %g; give what is to be black and white, such as "
-            "data.pixel_range [%g, %g]",
-            sample.first, 100 * max(used, 0) / (high - low), low, high, *sample.used,
-            math.floor(sample.used[0]), max(math.ceil(sample.used[1]), math.floor(sample.used[0]) + 1),
-        )  # fmt: skip
+    if sample.middle > high:
+        problem = "have half of their pixels or more above"
+    elif used < SMALL_PART * (high - low):
+        problem = f"use {100 * max(used, 0) / (high - low):.0f} % of"
+    else:
+        return False
+    logger.warning(
+        "the images (such as %s) %s the range from %g to %g that becomes 0 to 255: nearly all of their "
+        "values are from %g to %g; give what is to be black and white, such as data.pixel_range [%g, %g]",
+        sample.first, problem, low, high, *sample.used,
+        math.floor(sample.used[0]), max(math.ceil(sample.used[1]), math.floor(sample.used[0]) + 1),
+    )  # fmt: skip
+    return True

@@ -172,6 +172,21 @@ def test_a_small_part_of_the_range_is_said(tmp_path, caplog):
     assert first_image(made).max() == 255 and not caplog.records
 
 
+def test_validation_images_alone_can_be_deep(tmp_path, caplog):
+    module = segmentation(write(tmp_path, grey(255, np.uint8), grey(4095)))
+    module.setup("fit")
+    batch = next(iter(module.val_dataloader()))
+    assert module.hparams.pixel_range == [0, 4095] and batch.image.max() == 255
+    assert "no training data with such values are known: 2 of 2 val images" in caplog.text
+
+
+def test_images_that_become_white_are_said(tmp_path, caplog):
+    module = segmentation(write(tmp_path, grey(4095), grey(65535)))
+    module.setup("fit")
+    assert module.hparams.pixel_range == [0, 4095]
+    assert "val/1.tif) have half of their pixels or more above the range from 0 to 4095" in caplog.text
+
+
 def test_a_hot_pixel_does_not_hide_that_the_rest_is_dark(tmp_path, caplog):
     values = np.random.default_rng(0).integers(0, 2000, (64, 64)).astype(np.uint16)
     values[5, 5] = 65535
