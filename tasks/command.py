@@ -42,7 +42,7 @@ from .base.task import Task
 from .classification import Classification  # noqa: F401
 from .detection import Detection  # noqa: F401
 from .multitask import MultiTask  # noqa: F401
-from .run.resume import with_checkpoint_settings, with_found_checkpoint
+from .run.resume import refuse_before_start, with_checkpoint_settings, with_found_checkpoint
 from .segmentation import SemanticSegmentation  # noqa: F401
 from .settings.class_paths import check_class_paths
 from .settings.nulls import check_nulls
@@ -203,6 +203,9 @@ class TrunklineCLI(LightningCLI):
         self.model.run_settings = {
             key: stored[key] for key in ("trainer", "seed_everything") if key in stored
         }
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint and Path(checkpoint).is_file():
+            refuse_before_start(self.model, self.datamodule, self.model.run_settings, str(checkpoint))
 
     def before_predict(self) -> None:
         if self.model.predicts_on_copy:

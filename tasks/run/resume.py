@@ -183,12 +183,7 @@ def check_resume(task: Any, settings: Mapping[str, Any], checkpoint: dict[str, A
         CheckpointError: if settings contradict it.
     """
     trainer = task.trainer
-    before, now = stored_settings(checkpoint), dict(settings)
-    for key, module in (("model", task), ("data", trainer.datamodule)):
-        hparams = {} if module is None else dict(module.hparams)
-        if "_class_path" in hparams:
-            now[key] = {"class_path": hparams["_class_path"], "init_args": hparams}
-    check_changes(changes(before, now))
+    check_changes(_changed(task, trainer.datamodule, settings, checkpoint))
     (optimizer,), schedulers = task.configure_optimizers()
     check_restored(checkpoint, optimizer, [each["scheduler"] for each in schedulers])
     _keep_best(trainer, checkpoint)
@@ -203,6 +198,32 @@ def check_resume(task: Any, settings: Mapping[str, Any], checkpoint: dict[str, A
                 "nothing is left to train: the run has done %s of trainer.%s %s; raise --trainer.%s",
                 done, option, limit, option,
             )  # fmt: skip
+
+
+def refuse_before_start(task: Any, data: Any, settings: Mapping[str, Any], path: str) -> None:
+    """Refuse settings that contradict a checkpoint before the logger makes a folder for the run.
+
+    Args:
+        task: not attached to a trainer yet.
+        data: the data module.
+        settings: as in :func:`run_state`.
+        path: of the checkpoint, an existing file.
+
+    Raises:
+        CheckpointError: as :func:`check_changes`.
+    """
+    refuse_changes(_changed(task, data, settings, read_checkpoint(path, "--ckpt_path")))
+
+
+def _changed(
+    task: Any, data: Any, settings: Mapping[str, Any], checkpoint: dict[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    before, now = stored_settings(checkpoint), dict(settings)
+    for key, module in (("model", task), ("data", data)):
+        hparams = {} if module is None else dict(module.hparams)
+        if "_class_path" in hparams:
+            now[key] = {"class_path": hparams["_class_path"], "init_args": hparams}
+    return changes(before, now)
 
 
 def _keep_best(trainer: Any, checkpoint: dict[str, Any]) -> None:
@@ -270,18 +291,29 @@ def check_changes(changed: Mapping[str, tuple[Any, Any]]) -> None:
     Raises:
         CheckpointError: naming each key with both values.
     """
-    refused, said = [], []
+    refuse_changes(changed)
+    for key, (before, now) in changed.items():
+        if key not in WEIGHTS:
+            logger.info("changed from the checkpoint: %s: %s -> %s", key, _told(before), _told(now))
+
+
+def refuse_changes(changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse changes of a resumed run that would have no effect.
+
+    Args:
+        changed: as :func:`changes` returns it.
+
+    Raises:
+        CheckpointError: naming each key with both values.
+    """
+    refused = []
     for key, (before, now) in changed.items():
         inside = key.split(".")
         kept = key.startswith(KEPT) or (inside[0] == "model" and inside[-1] in KEPT_NAMES)
         if kept or (key in WEIGHTS and now is not None):
             refused.append(f"{key}: {_told(now)} is asked for, the checkpoint has {_told(before)}")
-        elif key not in WEIGHTS:
-            said.append(f"{key}: {_told(before)} -> {_told(now)}")
     if refused:
         raise contradiction(refused)
-    for line in said:
-        logger.info("changed from the checkpoint: %s", line)
 
 
 def _told(value: Any) -> str:

@@ -82,10 +82,12 @@ def test_resume_of_a_finished_run_says_so(monkeypatch, run, tmp_path, caplog):
         ("--model.weights=other.pth", 'model.weights: "other.pth" is asked for, the checkpoint has null'),
     ],
 )  # fmt: skip
-def test_settings_that_would_have_no_effect_are_refused(monkeypatch, run, option, expected):
+def test_settings_that_would_have_no_effect_are_refused(monkeypatch, run, tmp_path, option, expected):
     last, _ = run
+    root = f"--trainer.default_root_dir={tmp_path}"
     with pytest.raises(CheckpointError, match=expected) as raised:
-        command(monkeypatch, "fit", f"--ckpt_path={last}", "--trainer.max_epochs=3", option)
+        command(monkeypatch, "fit", f"--ckpt_path={last}", root, "--trainer.max_epochs=3", option)
+    assert not list(tmp_path.iterdir()), "the run folder is made although nothing will run"
     assert "--model.weights FILE in place of --ckpt_path FILE" in str(raised.value)
 
 
