@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ..shared.common import PackedNames
+from ..shared.home import expanded
 from ..shared.locate import SPLIT_NAMES, DataNotFoundError, list_images
 from .archive import Archive, read_archive
 from .folders import (
@@ -66,7 +67,7 @@ class ClassSources:
     """
 
     def __init__(self, root: str | None, given: dict[str, str | None]):
-        self.root = None if root is None else Path(root).expanduser()
+        self.root = None if root is None else expanded(root)
         self.given = given
         self._archives: dict[Path, Archive] = {}
         self._tables: dict[Path, ImageTable] = {}
@@ -145,7 +146,7 @@ class ClassSources:
         Raises:
             DataNotFoundError: if something does not exist, or there is no image.
         """
-        path = Path(given[0]).expanduser()
+        path = expanded(given[0])
         if len(given) == 1 and path.exists() and SplitSource(path).is_table:
             index = read_image_table(path, labelled=False).index(None, None, self.root)
         elif len(given) == 1 and path.exists() and SplitSource(path).is_archive:
@@ -166,7 +167,7 @@ class ClassSources:
                 raise DataNotFoundError(f"data.{split}: {self.root} has no folder {given}")
             return SplitSource(self.root, inside)
         base = Path() if self.root is None else self.root if self.root.is_dir() else self.root.parent
-        path = base / Path(given).expanduser()
+        path = base / expanded(given)
         if not path.exists():
             raise DataNotFoundError(f"data.{split}: {path} does not exist; it is relative to data.root")
         return self._source_at(path, split)

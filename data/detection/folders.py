@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..shared.common import PackedNames
+from ..shared.home import expanded
 from ..shared.locate import IMAGE_PLACES, DataNotFoundError
 
 MOST_MISSING = 1000  # images of a JSON that may be missing before the first that shows the folder
@@ -24,9 +25,9 @@ def folder_of_images(source: Path, names: PackedNames, given: str | None, root: 
         DataNotFoundError: naming the folders looked at.
     """
     if given is not None:
-        return Path(given).expanduser()
+        return expanded(given)
     near = source.parent, source.parent.parent
-    bases = near if root is None else (*near, Path(root).expanduser())
+    bases = near if root is None else (*near, expanded(root))
     split = source.stem.removeprefix("instances_").removesuffix("2017")
     folders = [base / place.format(split=split) for base in bases for place in (*IMAGE_PLACES, ".")]
     for name in islice(names, MOST_MISSING):

@@ -16,6 +16,7 @@ from ..shared.coco.annotations import InstanceKind, load_instances, read_categor
 from ..shared.coco.boxes import OnBadBox
 from ..shared.coco.fields import AnnotationError
 from ..shared.common import require_positive
+from ..shared.home import expanded
 from ..shared.labels.classes import LabelClass
 from ..shared.loading import batch_loader
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
@@ -257,7 +258,7 @@ class CocoDetection(SplitData[CocoIndex]):
     def read_prediction(self, given: list[str]) -> CocoIndex:
         """List the images to predict on, or read them from one COCO JSON."""
         if len(given) == 1 and given[0].lower().endswith(".json"):
-            source = Path(given[0]).expanduser()
+            source = expanded(given[0])
             index = read_coco(source, "", boxes=False)
             folder = folder_of_images(source, index.names, self.hparams.predict_images, self.hparams.root)
             return replace(index, folder=str(folder))

@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 
 from ...constants import IGNORE_INDEX
 from ..shared.common import PackedNames, in_threads
+from ..shared.home import expanded
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.lists import (
     CITYSCAPES_IGNORED,
@@ -162,7 +163,7 @@ class SegmentationSources:
             DataNotFoundError: if something does not exist, or there is no image.
         """
         if len(given) == 1 and given[0].lower().endswith(".txt"):
-            source = Path(given[0]).expanduser()
+            source = expanded(given[0])
             if not source.is_file():
                 raise DataNotFoundError(f"data.predict: no such file: {source}")
             folder = self._listed_folder("predict", None, source)
@@ -179,7 +180,7 @@ class SegmentationSources:
 
     @property
     def _base(self) -> Path:
-        return Path() if self.root is None else Path(self.root).expanduser()
+        return Path() if self.root is None else expanded(self.root)
 
     def _usual_paths(self, split: str) -> Iterator[SplitPaths]:
         for folder in VOC_FOLDERS:
@@ -281,7 +282,7 @@ class SegmentationSources:
 
     def _class_file(self, paths: SplitPaths) -> Path | None:
         if isinstance(self.choices.classes, str):
-            path = self._base / Path(self.choices.classes).expanduser()
+            path = self._base / expanded(self.choices.classes)
             if not path.is_file():
                 raise DataNotFoundError(f"data.classes: {path} does not exist; it is relative to data.root")
             return path

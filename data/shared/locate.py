@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from .common import number_of
+from .home import expanded
 from .io import IMAGE_SUFFIXES
 
 logger = logging.getLogger("trunkline")
@@ -58,9 +59,9 @@ def find(root: str | None, given: str | None, places: Sequence[str], split: str,
     Raises:
         DataNotFoundError: naming what was looked for.
     """
-    base = Path(root).expanduser() if root is not None else Path()
+    base = expanded(root) if root is not None else Path()
     if given is not None:
-        path = base / Path(given).expanduser()
+        path = base / expanded(given)
         if not path.exists():
             raise DataNotFoundError(
                 f"data.{split}_{what}: {path} does not exist; it is relative to data.root"
@@ -166,7 +167,7 @@ def list_images(given: Sequence[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     Raises:
         DataNotFoundError: listing what does not exist, or if no image is left.
     """
-    paths = [Path(path).expanduser() for path in given]
+    paths = [expanded(path) for path in given]
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise DataNotFoundError(f"data.predict: no such file or folder: {', '.join(missing[:20])}")

@@ -12,6 +12,7 @@ import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ...compat import upgrade_settings
+from ...data.shared.home import expanded
 from .checkpoints import newest_checkpoint, read_checkpoint
 from .restored import check_restored, contradiction, names_of
 
@@ -97,7 +98,7 @@ def run_folders(words: list[str]) -> list[Path]:
             arguments = part.get("init_args") or {}
             others += [arguments.get(name) for name in ("save_dir", "dirpath")]
     root = (_given(words, "trainer.default_root_dir") or [root])[-1]
-    return [Path(each).expanduser() for each in (root, *others) if isinstance(each, str) and each]
+    return [expanded(each) for each in (root, *others) if isinstance(each, str) and each]
 
 
 def _configs(words: list[str]) -> list[str]:
