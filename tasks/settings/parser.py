@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import set_dumper
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
+from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import Logger
@@ -30,7 +31,7 @@ from .sources import SettingError, Source
 # Of classes that configs name.
 BASES = (
     Backbone, Head, SegmentationLoss, Task, TrunklineData, Evaluator, Callback, Logger, Optimizer,
-    LRScheduler,
+    LRScheduler, LightningDataModule,
 )  # fmt: skip
 
 

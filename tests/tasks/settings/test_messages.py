@@ -60,6 +60,12 @@ def test_a_part_without_a_class_is_told_so(tmp_path, old, new, key):
         read(tmp_path)
 
 
+def test_data_without_a_class_are_told_so(tmp_path):
+    (tmp_path / "config.yaml").write_text("data:\n  root: here\n")
+    with pytest.raises(SettingError, match="data: it names no class; give one as class_path"):
+        read(tmp_path)
+
+
 def test_settings_below_the_name_of_a_command_are_told_where_they_belong(tmp_path):
     (tmp_path / "config.yaml").write_text("fit:\n  model: Classification\n")
     with pytest.raises(SettingError, match="settings are not below fit:, move them one level up"):
