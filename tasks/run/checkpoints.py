@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import signal
@@ -115,6 +116,7 @@ class LastCheckpoint(Checkpoint):
         self._folder: str | None = None
         self._saved_step = -1
         self._followed: list[ModelCheckpoint] = []
+        self._not_numbers: set[str | None] = set()
 
     def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Take the place of ``save_last``, and let checkpoints be written whole or not at all."""
@@ -163,6 +165,16 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Of this step there may be one already: from before the end of the epoch.
         self._save(trainer, again=True)
+        for each in trainer.checkpoint_callbacks:
+            monitor = each.monitor if isinstance(each, ModelCheckpoint) else None
+            value = None if monitor is None else trainer.callback_metrics.get(monitor)
+            if value is not None and math.isnan(value) and monitor not in self._not_numbers:
+                self._not_numbers.add(monitor)
+                logger.warning(
+                    "%s is not a number, so it tells no better checkpoint from a worse one; give another "
+                    "monitor to ModelCheckpoint, or look why there is nothing to measure",
+                    monitor,
+                )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how to go on. Where the process is asked to stop (Lightning: between two steps) save before."""

@@ -56,10 +56,11 @@ def fit(tiny, folder, checkpoint, *callbacks, module=None, data=None, ckpt_path=
 
 @pytest.mark.parametrize("save_last", [None, True])
 @pytest.mark.parametrize("values", [[0.9, 0.1, 0.2, 0.3], [float("nan")] * 4, [0.1, 0.2, 0.3, 0.4]])
-def test_last_epoch_is_in_last_and_best_in_best(tiny, tmp_path, values, save_last):
+def test_last_epoch_is_in_last_and_best_in_best(tiny, tmp_path, caplog, values, save_last):
     best = ModelCheckpoint(tmp_path, "best", monitor="val/chosen", mode="max", save_last=save_last)
     fit(tiny, tmp_path, best, Metric(values))
     assert step_in(tmp_path / "last.ckpt") == 4 * STEPS
+    assert caplog.text.count("val/chosen is not a number") == (values[0] != values[0])  # said once
     first = values[0] != 0.1
     assert step_in(best.best_model_path) == (STEPS if first else 4 * STEPS)
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
