@@ -23,7 +23,7 @@ from trunkline.data.scans.formats.files import ScanError, read_scan
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 KINDS = [("uint8", 8), ("uint16", 12), ("uint16", 16), ("int16", 12), ("int16", 16)]
-SYNTAXES = ["explicit", "implicit", "big_endian", "deflated", "rle", "jpeg", "jpeg2000", "jpeg2000_unsigned"]
+SYNTAXES = ["explicit", "implicit", "big_endian", "deflated", "rle", "jpeg", "jpeg2000_unsigned"]
 
 
 def image(dtype, bits):
@@ -38,7 +38,10 @@ def with_fragments(one, fragments, syntax):
 
 
 def compressed_by_gdcm(one, pixels, compressor, folder):
-    """GDCM writes JPEG lossless and JPEG 2000; its fragments are put into the file's own header."""
+    """GDCM writes JPEG lossless; its fragments are put into the file's own header.
+
+    It is not asked for JPEG 2000: of noise, which does not get smaller, its encoder writes beyond its memory.
+    """
     writer = sitk.ImageFileWriter()
     writer.SetFileName(str(folder / "packed.dcm"))
     writer.UseCompressionOn()
