@@ -5,25 +5,13 @@ import io
 import os
 import pickle
 
-import nibabel
 import numpy as np
 import pytest
+from nifti_files import VALUES, nifti
 
 from trunkline.data.classification import scan_headers
 from trunkline.data.classification.scans import read_scan, scan_shape
 from trunkline.data.shared.io import ImageError
-
-VALUES = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-
-
-def nifti(path, **fields):
-    content = bytearray(nibabel.Nifti1Image(VALUES, np.eye(4)).to_bytes())
-    header = nibabel.Nifti1Header(bytes(content[:348]), check=False)
-    for name, value in fields.items():
-        header[name] = value
-    content[:348] = header.binaryblock
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
 
 
 def refused(path, said, shape=True):

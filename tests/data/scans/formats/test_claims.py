@@ -4,31 +4,20 @@ import gzip
 import os
 import zlib
 
-import nibabel
 import numpy as np
 import pytest
 from dicom_series import AXIAL, lps_affine, write_slice
+from nifti_files import VALUES, nifti
 
 from trunkline.data.scans.formats import checks
 from trunkline.data.scans.formats.files import ScanError, is_scan, read_grid, read_scan, write_scan
 from trunkline.data.scans.formats.itk_headers import check_header
 from trunkline.data.scans.formats.scan import Grid
 
-VALUES = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
 NRRD = "NRRD0004\ntype: {type}\ndimension: {dimension}\nsizes: {sizes}\n"
 NRRD += "endian: little\nencoding: {encoding}\n{more}\n"
 META = "ObjectType = Image\nNDims = {dimension}\nDimSize = {sizes}\n{more}"
 META += "ElementType = {type}\nElementDataFile = {file}\n"
-
-
-def nifti(path, **fields):
-    content = bytearray(nibabel.Nifti1Image(VALUES, np.eye(4)).to_bytes())
-    header = nibabel.Nifti1Header(bytes(content[:348]), check=False)
-    for name, value in fields.items():
-        header[name] = value
-    content[:348] = header.binaryblock
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
 
 
 def nrrd(path, data=VALUES.tobytes(), **fields):
