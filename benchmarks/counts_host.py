@@ -43,7 +43,7 @@ from torchvision.ops import boxes as tv_boxes
 from common import write_result
 from pairs import RESULTS, device_name, synchronise
 from trunkline.data.shared.canvas import CanvasBatchSampler, default_canvases, scaled_sizes
-from trunkline.heads.detection import boxes, pooling, roi, suppression
+from trunkline.heads.detection.boxes import device_paths
 
 SYNCHRONISING = {
     "aten::_local_scalar_dense",
@@ -90,8 +90,7 @@ def as_on_devices() -> Iterator[None]:
     """Let both detectors do on the CPU what they do on a GPU."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(tv_boxes, "batched_nms", batched_nms_of_devices))
-        for module in (boxes, pooling, roi, suppression):
-            stack.enter_context(mock.patch.object(module, "runs_on_cpu", lambda x: False))
+        stack.enter_context(device_paths())
         yield
 
 

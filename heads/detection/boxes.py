@@ -6,7 +6,9 @@ Boxes are x1 y1 x2 y2 in pixels, float32, for any precision of the network.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -121,13 +123,32 @@ def gather_rows(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
+class _Switch:
+    """Whether tensors on the CPU go the way of devices, see :func:`device_paths`."""
+
+    device_paths = False
+
+
+@contextlib.contextmanager
+def device_paths() -> Iterator[None]:
+    """Within it, tensors on the CPU are treated as those of a device: no shape depends on values.
+
+    For tests and counts on machines without a device. It holds for all threads.
+    """
+    before, _Switch.device_paths = _Switch.device_paths, True
+    try:
+        yield
+    finally:
+        _Switch.device_paths = before
+
+
 def runs_on_cpu(x: Tensor) -> bool:
-    """Whether shapes may depend on the values in ``x``.
+    """Whether shapes may depend on the values in ``x``, and kernels be those of the CPU.
 
     On the CPU that costs nothing and saves work. Elsewhere it would synchronise the device, and in a compiled
-    graph shapes are fixed.
+    graph shapes are fixed. This is the one switch between the two ways.
     """
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not _Switch.device_paths and not torch.compiler.is_compiling()
 
 
 def rows_needed(valid: Tensor) -> int:

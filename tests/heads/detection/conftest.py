@@ -1,5 +1,6 @@
 """Tiny detectors, their inputs, and torchvision's detector on the same weights."""
 
+import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from trunkline.backbones.base import FeatureLevel
-from trunkline.heads.detection import FasterRCNN, RoIOptions, RPNOptions, boxes, pooling, roi, suppression
+from trunkline.heads.detection import FasterRCNN, RoIOptions, RPNOptions
+from trunkline.heads.detection.boxes import device_paths
 
 STRIDES = (4, 8, 16, 32, 64)
 CHANNELS = 8
@@ -29,12 +31,17 @@ class Targets:
 
 
 @pytest.fixture(params=["cpu", "device"])
-def place(request, monkeypatch):
+def place(request):
     """Runs a test the way the CPU goes, and the way devices go, where no shape depends on values."""
-    if request.param == "device":
-        for module in (boxes, pooling, roi, suppression):
-            monkeypatch.setattr(module, "runs_on_cpu", lambda x: False)
-    return request.param
+    with device_paths() if request.param == "device" else contextlib.nullcontext():
+        yield request.param
+
+
+@pytest.fixture
+def on_devices():
+    """Runs a test the way devices go only."""
+    with device_paths():
+        yield
 
 
 @pytest.fixture

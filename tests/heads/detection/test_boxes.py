@@ -16,7 +16,7 @@ from trunkline.heads.detection import (
     pairwise_intersection,
     pairwise_iou,
 )
-from trunkline.heads.detection.boxes import rows_needed
+from trunkline.heads.detection.boxes import device_paths, rows_needed, runs_on_cpu
 
 UNIT, TEN = (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)
 
@@ -143,3 +143,16 @@ def test_smooth_l1_by_hand():
 )
 def test_rows_needed_end_with_the_last_valid_one(valid, rows):
     assert rows_needed(torch.tensor(valid).bool()) == rows
+
+
+def test_one_switch_sends_tensors_of_the_cpu_the_way_of_devices():
+    x, valid = torch.zeros(1), torch.tensor([[True, False]])
+    assert runs_on_cpu(x) and rows_needed(valid) == 1
+    with device_paths():
+        with device_paths():
+            assert not runs_on_cpu(x)
+        assert not runs_on_cpu(x) and rows_needed(valid) == 2
+    assert runs_on_cpu(x)
+    with pytest.raises(KeyError), device_paths():
+        raise KeyError
+    assert runs_on_cpu(x) and not runs_on_cpu(torch.zeros(1, device="meta"))

@@ -10,10 +10,6 @@ from trunkline.heads.detection import (
     AnchorOptions,
     FasterRCNN,
     RoIOptions,
-    boxes,
-    pooling,
-    roi,
-    suppression,
 )
 
 NAMES = ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
@@ -305,10 +301,8 @@ def operators(step):
 
 
 def test_work_on_a_device_is_the_same_for_any_number_of_images(
-    make_head, make_features, make_targets, monkeypatch
+    make_head, make_features, make_targets, on_devices
 ):
-    for module in (boxes, pooling, roi, suppression):
-        monkeypatch.setattr(module, "runs_on_cpu", lambda x: False)
     head = make_head()
     seen = {}
     for count in (1, 4):
