@@ -138,7 +138,10 @@ class TrunklineCLI(LightningCLI):
         check_class_paths(words)
         with placed(given, sources):
             self.config = parser.parse_args(with_names_as_text(words))
-            check_nulls(self.config[self.config.subcommand], {"trainer": Trainer, "output": Output})
+            command = self.config.get("subcommand")  # none with run=False
+            check_nulls(
+                self.config[command] if command else self.config, {"trainer": Trainer, "output": Output}
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: ``with_checkpoint_settings`` has read the checkpoint, and what the user says wins."""
@@ -173,8 +176,8 @@ class TrunklineCLI(LightningCLI):
 
     def _number_classes(self) -> None:
         """Replace ``num_classes: auto``; a data module that was built for it is the one that is used."""
-        command = str(self.subcommand)
-        config, parser = self.config[command], self._parser(command)
+        command = self.subcommand or "fit"
+        config, parser = self.config.get(str(self.subcommand), self.config), self._parser(self.subcommand)
         with isolate_rng():  # so that the model starts as with the number in the config
             data = fill_in(
                 config, command, lambda: parser.instantiate_classes(Namespace(data=config.data)).data

@@ -57,6 +57,13 @@ def test_the_data_are_read_once_and_the_model_starts_as_with_the_number(monkeypa
         assert torch.equal(value, cli.model.state_dict()[name]), name
 
 
+def test_without_a_command_it_is_taken_from_the_data_to_train_on(shapes, tmp_path):
+    small = ["--trainer.accelerator=cpu", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+    config = f"--config={shipped_configs()[DEMO]}"
+    cli = TrunklineCLI(run=False, args=[config, f"--data.root={shapes}", *small])
+    assert cli.subcommand is None and cli.model.head.num_classes == 3
+
+
 def test_a_number_that_is_given_counts_and_nothing_is_read(monkeypatch, shapes):
     monkeypatch.setattr(CocoDetection, "read_split", lambda *_: pytest.fail("read"))
     cli = built(monkeypatch, "fit", DEMO, f"--data.root={shapes}", "--model.head.num_classes=7")
