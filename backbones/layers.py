@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.checkpoint import checkpoint
 
+from .constants import WithConstants
 from .norms import FrozenBatchNorm, InstanceNorm3d
 
 Norm = Literal["batch", "frozen_batch", "sync_batch", "group", "instance"]
@@ -129,7 +130,7 @@ class SqueezeExcitation(nn.Module):
         return x * self.fc2(self.act(self.fc1(mean))).sigmoid()
 
 
-class BlurPool(nn.Module):
+class BlurPool(WithConstants):
     """Subsamples after a binomial low-pass filter, so that small shifts change little (Zhang 2019).
 
     Args:
@@ -137,25 +138,29 @@ class BlurPool(nn.Module):
         stride: per axis; the filter (1, 2, 1) / 4 applies to the axes whose stride is above 1.
     """
 
+    kernel: Tensor
+
     def __init__(self, channels: int, stride: Axes) -> None:
         super().__init__()
         self.stride = stride
-        kernel = torch.ones(())
-        for step in stride:
-            kernel = kernel[..., None] * torch.tensor([0.25, 0.5, 0.25] if step > 1 else [1.0])
-        # [k, k] -> [C, 1, k, k]. No buffer: casting a network, or averaging its buffers, must not round it.
-        self.kernel = kernel.repeat(channels, 1, *(1,) * len(stride))
+        self.set_constant("kernel", lambda: _binomial(stride).repeat(channels, 1, *(1,) * len(stride)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, *S]`` to ``[B, C, *S / stride]``, sizes rounded up."""
-        if self.kernel.device != x.device:  # once: copies synchronise the device
-            self.kernel = self.kernel.to(x.device)
         padding = [side for step in reversed(self.stride) for side in (int(step > 1),) * 2]
         filtered = [size for size, step in zip(x.shape[2:], self.stride, strict=True) if step > 1]
         mode = "reflect" if min(filtered) > 1 else "replicate"  # a single cell has nothing to reflect
         convolve = F.conv2d if x.ndim == 4 else F.conv3d
         padded = F.pad(x, padding, mode)
         return convolve(padded, self.kernel.to(x.dtype), stride=self.stride, groups=x.shape[1])
+
+
+def _binomial(stride: Axes) -> Tensor:
+    """Return the filter (1, 2, 1) / 4 over the axes whose stride is above 1, ``[k, k]`` or ``[k, k, k]``."""
+    kernel = torch.ones(())
+    for step in stride:
+        kernel = kernel[..., None] * torch.tensor([0.25, 0.5, 0.25] if step > 1 else [1.0])
+    return kernel
 
 
 def make_conv(

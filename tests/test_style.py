@@ -50,6 +50,7 @@ LOOKED_FOR = {
 CONTRACTS = {
     *("Backbone", "Head", "DetectionHead", "RoIStage", "SegmentationHead", "ClassificationHead"),
     *("SegmentationLoss", "TrunklineData", "SplitData", "Batch", "Evaluator", "Task", "Network", "Branch"),
+    "WithConstants",
 }
 FAMILIES = CONTRACTS | {"Module", "LightningModule", "LightningDataModule"}
 
