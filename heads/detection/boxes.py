@@ -7,6 +7,7 @@ Boxes are x1 y1 x2 y2 in pixels, float32, for any precision of the network.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 from collections.abc import Iterator
 
@@ -18,6 +19,8 @@ UNIT_WEIGHTS: Weights = (1.0, 1.0, 1.0, 1.0)
 
 # No box grows by more than this factor (as a logarithm) in one step: exp() must not overflow.
 _LOG_SCALE_LIMIT = math.log(1000 / 16)
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None and torch.version.hip is None
 
 
 def box_areas(boxes: Tensor) -> Tensor:
@@ -127,19 +130,25 @@ class _Switch:
     """Whether tensors on the CPU go the way of devices, see :func:`device_paths`."""
 
     device_paths = False
+    triton = False
 
 
 @contextlib.contextmanager
-def device_paths() -> Iterator[None]:
+def device_paths(triton: bool = False) -> Iterator[None]:
     """Within it, tensors on the CPU are treated as those of a device: no shape depends on values.
 
     For tests and counts on machines without a device. It holds for all threads.
+
+    Args:
+        triton: whether they go through Triton's kernels too, which needs its interpreter
+            (``TRITON_INTERPRET=1`` before Triton is imported).
     """
-    before, _Switch.device_paths = _Switch.device_paths, True
+    before = _Switch.device_paths, _Switch.triton
+    _Switch.device_paths, _Switch.triton = True, triton
     try:
         yield
     finally:
-        _Switch.device_paths = before
+        _Switch.device_paths, _Switch.triton = before
 
 
 def runs_on_cpu(x: Tensor) -> bool:
@@ -149,6 +158,14 @@ def runs_on_cpu(x: Tensor) -> bool:
     graph shapes are fixed. This is the one switch between the two ways.
     """
     return x.device.type == "cpu" and not _Switch.device_paths and not torch.compiler.is_compiling()
+
+
+def runs_triton(x: Tensor) -> bool:
+    """Whether kernels written in Triton serve ``x``: on CUDA, where Triton is installed.
+
+    Elsewhere (AMD's GPUs, where they were never compiled, Windows, Apple's) operators of torch give the same.
+    """
+    return _HAS_TRITON and (x.device.type == "cuda" or _Switch.triton)
 
 
 def rows_needed(valid: Tensor) -> int:
