@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ class DetectionBatch(Batch):
         boxes_given: how many boxes the images have on disk, crowd regions too.
         boxes_lost: how many of these augmentation removed.
     """
+
+    host_fields: ClassVar[tuple[str, ...]] = ("image_sizes", "image_ids", "original_sizes")
 
     boxes: Tensor
     labels: Tensor

@@ -6,6 +6,7 @@ Letters in shapes: B images, H W the padded canvas; h w height and width of one 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ class SegmentationBatch(Batch):
         original_sizes: ``[B, 2]`` int64, height and width of each image on disk.
         truth: a ``[h0, w0]`` uint8 mask at the original size per image, in evaluation; else empty.
     """
+
+    host_fields: ClassVar[tuple[str, ...]] = ("image_sizes", "image_ids", "original_sizes")
 
     mask: Tensor
     original_sizes: Tensor

@@ -7,11 +7,12 @@ width of one image.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, ClassVar, Self
 
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -22,20 +23,26 @@ from .failed import FailedImage
 class Batch:
     """Images of one canvas, with their labels in the fields of a subclass.
 
-    Lightning moves its tensors to the device by itself. A head reads its targets from the fields, only by
-    their names.
+    Lightning moves it to the device by :meth:`to`. A head reads its targets from the fields, only by their
+    names. What the host has to know of a batch on a device (ids, sizes) it reads by :meth:`on_host`: reading
+    the field itself would wait for all work of the device.
 
     Attributes:
         image: ``[B, C, *S]``, uint8 (normalised by the task), or float32 that is normalised already.
         image_sizes: ``[B, n]`` int64, the size of each image inside the canvas, n of them.
         image_ids: ``[B]`` int64: the ids in the annotation file, or positions in the index of the data.
         failed: images to predict on that could not be read, and are not in the batch.
+        kept: by name, the fields ``host_fields`` as they were before the batch moved; empty in main memory.
+        host_fields: names of the small fields that stay readable in main memory.
     """
+
+    host_fields: ClassVar[tuple[str, ...]] = ("image_sizes", "image_ids")
 
     image: Tensor
     image_sizes: Tensor
     image_ids: Tensor
     failed: tuple[FailedImage, ...] = ()
+    kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -52,15 +59,64 @@ class Batch:
         """
         return self
 
+    def on_host(self, name: str) -> Tensor:
+        """Return one of the ``host_fields`` in main memory, without a wait for the device.
+
+        A batch that was not moved by :meth:`to`, but made on a device, has to wait for it.
+
+        Raises:
+            KeyError: if it is none of them.
+        """
+        if name not in self.host_fields:
+            raise KeyError(f"{type(self).__name__} keeps {self.host_fields} in main memory, not {name!r}")
+        return self.kept[name] if name in self.kept else vars(self)[name].cpu()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the batch on a device; itself if it is there.
+
+        Copies from page-locked memory do not wait. What holds no tensors (run lengths of masks, files that
+        failed) stays as it is.
+        """
+        device = torch.device(device)
+        given = {name: value for name, value in vars(self).items() if name != "kept"}
+        fields = {name: _moved(value, device) for name, value in given.items()}
+        if all(old is new for old, new in zip(tensors_of(given), tensors_of(fields), strict=True)):
+            return self
+        kept = {name: self.on_host(name) for name in self.host_fields} if device.type != "cpu" else {}
+        return type(self)(**fields, kept=kept)
+
     def pin_memory(self) -> Self:
         """Copy every tensor to page-locked memory; the DataLoader calls this."""
-        return type(self)(**{name: _pinned(value) for name, value in vars(self).items()})
+        return type(self)(**{name: _each(value, Tensor.pin_memory) for name, value in vars(self).items()})
 
 
-def _pinned(value: Any) -> Any:
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a batch, or in any dataclass, mapping, list or tuple, one after the other."""
     if isinstance(value, Tensor):
-        return value.pin_memory()
-    return tuple(_pinned(item) for item in value) if isinstance(value, tuple) else value
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_of(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_of(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from tensors_of(vars(value))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Move a field; Lightning, left to itself, would copy the objects that hold no tensors."""
+    if isinstance(value, tuple):
+        return (
+            tuple(_moved(item, device) for item in value) if any(True for _ in tensors_of(value)) else value
+        )
+    return move_data_to_device(value, device)
+
+
+def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Replace the tensors of a field: it is one, a tuple of some, or holds none."""
+    if isinstance(value, Tensor):
+        return function(value)
+    return tuple(_each(item, function) for item in value) if isinstance(value, tuple) else value
 
 
 def padded(images: Sequence[Tensor], canvas: Sequence[int], value: int = 0) -> Tensor:

@@ -45,6 +45,10 @@ class FailedBatch:
     def __len__(self) -> int:
         return 0
 
+    def to(self, device: Any) -> FailedBatch:
+        """Return itself: there is nothing to move."""
+        return self
+
     def for_head(self, name: str) -> FailedBatch:
         """Return itself: no head has anything to do."""
         return self
