@@ -15,6 +15,7 @@ import yaml
 
 from trunkline.cli import SUBCOMMANDS, _plan_parser, shipped_configs
 from trunkline.tasks import command
+from trunkline.tasks.run.averaging import WeightEMA
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -181,9 +182,7 @@ def class_of(path: str) -> type | None:
     if path.startswith(OWN):
         return None
     module, _, name = path.rpartition(".")
-    known = (
-        vars(command) | vars(command.segmentation) | {"EMAWeightAveraging": pl.callbacks.EMAWeightAveraging}
-    )
+    known = vars(command) | vars(command.segmentation) | {"WeightEMA": WeightEMA}
     return getattr(importlib.import_module(module), name) if module else known[name]
 
 

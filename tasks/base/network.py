@@ -6,7 +6,7 @@ Letters in shapes: B images, C channels, S spatial axes of the padded canvas (H,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from pytorch_lightning import LightningModule
@@ -50,6 +50,10 @@ class Network(LightningModule):
         weights: a file or a torchvision weights name to start the whole task from, or None.
         channels_last: keep the weights of convolutions and images in channels-last memory order (faster on
             most GPUs).
+        matmul_precision: of float32 matrix products on GPUs, for the whole process, while a trainer runs the
+            task: ``highest``, ``high`` (TF32, several times as fast) or ``medium``; see
+            ``torch.set_float32_matmul_precision``. None leaves it as it is. torch lets convolutions use TF32
+            anyway.
         pixel_mean: of uint8 images, per channel or one for all channels, on the 0..1 scale.
         pixel_std: the same for the standard deviation.
 
@@ -67,6 +71,7 @@ class Network(LightningModule):
         optimization: OptimizationOptions = OptimizationOptions(),
         weights: str | None = None,
         channels_last: bool = False,
+        matmul_precision: Literal["highest", "high", "medium"] | None = None,
         pixel_mean: Sequence[float] = IMAGENET_MEAN,
         pixel_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -85,6 +90,7 @@ class Network(LightningModule):
         self.make_scheduler = None if lr_scheduler is None else Recipe(lr_scheduler)
         self.optimization = optimization
         self.channels_last = channels_last
+        self.matmul_precision = matmul_precision
         self._checked_sizes: set[tuple[int, ...]] = set()  # of images, on which maps are as declared
         # Plain tensors, not buffers: weight averaging would run rounding errors into constants.
         self.pixel_mean = torch.tensor(pixel_mean)  # [C]

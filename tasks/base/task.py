@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
@@ -21,6 +22,7 @@ from ...data.shared.module import DataContractError, TrunklineData
 from ...data.shared.summary import require_learnable, summary_table
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.pictures import contact_sheet
+from ..run.averaging import warn_of_slow_average
 from ..run.checkpoints import LastCheckpoint
 from ..run.resume import check_resume, run_state
 from .branch import Branch, branch_class
@@ -152,6 +154,8 @@ class Task(Network):
     # -- what the data must agree with
 
     def setup(self, stage: str) -> None:
+        if self.matmul_precision is not None and self.trainer.strategy.root_device.type != "cpu":
+            torch.set_float32_matmul_precision(self.matmul_precision)
         data = self.trainer.datamodule
         self._predicting = stage == "predict"
         if data is None:
@@ -184,6 +188,7 @@ class Task(Network):
 
     def on_train_start(self) -> None:
         warn_of_schedule(self, self.trainer)
+        warn_of_slow_average(self.trainer)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         image, targets = self.training_input(batch)
