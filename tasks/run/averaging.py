@@ -22,7 +22,7 @@ class WeightEMA(EMAWeightAveraging):
     then copies the whole model to the host, tensor by tensor. Here the average follows the model and is
     updated by operators on lists of tensors, and the host waits for nothing. Rates, steps, checkpoints,
     validation with the average, and the weights at the end are those of Lightning's callback, up to rounding.
-    What is not floating point, such as the number of batches that a norm has seen, is not averaged but copied.
+    What is not floating point, such as the number of batches that a norm has seen, is copied.
 
     Args:
         decay: share of the old average that an update keeps, in [0, 1].
