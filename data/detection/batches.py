@@ -7,14 +7,17 @@ canvas; h w height and width of one image, m its boxes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..shared.batches import Batch, padded
 from .instance_masks import InstanceMasks, RunLengths
+
+FIXED_ROWS = 128  # of boxes in compiled steps: more than nearly all images of COCO have
 
 
 @dataclass(kw_only=True)
@@ -77,6 +80,20 @@ class DetectionBatch(Batch):
     keypoints: Tensor | None = None
     boxes_given: int = 0
     boxes_lost: int = 0
+
+    def with_few_shapes(self) -> Self:
+        """Return the batch with ``FIXED_ROWS`` rows of boxes, or twice, four times ... as many."""
+        rows = FIXED_ROWS
+        while rows < self.labels.shape[1]:
+            rows *= 2
+        more = rows - self.labels.shape[1]
+        return replace(
+            self,
+            boxes=F.pad(self.boxes, (0, 0, 0, more)),  # [B, M, 4], from the last axis on
+            labels=F.pad(self.labels, (0, more), value=-1),
+            crowd=F.pad(self.crowd, (0, more)),
+            keypoints=None if self.keypoints is None else F.pad(self.keypoints, (0, 0, 0, 0, 0, more)),
+        )
 
 
 def collate_detection(samples: Sequence[DetectionSample], rows_multiple: int = 16) -> DetectionBatch:

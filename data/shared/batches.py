@@ -59,6 +59,13 @@ class Batch:
         """
         return self
 
+    def with_few_shapes(self) -> Self:
+        """Return the batch with what varies from batch to batch padded further; compiled steps get it.
+
+        The images stay as they are: their sizes are the canvases of the data.
+        """
+        return self
+
     def on_host(self, name: str) -> Tensor:
         """Return one of the ``host_fields`` in main memory, without a wait for the device.
 

@@ -12,8 +12,9 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...backbones.constants import WithConstants
 from ...backbones.layers import check_choice
 from ...constants import IGNORE_INDEX
 from ..base import balanced_weights
@@ -21,7 +22,7 @@ from ..base import balanced_weights
 ClassWeights = list[float] | Literal["balanced"] | None
 
 
-class SegmentationLoss(nn.Module):
+class SegmentationLoss(WithConstants):
     """What a segmentation head trains with.
 
     Attributes:
@@ -74,9 +75,6 @@ class SegmentationLoss(nn.Module):
         table = cast(Tensor, self.region_table)
         if logits.shape[1] != len(table):
             raise ValueError(f"{len(table)} regions need as many logits, got {list(logits.shape)}")
-        if table.device != mask.device:  # once: copies synchronise the device
-            with torch.inference_mode(False):  # see WeightedLoss._weights
-                table = self.region_table = table.to(mask.device)
         rows = table.index_select(1, mask.flatten().int())  # [R, B * *S]
         return rows.unflatten(1, mask.shape).transpose(0, 1)
 
@@ -117,13 +115,13 @@ class WeightedLoss(SegmentationLoss):
         ValueError: if a weight is not a positive number.
     """
 
+    _class_weights: Tensor | None = None
+
     def __init__(self, class_weights: ClassWeights = None) -> None:
         super().__init__()
         if isinstance(class_weights, str):
             check_choice("head.loss.class_weights", class_weights, ("balanced",))
         self.balanced = class_weights == "balanced"
-        # A plain tensor, not a buffer: weight averaging would add rounding errors to constants.
-        self._class_weights: Tensor | None = None
         if class_weights is not None and class_weights != "balanced":
             self.set_class_weights(class_weights)
 
@@ -136,7 +134,8 @@ class WeightedLoss(SegmentationLoss):
             raise ValueError(
                 f"head.loss.class_weights must be positive numbers, one per class, got {weights}"
             )
-        self._class_weights = torch.tensor([float(weight) for weight in weights])
+        numbers = [float(weight) for weight in weights]
+        self.set_constant("_class_weights", lambda: torch.tensor(numbers))
 
     def use_regions(self, table: Tensor) -> None:
         if self.balanced or self._class_weights is not None:
@@ -144,10 +143,10 @@ class WeightedLoss(SegmentationLoss):
                 f"head.loss.class_weights of {type(self).__name__} weigh classes that do not overlap; leave "
                 "them out, or head.regions"
             )
-        self.region_table = table
+        self.set_constant("region_table", lambda: table)
 
     def _weights(self, logits: Tensor) -> Tensor | None:
-        """Return the class weights ``[K]`` with the device and type of ``logits`` ``[B, K, *S]``."""
+        """Return the class weights ``[K]`` in the type of ``logits`` ``[B, K, *S]``."""
         if self._class_weights is None:
             if self.balanced:
                 raise ValueError(
@@ -161,12 +160,7 @@ class WeightedLoss(SegmentationLoss):
                 f"head.loss.class_weights has {len(self._class_weights)} numbers; give one for each of the "
                 f"{logits.shape[1]} classes"
             )
-        if self._class_weights.device != logits.device or self._class_weights.dtype != logits.dtype:
-            # Once: copies synchronise the device. And not in inference mode, in which Lightning
-            # validates: autograd refuses such tensors in the training that follows.
-            with torch.inference_mode(False):
-                self._class_weights = self._class_weights.to(logits.device, logits.dtype)
-        return self._class_weights
+        return self._class_weights.to(logits.dtype)
 
     def _rows(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """Return every pixel's cross-entropy, ``[B, *S]``; with regions the binary ones, ``[B, R, *S]``."""
@@ -227,8 +221,9 @@ class _WithoutGradient(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (ignored,) = context.saved_tensors
         # Of finite logits it is 0 already; to look costs less than to copy, but it synchronises a device.
-        if gradient.device.type == "cpu" and bool(gradient.detach().sum().isfinite()):
-            return gradient, None
+        if gradient.device.type == "cpu" and not torch.compiler.is_compiling():
+            if bool(gradient.detach().sum().isfinite()):
+                return gradient, None
         return gradient.masked_fill(ignored, 0.0), None
 
 

@@ -20,20 +20,20 @@ from ... import __version__
 from ...compat import upgrade_checkpoint
 from ...data.shared.module import DataContractError, TrunklineData
 from ...data.shared.summary import require_learnable, summary_table
-from ...evaluation.base import Evaluator, Prediction
+from ...evaluation.base import Prediction
 from ...evaluation.pictures import contact_sheet
 from ..run.averaging import warn_of_slow_average
 from ..run.checkpoints import LastCheckpoint
 from ..run.resume import check_resume, run_state
-from .branch import Branch, branch_class
+from .branch import Branch
+from .branches import Evaluators, make_branches
+from .compilation import Compile, Losses, TrainingStep
 from .losses import LossCheck, LossMeans
 from .network import Network
 from .optimization import build_optimizer, build_schedulers, warn_of_schedule
 from .writer import PictureBoard, PredictionWriter, draw_all
 
 logger = logging.getLogger("trunkline")
-
-Evaluators = list[Evaluator] | dict[str, list[Evaluator]]
 
 
 class Task(Network):
@@ -46,6 +46,9 @@ class Task(Network):
             a list for each name.
         pictures: how many evaluation images with predictions go to the logger in each epoch.
         picture_score: predictions below this score are left out of those pictures.
+        compile: whether the training step (normalising, network and losses) is compiled, one graph for each
+            canvas: true for torch's usual mode, ``reduce-overhead`` for CUDA graphs too, ``max-autotune``, or
+            ``max-autotune-no-cudagraphs``. Nothing falls back: what cannot be compiled ends the run.
         **network: what every ``Network`` takes.
 
     Attributes:
@@ -68,40 +71,20 @@ class Task(Network):
         evaluators: Evaluators | None = None,
         pictures: int = 4,
         picture_score: float = 0.5,
+        compile: Compile = False,
         **network: Any,
     ) -> None:
         super().__init__(**network)
         self.pictures = pictures
         self.picture_score = picture_score
-        self.branches = self._make_branches(evaluators)
+        self.branches = make_branches(self, evaluators)
+        self._training_losses = TrainingStep(training_losses, compile)
         self.loss_check = LossCheck()
         self._losses = LossMeans()
         self._board = PictureBoard(self)
         self._predicting = False
         self.run_settings: Mapping[str, Any] = {}
         self.run_folder: Path | None = None
-
-    def _make_branches(self, evaluators: Evaluators | None) -> dict[str, Branch]:
-        heads = self.head.named_heads()
-        chosen = {"": evaluators} if isinstance(evaluators, list) else dict(evaluators or {})
-        unknown = sorted(set(chosen) - set(heads))
-        if unknown:
-            known = "a list, for there is one head" if "" in heads else f"one list for each of {list(heads)}"
-            raise ValueError(f"model.evaluators names {unknown}; give {known}")
-        branches: dict[str, Branch] = {}
-        for name, head in heads.items():
-            option = f"model.heads.{name}" if name else "model.head"
-            kind = branch_class(self.branch_names.get(head.branch, head.branch), head, option)
-            if self.kind and kind.kind != self.kind:
-                raise ValueError(
-                    f"{option} is a {type(head).__name__}, a head for {kind.kind or head.branch}; "
-                    f"{type(self).__name__} takes heads for {self.kind}: choose another head, or another task"
-                )
-            branches[name] = kind(head, option, name)
-            given = chosen.get(name)
-            usual = branches[name].default_evaluators(**self.evaluator_options.get(kind.kind, {}))
-            branches[name].evaluators = usual if given is None else given
-        return branches
 
     # -- the branch of a task with one head
 
@@ -182,17 +165,17 @@ class Task(Network):
 
     # -- training
 
-    def training_input(self, batch: Any) -> tuple[Tensor, Any]:
-        """Return what the network trains on: normalised images ``[B, C, *S]``, and their targets."""
-        return self.normalise(batch.image, batch.image_sizes), batch
+    def training_batch(self, batch: Any) -> Any:
+        """Return what the network trains on: the batch, unless a task changes it (mixup), never compiled."""
+        return batch
 
     def on_train_start(self) -> None:
+        self._training_losses.check(self.trainer.accumulate_grad_batches)
         warn_of_schedule(self, self.trainer)
         warn_of_slow_average(self.trainer)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        image, targets = self.training_input(batch)
-        losses = self.head.losses(self.run(image), targets)
+        losses = self._training_losses(self, self.training_batch(batch))
         total = self.loss_check.total(losses, batch.image_ids, self.global_step)
         logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(logged, batch_size=len(batch))
@@ -339,6 +322,11 @@ class Task(Network):
         if image is None:
             return None
         return contact_sheet([image, draw_all(self.branches, image, predictions, self.picture_score)], 2)
+
+
+def training_losses(task: Task, batch: Any) -> Losses:
+    """Return the named losses of a batch, from its pixels on: what ``model.compile`` compiles."""
+    return task.head.losses(task.raw(batch.image, batch.image_sizes), batch)
 
 
 def per_image(predictions: dict[str, list[Prediction]]) -> list[dict[str, Prediction]]:

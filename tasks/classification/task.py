@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...data.classification.batches import ClassificationBatch
 from ..base.task import Task
@@ -43,7 +42,9 @@ class Classification(Task):
         """SGD as He et al. 2016 train on ImageNet: rate 0.1 for 256 images, momentum 0.9, decay 1e-4."""
         return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
 
-    def training_input(self, batch: ClassificationBatch) -> tuple[Tensor, ClassificationBatch]:
+    def training_batch(self, batch: ClassificationBatch) -> ClassificationBatch:
+        if not self.mixing.methods:
+            return batch
         normalised = self.normalise(batch.image, batch.image_sizes)
         image, label = self.mixing(normalised, batch.label, self.head.num_classes)
-        return image, replace(batch, label=label)
+        return replace(batch, image=image, label=label)
