@@ -15,6 +15,7 @@ from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 
 from ...backbones.base import Backbone, FeatureLevel
+from ...backbones.constants import WithConstants
 from ...backbones.maps import check_maps, single_value
 from ...backbones.optimised import optimised
 from ...backbones.weights.load import (
@@ -32,7 +33,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of axes
 
 
-class Network(LightningModule):
+class Network(WithConstants, LightningModule):
     """A Lightning module composed of a trunk, an optional neck and a head; :class:`.task.Task` trains it.
 
     Under the command line the constructor's arguments are stored as plain dictionaries, so a checkpoint
@@ -60,6 +61,9 @@ class Network(LightningModule):
     Raises:
         ValueError: if parts do not fit each other, or ``weights`` do not fit the model.
     """
+
+    pixel_factor: Tensor
+    pixel_shift: Tensor
 
     def __init__(
         self,
@@ -92,11 +96,16 @@ class Network(LightningModule):
         self.channels_last = channels_last
         self.matmul_precision = matmul_precision
         self._checked_sizes: set[tuple[int, ...]] = set()  # of images, on which maps are as declared
-        # Plain tensors, not buffers: weight averaging would run rounding errors into constants.
-        self.pixel_mean = torch.tensor(pixel_mean)  # [C]
-        self.pixel_std = torch.tensor(pixel_std)
         if min(pixel_std) <= 0:
             raise ValueError(f"pixel_std must be positive, not {tuple(pixel_std)}")
+        self.pixel_mean, self.pixel_std = (
+            torch.tensor(pixel_mean),
+            torch.tensor(pixel_std),
+        )  # [C], for readers
+        self._pixel_channels = len(pixel_mean), len(pixel_std)
+        mean, std = self.pixel_mean.double(), self.pixel_std.double()
+        self.set_constant("pixel_factor", lambda: (1 / (255 * std)).float())  # [C]
+        self.set_constant("pixel_shift", lambda: (-mean / std).float())
         if weights is not None and not pretrained_is_skipped(task=True):
             self.load_pretrained(weights)
         check_pixels(self, pixel_mean, pixel_std)
@@ -189,7 +198,10 @@ class Network(LightningModule):
         size = tuple(normalised.shape[2:])
         try:
             features = self.backbone(normalised)
-            if size not in self._checked_sizes:
+            # While torch.compile reads the code, always: looking at a set would make it compile anew later.
+            if torch.compiler.is_compiling():
+                check_maps(self.backbone, features, size)
+            elif size not in self._checked_sizes:
                 check_maps(self.backbone, features, size)
                 self._checked_sizes.add(size)
             return self.head(features, size)
@@ -202,40 +214,58 @@ class Network(LightningModule):
     def normalise(self, image: Tensor, image_sizes: Tensor) -> Tensor:
         """Bring images to the trunk's input scale, on their own device.
 
+        A pixel v becomes v / (255 std) - mean / std in float32, which differs from (v / 255 - mean) / std by
+        rounding (at most 1e-6 for ImageNet's constants). Memory order and number type are the network's, so
+        that there are two passes over the images and no further ones: under autocast, and for weights of half
+        precision, the result is what the first convolution would round its input to.
+
         Args:
             image: ``[B, C, *S]`` uint8, or floating point that is normalised already (scans).
             image_sizes: ``[B, n]`` int64, the size of each image inside the canvas.
 
         Returns:
-            ``[B, C, *S]`` float32; zero (the mean colour) outside each image, as if padded after
-            normalising.
+            ``[B, C, *S]`` in the type of the weights, or of autocast; zero (the mean colour) outside each
+            image, as if padded after normalising.
 
         Raises:
             ValueError: if uint8 images have another number of channels than ``pixel_mean``.
         """
-        inside = torch.ones((), dtype=torch.bool, device=image.device)
-        for axis, size in enumerate(image.shape[2:], start=2):
-            within = torch.arange(size, device=image.device) < image_sizes[:, axis - 2, None]  # [B, size]
-            shape = [len(image)] + [1] * (image.ndim - 1)
-            shape[axis] = size
-            inside = inside & within.view(shape)  # [B, 1, *S] in the end
-        normalised = (image.float() if image.is_floating_point() else self._standardised(image)) * inside
-        if self.channels_last:
-            normalised = normalised.contiguous(memory_format=CHANNELS_LAST[image.ndim])
-        return normalised
+        order = CHANNELS_LAST[image.ndim] if self.channels_last else torch.contiguous_format
+        wanted, inside = self._input_type(image.device), self._inside(image, image_sizes)
+        if image.is_floating_point():
+            return (image * inside).to(wanted, memory_format=order)
+        shift, factor = self._scale(image)
+        if torch.compiler.is_compiling():  # which fuses all of it, and would lose the order of ``out``
+            return (torch.addcmul(shift, image, factor) * inside).to(wanted, memory_format=order)
+        normalised = torch.empty(image.shape, dtype=wanted, device=image.device, memory_format=order)
+        return torch.addcmul(shift, image, factor, out=normalised).mul_(inside)
 
-    def _standardised(self, image: Tensor) -> Tensor:
-        """Subtract the mean from uint8 images ``[B, C, *S]`` and divide by the standard deviation."""
-        for constants in (self.pixel_mean, self.pixel_std):
-            if len(constants) not in (1, image.shape[1]):
+    def _scale(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``[C, 1, ...]`` what is added to uint8 images, and what they are multiplied by before."""
+        for count in self._pixel_channels:
+            if count not in (1, image.shape[1]):
+                mean, std = self._pixel_channels
                 raise ValueError(
-                    f"the images have {image.shape[1]} channels, pixel_mean {len(self.pixel_mean)} and "
-                    f"pixel_std {len(self.pixel_std)}; set --model.pixel_mean and --model.pixel_std"
+                    f"the images have {image.shape[1]} channels, pixel_mean {mean} and pixel_std {std}; set "
+                    "--model.pixel_mean and --model.pixel_std"
                 )
-        if self.pixel_mean.device != image.device:  # once: each copy synchronises the device
-            self.pixel_mean, self.pixel_std = (
-                self.pixel_mean.to(image.device),
-                self.pixel_std.to(image.device),
-            )
         shape = (-1,) + (1,) * (image.ndim - 2)  # [C] -> [C, 1, 1]
-        return (image.float() / 255 - self.pixel_mean.view(shape)) / self.pixel_std.view(shape)
+        return self.pixel_shift.view(shape), self.pixel_factor.view(shape)
+
+    def _input_type(self, device: torch.device) -> torch.dtype:
+        """Return the number type that the first layer computes in."""
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return next((weight.dtype for weight in self.backbone.parameters()), torch.float32)
+
+    @staticmethod
+    def _inside(image: Tensor, image_sizes: Tensor) -> Tensor:
+        """Return ``[B, 1, *S]`` bool, where the canvas shows the image."""
+        inside = None
+        for axis, size in enumerate(image.shape[2:]):
+            within = torch.arange(size, device=image.device) < image_sizes[:, axis, None]  # [B, size]
+            shape = [len(image)] + [1] * (image.ndim - 1)
+            shape[axis + 2] = size
+            inside = within.view(shape) if inside is None else inside & within.view(shape)
+        assert inside is not None  # images have two or three axes
+        return inside

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trunkline.backbones import FPN, ResNet
 from trunkline.heads import FasterRCNN
 from trunkline.tasks.detection.task import Detection
+
+SIZES = torch.tensor([[8, 8]])
 
 
 def detector(**arguments):
@@ -27,6 +30,49 @@ def test_normalise_equals_padding_after_normalising_each_image():
             expected = torch.zeros(6, 8)
             expected[:h, :w] = (image[b, c, :h, :w].double() / 255 - mean).div(std).float()
             torch.testing.assert_close(out[b, c], expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_normalise_passes_twice_over_uint8_images_and_compiles_to_the_same(channels_last):
+    task = detector(channels_last=channels_last)
+    image = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 96], [40, 50]])
+    names, large = [], []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            names.append(str(function).split(".")[1])
+            if result.numel() == image.numel() and names[-1] != "empty":
+                large.append(names[-1])
+            return result
+
+    with Counting():
+        plain = task.normalise(image, sizes)
+    assert large == ["addcmul", "mul_"]
+    computing = [name for name in names if name not in ("view", "select", "unsqueeze", "slice", "empty")]
+    assert len(computing) <= 7, names
+    compiled = torch.compile(task.normalise, fullgraph=True, dynamic=False, backend="aot_eager")(image, sizes)
+    assert torch.equal(compiled, plain) and compiled.stride() == plain.stride()
+
+
+@pytest.mark.parametrize("kind", ["autocast", "weights"])
+def test_normalise_gives_what_the_first_convolution_would_round_to(kind):
+    task = detector()
+    image, sizes = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8), torch.tensor([[8, 7]])
+    full = task.normalise(image, sizes)
+    if kind == "weights":
+        half = task.bfloat16().normalise(image, sizes)
+    else:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = task.normalise(image, sizes)
+    assert half.dtype == torch.bfloat16 and torch.equal(half, full.bfloat16())
+
+
+def test_constants_of_normalising_go_where_the_task_goes():
+    task = detector(pixel_mean=(0.5,), pixel_std=(0.25,)).to("meta")
+    assert task.pixel_factor.is_meta and "pixel_factor" not in task.state_dict()
+    assert task.normalise(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device="meta"), SIZES.to("meta")).is_meta
 
 
 def test_pixel_std_of_zero_is_an_error():
