@@ -61,7 +61,7 @@ class TrainingStep:
         if accumulated > 1 and self.mode in CUDA_GRAPHS:
             raise ValueError(
                 f"model.compile {self.mode} keeps gradients in the memory of CUDA graphs, which the next "
-                f"batch overwrites, so it does not go with trainer.accumulate_grad_batches {accumulated}; set "
+                f"batch overwrites, so trainer.accumulate_grad_batches cannot be {accumulated}; set "
                 "--model.compile true or max-autotune-no-cudagraphs, or a larger --data.batch_size"
             )
 

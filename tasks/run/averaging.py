@@ -20,7 +20,7 @@ class WeightEMA(EMAWeightAveraging):
 
     Lightning builds the average before the strategy moves the model, so it stays in main memory. Every update
     then copies the whole model to the host, tensor by tensor. Here the average follows the model and is
-    updated by operators on lists of tensors, and the host waits for nothing. Rates, steps, checkpoints,
+    updated by operators on lists of tensors, which synchronise nothing. Rates, steps, checkpoints,
     validation with the average, and the weights at the end are those of Lightning's callback, up to rounding.
     What is not floating point, such as the number of batches that a norm has seen, is copied.
 
@@ -94,7 +94,7 @@ class WeightEMA(EMAWeightAveraging):
 class ListAverage(AveragedModel):
     """An average of a model's weights that is updated by operators on lists of tensors.
 
-    ``n_averaged`` stays in main memory, where reading it does not make the host wait for the device.
+    ``n_averaged`` stays in main memory, where reading it does not synchronise the device.
 
     Args:
         average: a copy of the model, which becomes the average; it is not copied again.
