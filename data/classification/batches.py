@@ -6,6 +6,7 @@ Letters in shapes: B images, C channels, K classes, S the spatial sizes of an im
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class ClassificationBatch(Batch):
         image_ids: ``[B]`` int64, positions in the index of the data module.
         label: ``[B]`` int64 in 0..K-1, or ``[B, K]`` float32 zeros and ones; -1 where unknown.
     """
+
+    host_fields: ClassVar[tuple[str, ...]] = ("image_sizes", "image_ids", "label")
 
     label: Tensor
 

@@ -24,7 +24,7 @@ class Batch:
     """Images of one canvas, with their labels in the fields of a subclass.
 
     Lightning moves it to the device by :meth:`to`. A head reads its targets from the fields, only by their
-    names. What the host has to know of a batch on a device (ids, sizes) it reads by :meth:`on_host`: reading
+    names. What the host has to know of a batch on a device (ids, sizes) it reads by :meth:`in_main_memory`: reading
     the field itself would wait for all work of the device.
 
     Attributes:
@@ -66,8 +66,8 @@ class Batch:
         """
         return self
 
-    def on_host(self, name: str) -> Tensor:
-        """Return one of the ``host_fields`` in main memory, without a wait for the device.
+    def in_main_memory(self, name: str) -> Tensor:
+        """Return one of the ``host_fields`` in main memory, without synchronising the device.
 
         A batch that was not moved by :meth:`to`, but made on a device, has to wait for it.
 
@@ -89,7 +89,7 @@ class Batch:
         fields = {name: _moved(value, device) for name, value in given.items()}
         if all(old is new for old, new in zip(tensors_of(given), tensors_of(fields), strict=True)):
             return self
-        kept = {name: self.on_host(name) for name in self.host_fields} if device.type != "cpu" else {}
+        kept = {name: self.in_main_memory(name) for name in self.host_fields} if device.type != "cpu" else {}
         return type(self)(**fields, kept=kept)
 
     def pin_memory(self) -> Self:

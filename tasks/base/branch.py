@@ -271,12 +271,12 @@ class Branch(ABC):
 
     def input_picture(self, batch: Any, index: int) -> np.ndarray | None:
         """Return one image of a batch at input size, ``[h, w, 3]`` uint8; None if it is no 2D image."""
-        height, width = batch.image_sizes[index].tolist()
+        height, width = batch.in_main_memory("image_sizes")[index].tolist()
         return batch.image[index, :, :height, :width].permute(1, 2, 0).cpu().numpy()
 
     def picture_title(self, batch: Any, index: int) -> str:
         """Return the name of the picture of one image of a batch in the logger."""
-        return f"image {int(batch.image_ids[index])}"
+        return f"image {int(batch.in_main_memory('image_ids')[index])}"
 
     @abstractmethod
     def draw(self, picture: np.ndarray, prediction: Prediction, min_score: float) -> np.ndarray:

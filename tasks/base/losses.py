@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...evaluation.distributed import gather_objects
+from .transfer import to_main_memory
 
 
 class LossCheck:
@@ -24,7 +25,7 @@ class LossCheck:
 
         Args:
             losses: scalars by name.
-            image_ids: ``[B]``, of the images of the step.
+            image_ids: ``[B]``, of the images of the step, in main memory.
             step: its number.
 
         Raises:
@@ -100,7 +101,8 @@ class LossMeans:
 
         Every process must call it, also one that has added nothing.
         """
-        mine = ({name: float(value) for name, value in self._sums.items()}, int(self._images))
+        sums = map(float, to_main_memory(*self._sums.values()))
+        mine = (dict(zip(self._sums, sums, strict=True)), int(self._images))
         parts = gather_objects(mine)
         images = sum(number for _, number in parts)
         names = dict.fromkeys(name for sums, _ in parts for name in sums)

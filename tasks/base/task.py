@@ -176,7 +176,7 @@ class Task(Network):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         losses = self._training_losses(self, self.training_batch(batch))
-        total = self.loss_check.total(losses, batch.image_ids, self.global_step)
+        total = self.loss_check.total(losses, batch.in_main_memory("image_ids"), self.global_step)
         logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(logged, batch_size=len(batch))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))

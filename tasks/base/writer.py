@@ -266,7 +266,7 @@ class PictureBoard:
         branch = next(iter(self._task.branches.values()))
         for index in self._chosen(len(batch), batch_idx, branch.small_pictures):
             each = {name: found[index] for name, found in predictions.items()}
-            what = f"image id {int(batch.image_ids[index])}"
+            what = f"image id {next(iter(each.values()))['image_id']}"
             self._attempts.attempt(what, partial(self._add, experiment, branch, batch, index, each))
 
     def _add(self, experiment: TakesPictures, branch: Branch, batch: Any, index: int, each: Any) -> None:

@@ -5,6 +5,8 @@ Letters in shapes: B images, C channels, K classes, h w height and width of a 2D
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ...evaluation.pictures.attempts import Attempts
 from ...evaluation.pictures.text import readable
 from ...heads.base import ClassificationHead
 from ..base.branch import Branch
+from ..base.transfer import to_main_memory
 from ..base.writer import FileWriter, enlarged
 
 SMALLEST_PICTURE = 160  # smaller pictures are enlarged, by a whole factor, to leave room for their labels
@@ -62,12 +65,17 @@ class ClassificationBranch(Branch):
 
     def predictions(self, raw: Any, batch: Any) -> list[Prediction]:
         """Return ``image_id``, ``size`` and ``probabilities`` ``[K]`` float32 of each image, on the CPU."""
-        rows = self.head.predict(raw, batch.image_sizes).probabilities.cpu()
-        images = zip(batch.image_ids.tolist(), batch.image_sizes.tolist(), rows, strict=True)
+        (rows,) = to_main_memory(self.head.predict(raw, batch.image_sizes).probabilities)
+        ids, sizes = (batch.in_main_memory(name).tolist() for name in ("image_ids", "image_sizes"))
         return [
             {"image_id": image_id, "size": tuple(size), "probabilities": row}
-            for image_id, size, row in images
+            for image_id, size, row in zip(ids, sizes, rows, strict=True)
         ]
+
+    def update(self, predictions: Sequence[Prediction], batch: Any) -> None:
+        """Take the predictions of a batch into the metrics, with ids and labels that are in main memory."""
+        host = {name: batch.in_main_memory(name) for name in ("image_ids", "label")}
+        super().update(predictions, replace(batch, **host))
 
     # -- pictures and files
 
@@ -83,7 +91,9 @@ class ClassificationBranch(Branch):
         self, picture: np.ndarray, prediction: Prediction, batch: Any, index: int, min_score: float
     ) -> np.ndarray:
         row = prediction["probabilities"]
-        text, truth = label_texts(row, self.class_names, self.head.multi_label, batch.label[index].cpu())
+        text, truth = label_texts(
+            row, self.class_names, self.head.multi_label, batch.in_main_memory("label")[index]
+        )
         return draw_label(picture, text, int(row.argmax()), truth)
 
     def prediction_picture(

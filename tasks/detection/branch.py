@@ -22,6 +22,7 @@ from ...evaluation.distributed import gather_objects
 from ...evaluation.files import write_json
 from ...evaluation.pictures.boxes import draw_boxes
 from ..base.branch import Branch
+from ..base.transfer import to_main_memory
 from ..base.writer import FileWriter
 
 logger = logging.getLogger("trunkline")
@@ -78,12 +79,16 @@ class DetectionBranch(Branch):
             One dictionary per image: ``image_id``, ``size``, ``boxes``, ``scores``, ``labels`` (class
             indices) and ``category_ids``.
         """
-        height, width = (batch.original_sizes / batch.image_sizes).unbind(1)  # [B] each
+        boxes, scores, labels, counts = to_main_memory(
+            detections.boxes, detections.scores, detections.labels, detections.count
+        )
+        originals = batch.in_main_memory("original_sizes")
+        height, width = (originals / batch.in_main_memory("image_sizes")).unbind(1)  # [B] each
         scale = torch.stack([width, height, width, height], 1)[:, None]  # [B, 1, 4]
-        boxes = (detections.boxes.float() * scale).cpu()  # [B, D, 4]
-        scores, labels, counts = detections.scores.cpu(), detections.labels.cpu(), detections.count.tolist()
+        boxes = boxes.float() * scale  # [B, D, 4]
         rows = {"boxes": boxes, "scores": scores, "labels": labels, "category_ids": self.category_ids(labels)}
-        images = zip(batch.image_ids.tolist(), batch.original_sizes.tolist(), counts, strict=True)
+        ids = batch.in_main_memory("image_ids").tolist()
+        images = zip(ids, originals.tolist(), counts.tolist(), strict=True)
         predictions = []
         for i, (image_id, size, n) in enumerate(images):
             kept = {name: values[i, :n] for name, values in rows.items()}
@@ -98,8 +103,8 @@ class DetectionBranch(Branch):
     def compare(
         self, picture: np.ndarray, prediction: Prediction, batch: Any, index: int, min_score: float
     ) -> np.ndarray:
-        real = (batch.labels[index] >= 0).cpu()
-        return self._draw(picture, prediction, min_score, batch.boxes[index].cpu()[real])
+        labels, boxes = to_main_memory(batch.labels[index], batch.boxes[index])
+        return self._draw(picture, prediction, min_score, boxes[labels >= 0])
 
     def _draw(
         self, picture: np.ndarray, prediction: Prediction, min_score: float, truth_boxes: Tensor | None = None

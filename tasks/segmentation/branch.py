@@ -28,6 +28,7 @@ from ...evaluation.pictures.masks import draw_mask, save_id_mask, with_legend
 from ...evaluation.segmentation.evaluator import SegmentationEvaluator
 from ...heads.segmentation.base import SegmentationHead
 from ..base.branch import Branch
+from ..base.transfer import to_main_memory
 from ..base.writer import FileWriter
 
 MOST_VALUES = 2**26  # of scores at the size of an image on disk, at a time: 256 MB
@@ -48,6 +49,7 @@ class SegmentationBranch(Branch):
     covers_areas = True
     head: SegmentationHead
     _data: TrunklineData | None = None
+    _predicting: bool = False
 
     def default_evaluators(self, **options: Any) -> list[Evaluator]:
         return [SegmentationEvaluator(**options)]
@@ -58,7 +60,7 @@ class SegmentationBranch(Branch):
                 f"{self.option}.regions are for VolumeSegmentation; leave them out, or segment the pictures "
                 "as scans (docs/scans.md)"
             )
-        self._data = data
+        self._data, self._predicting = data, stage == "predict"
         super().prepare(data, stage, fitting)
 
     def adopt(self, classes: list[dict[str, Any]]) -> None:
@@ -94,16 +96,15 @@ class SegmentationBranch(Branch):
 
     def predictions(self, raw: Any, batch: Any) -> list[Prediction]:
         """Return ``image_id``, ``size`` and ``mask`` ``[h0, w0]`` uint8 labels of each image."""
-        sizes, originals = batch.image_sizes.tolist(), batch.original_sizes.tolist()
-        images = zip(batch.image_ids.tolist(), sizes, originals, strict=True)
-        return [
-            {
-                "image_id": image_id,
-                "size": tuple(original),
-                "mask": labels_at(raw.logits[i : i + 1, :, : size[0], : size[1]], original),
-            }
-            for i, (image_id, size, original) in enumerate(images)
+        sizes, originals = (batch.in_main_memory(name).tolist() for name in ("image_sizes", "original_sizes"))
+        masks = [
+            labels_at(raw.logits[i : i + 1, :, : size[0], : size[1]], original)
+            for i, (size, original) in enumerate(zip(sizes, originals, strict=True))
         ]
+        if self._predicting:  # metrics are counted on the device, files written from main memory
+            masks = to_main_memory(*masks)
+        images = zip(batch.in_main_memory("image_ids").tolist(), originals, masks, strict=True)
+        return [{"image_id": image, "size": tuple(size), "mask": mask} for image, size, mask in images]
 
     # -- pictures and files
 

@@ -58,9 +58,9 @@ def test_every_tensor_moves_and_ids_and_sizes_stay_readable(made):
     there = [tensor for name, value in vars(moved).items() if name != "kept" for tensor in tensors_of(value)]
     assert len(there) == len(list(tensors_of(batch))) and all(tensor.is_meta for tensor in there)
     for name in type(batch).host_fields:
-        assert moved.on_host(name) is vars(batch)[name] is batch.on_host(name)
-    assert moved.for_head("any").on_host("image_ids").tolist() == [7, 9]
-    assert replace(moved, failed=()).on_host("image_sizes").tolist() == [[30, 31], [32, 20]]
+        assert moved.in_main_memory(name) is vars(batch)[name] is batch.in_main_memory(name)
+    assert moved.for_head("any").in_main_memory("image_ids").tolist() == [7, 9]
+    assert replace(moved, failed=()).in_main_memory("image_sizes").tolist() == [[30, 31], [32, 20]]
     again = moved.to("meta")
     assert again is moved
 
@@ -91,4 +91,4 @@ def test_lists_and_dictionaries_of_a_batch_of_ones_own_move_too():
 
 def test_fields_that_are_not_kept_are_named():
     with pytest.raises(KeyError, match=r"DetectionBatch keeps .*image_ids.*, not 'labels'"):
-        detection().to("meta").on_host("labels")
+        detection().to("meta").in_main_memory("labels")
