@@ -24,8 +24,8 @@ class Batch:
     """Images of one canvas, with their labels in the fields of a subclass.
 
     Lightning moves it to the device by :meth:`to`. A head reads its targets from the fields, only by their
-    names. What the host has to know of a batch on a device (ids, sizes) it reads by :meth:`in_main_memory`: reading
-    the field itself would wait for all work of the device.
+    names. What the host has to know of a batch on a device (ids, sizes) it reads by :meth:`in_main_memory`:
+    reading the field itself would synchronise the device.
 
     Attributes:
         image: ``[B, C, *S]``, uint8 (normalised by the task), or float32 that is normalised already.
@@ -69,7 +69,7 @@ class Batch:
     def in_main_memory(self, name: str) -> Tensor:
         """Return one of the ``host_fields`` in main memory, without synchronising the device.
 
-        A batch that was not moved by :meth:`to`, but made on a device, has to wait for it.
+        A batch that was not moved by :meth:`to`, but made on a device, synchronises it.
 
         Raises:
             KeyError: if it is none of them.
@@ -81,7 +81,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Self:
         """Return the batch on a device; itself if it is there.
 
-        Copies from page-locked memory do not wait. What holds no tensors (run lengths of masks, files that
+        Copies from page-locked memory synchronise nothing. What holds no tensors (run lengths of masks, files that
         failed) stays as it is.
         """
         device = torch.device(device)
