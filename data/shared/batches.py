@@ -81,8 +81,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Self:
         """Return the batch on a device; itself if it is there.
 
-        Copies from page-locked memory synchronise nothing. What holds no tensors (run lengths of masks, files that
-        failed) stays as it is.
+        Copies from page-locked memory synchronise nothing. What holds no tensors (run lengths of masks, files
+        that failed) stays as it is.
         """
         device = torch.device(device)
         given = {name: value for name, value in vars(self).items() if name != "kept"}
