@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones.base import FeatureLevel
+from ..backbones.constants import WithConstants
 from ..constants import UNLABELLED
 from .base import (
     ClassificationHead,
@@ -29,7 +30,7 @@ Pool = Literal["average", "max", "average_max"]
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
 
 
-class Classifier(ClassificationHead):
+class Classifier(WithConstants, ClassificationHead):
     """Global pooling of the coarsest level, dropout and one linear layer ``fc``, as in torchvision's ResNet.
 
     Losses are weighted means over the labelled images of a batch, and zero if there is none.
@@ -60,6 +61,8 @@ class Classifier(ClassificationHead):
         ValueError: if an argument is out of its range, or two of them do not fit together.
     """
 
+    _class_weights: Tensor | None = None
+
     def __init__(
         self,
         levels: Sequence[FeatureLevel],
@@ -81,8 +84,6 @@ class Classifier(ClassificationHead):
         self.multi_label = multi_label
         self.label_smoothing = label_smoothing
         self.balanced = class_weights == "balanced"
-        # A plain tensor, not a buffer: weight averaging would add rounding errors to constants.
-        self._class_weights: Tensor | None = None
         if class_weights is not None and class_weights != "balanced":
             self.set_class_weights(class_weights)
         self.dropout = nn.Dropout(dropout)
@@ -106,7 +107,8 @@ class Classifier(ClassificationHead):
             raise ValueError(
                 f"class_weights must be {self.num_classes} positive numbers (one per class), got {weights}"
             )
-        self._class_weights = torch.tensor([float(weight) for weight in weights])
+        numbers = [float(weight) for weight in weights]
+        self.set_constant("_class_weights", lambda: torch.tensor(numbers))
 
     def balance(self, counts: Sequence[int]) -> None:
         """Weigh each class inversely to its number of training images, see :func:`.base.balanced_weights`.
@@ -124,8 +126,7 @@ class Classifier(ClassificationHead):
             )
         self.set_class_weights(balanced_weights(counts) + [1.0] * (self.num_classes - len(counts)))
 
-    def _weights(self, device: torch.device) -> Tensor | None:
-        """Return the class weights ``[K]`` on a device."""
+    def _weights(self) -> Tensor | None:
         if self._class_weights is None:
             if self.balanced:
                 raise ValueError(
@@ -134,9 +135,6 @@ class Classifier(ClassificationHead):
                     "give the weights as a list"
                 )
             return None
-        if self._class_weights.device != device:  # once: copies synchronise the device
-            with torch.inference_mode(False):  # or training could not use what a validation has made
-                self._class_weights = self._class_weights.to(device)
         return self._class_weights
 
     # -- the contract of a head
@@ -165,7 +163,7 @@ class Classifier(ClassificationHead):
                 f"labels must be [{len(logits)}] or {list(logits.shape)} (images, classes), "
                 f"got {list(label.shape)}"
             )
-        weights = self._weights(logits.device)
+        weights = self._weights()
         if self.loss == "cross_entropy":
             loss = _cross_entropy(logits, label, weights, self.label_smoothing)
         else:
@@ -195,7 +193,9 @@ def _cross_entropy(logits: Tensor, label: Tensor, weights: Tensor | None, smooth
     if weights is None:
         total = known.sum()
     else:
-        total = torch.where(known, weights[label] if label.ndim == 1 else label @ weights, 0.0).sum()
+        # A sum of products, not a matrix product, which autocast would compute in half precision.
+        of_rows = weights[label] if label.ndim == 1 else (label * weights).sum(1)  # [B]
+        total = torch.where(known, of_rows, 0.0).sum()
     # Where, not times: a row without label may hold anything. The smallest normal number: 0 / 0 would be NaN.
     return torch.where(known, rows, 0.0).sum() / total.clamp(min=torch.finfo(torch.float32).tiny)
 

@@ -45,7 +45,7 @@ class RegionLoss(SegmentationLoss):
                 f"head.loss.include_background of {type(self).__name__} is false, but regions have no "
                 "background to leave out: set it to true"
             )
-        self.region_table = table
+        self.set_constant("region_table", lambda: table)
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         logits, _, valid = labelled(logits, mask)

@@ -24,7 +24,8 @@ class Regions:
     Attributes:
         members: the labels of each region.
         labels: the label that each region stands for.
-        table: ``[R, 256]`` bool, whether a mask value lies in a region; 255, which is ignored, lies in none.
+        table: ``[R, 256]`` bool on the CPU, whether a mask value lies in a region; 255, which is ignored,
+            lies in none.
 
     Raises:
         ValueError: if a region is empty or holds a label twice or out of range; if a region does not have
@@ -54,9 +55,8 @@ class Regions:
                     f"head.region_labels[{index}] is {label}, which is not in head.regions[{index}], "
                     f"{list(region)}"
                 )
-        self.table = torch.zeros(len(self.members), 256, dtype=torch.bool)
-        for row, region in zip(self.table, self.members, strict=True):
-            row[list(region)] = True
+        rows = [[value in region for value in range(256)] for region in self.members]
+        self.table = torch.tensor(rows, device="cpu")
 
     def _own_labels(self) -> tuple[int, ...]:
         """Return the label of each region that is in no later region."""

@@ -137,7 +137,8 @@ def test_any_integer_mask_will_do(name, kind):
 def test_neither_values_nor_shapes_reach_the_host(name):
     """Meta tensors have no values: reading one, or a shape that depends on some, is an error."""
     logits = torch.empty(2, K, 6, 7, device="meta", requires_grad=True)
-    value, gradient = value_and_gradient(EVERY[name](), logits, torch.empty(2, 6, 7, device="meta").byte())
+    loss = EVERY[name]().to("meta")
+    value, gradient = value_and_gradient(loss, logits, torch.empty(2, 6, 7, device="meta").byte())
     assert value.shape == () and gradient.shape == logits.shape
 
 

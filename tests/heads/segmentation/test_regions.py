@@ -167,6 +167,7 @@ def test_neither_values_nor_shapes_reach_the_host_and_a_network_may_move(name):
     head = head_of(EVERY[name]())
     far = logits.detach().to("meta").requires_grad_()
     with torch.inference_mode():
+        head.to("meta")
         assert head.loss(far, mask.to("meta")).shape == ()
     tables = [
         part.region_table for part in head.loss.modules() if getattr(part, "region_table", None) is not None
