@@ -28,6 +28,7 @@ from ..run.resume import check_resume, run_state
 from .branch import Branch
 from .branches import Evaluators, make_branches
 from .compilation import Compile, Losses, TrainingStep
+from .fused import fused_where_possible
 from .losses import LossCheck, LossMeans
 from .network import Network
 from .optimization import build_optimizer, build_schedulers, warn_of_schedule
@@ -129,6 +130,7 @@ class Task(Network):
 
     def configure_optimizers(self) -> tuple[list, list]:
         optimizer = build_optimizer(self.make_optimizer, self, self.trunk, self.optimization)
+        optimizer = fused_where_possible(optimizer, self._trainer)
         return [optimizer], build_schedulers(optimizer, self.make_scheduler, self.optimization)
 
     def configure_callbacks(self) -> list[Callback]:

@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .checkpoints import CheckpointError
 
-NOT_STATED = ("params", "lr", "initial_lr", "name")  # of a group: compared on their own, or no settings
+# Of a group: compared on their own, no settings, or settings of how a step is computed.
+NOT_STATED = ("params", "lr", "initial_lr", "name", "foreach", "fused")
 CYCLED = ("momentum", "betas")  # that some schedulers change, if they say so by cycle_momentum
 COUNTERS = ("self", "optimizer", "last_epoch", "verbose")
 
