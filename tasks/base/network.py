@@ -157,16 +157,19 @@ class Network(WithConstants, LightningModule):
         """Return a copy for inference, faster and with the same outputs up to rounding.
 
         See :func:`.optimised.optimised` for what is done. Train the task itself, not the copy: its norms are
-        gone, and its weights do not load back.
+        gone, and its weights do not load back. The copy has the number type of the task.
 
         Raises:
-            ValueError: if the task's weights are not float32.
+            ValueError: if the task's weights are floating point of 8 bits.
         """
         axes = len(self.backbone.levels[0].stride)
         some = next(self.parameters())
+        exact = torch.promote_types(some.dtype, torch.float32)  # in which norms are folded
         size = tuple(2 * step for step in self.backbone.levels[-1].stride)  # no map is a single cell
         generator = torch.Generator().manual_seed(0)
-        example = torch.randn(1, self.trunk.image_channels or 3, *size, generator=generator).to(some)
+        example = torch.randn(1, self.trunk.image_channels or 3, *size, generator=generator).to(
+            some.device, exact
+        )
         attached = {id(self._trainer): None}
         copy = optimised(self, lambda task: task.head(task.backbone(example), size), attached)
         copy.channels_last = copy.channels_last or axes == 2

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from trunkline.backbones import FPN, CifarResNet, DenseNet, ResidualEncoder, ResNet, TimmBackbone
 from trunkline.backbones.norms import FrozenBatchNorm
@@ -136,6 +138,82 @@ def test_folded_weights_by_hand(transposed):
     assert found[0].weight.item() == 1.5 and found[0].bias.item() == 3.5
 
 
-def test_half_precision_is_refused():
-    with pytest.raises(ValueError, match="float16; optimise in float32"):
-        optimised(nn.Conv2d(3, 3, 1).half(), lambda net: net(image()))
+def test_eight_bits_are_refused():
+    network = nn.Sequential(nn.Linear(4, 4, bias=False))
+    network[0].weight.data = network[0].weight.data.to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match="float8_e4m3fn; optimise in float32"):
+        optimised(network.requires_grad_(False), lambda net: None)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_is_folded_in_float32(kind):
+    """Against the float32 copy of the same weights, rounded once; new biases get the type too."""
+    network, example = randomised(ResNet(18, width=16)).to(kind), image()
+    found = optimised(network, lambda net: net(example))
+    assert {value.dtype for value in found.state_dict().values() if value.is_floating_point()} == {kind}
+    assert {value.dtype for value in network.state_dict().values() if value.is_floating_point()} == {kind}
+    exact = optimised(copy.deepcopy(network).float(), lambda net: net(example))
+    for (name, value), other in zip(found.named_parameters(), exact.parameters(), strict=True):
+        assert torch.equal(value, other.to(kind)), name
+    assert norms_of(found) == 0 and found(example.to(kind))[0].dtype == kind
+
+
+def test_parts_that_were_kept_in_float32_stay_so():
+    network, example = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))), image()
+    network[0].bfloat16()
+    found = optimised(network, lambda net: net(example))
+    assert found[0].weight.dtype == found[0].bias.dtype == torch.bfloat16
+    assert found[1].weight.dtype == torch.float32
+
+
+class TF32(TorchFunctionMode):
+    """Rounds inputs of convolutions to 10 bits, as GPUs do unless the backend's flag forbids it."""
+
+    @staticmethod
+    def rounded(x):
+        return ((x.detach().contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (F.conv2d, torch.conv2d) and torch.backends.cudnn.conv.fp32_precision == "tf32":
+            args = (self.rounded(args[0]), self.rounded(args[1]), *args[2:])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: FPN(ResNet(50, norm="frozen_batch", width=16)), lambda: ResNet(18)]
+)
+def test_a_gpu_that_rounds_convolutions_does_not_refuse(network):
+    network, example = randomised(network()), image()
+    with torch.no_grad():
+        exact = network(example)
+        with TF32():
+            for one, other in zip(exact, network(example), strict=True):  # the mode does round
+                assert (one - other).abs().max() > 1e-4 * one.abs().max()
+            optimised(network, lambda net: net(example))
+            with pytest.raises(RuntimeError, match="differs by up to"):
+                optimised(randomised(Both()), lambda net: net(example))
+    assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_precision_that_was_set_comes_back(precision):
+    def seen(net):
+        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
+        return net(image())
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        optimised(ResNet(18).eval(), seen)
+        assert torch.get_float32_matmul_precision() == precision
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == allowed
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_autocast_does_not_reach_the_comparison():
+    with torch.autocast("cpu", torch.bfloat16):
+        optimised(randomised(ResNet(50, width=16)), lambda net: net(image()))
+        with pytest.raises(RuntimeError, match="differs by up to"):
+            optimised(randomised(Both()), lambda net: net(image()))

@@ -78,6 +78,31 @@ def test_raw_outputs_of_every_task_stay(kind):
                 torch.testing.assert_close(getattr(other, name), value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "kind", sorted(TASKS.keys() - {"volumes"})
+)  # torch has no pools of half precision for them
+def test_tasks_of_half_precision_predict_with_their_copy(kind, precision):
+    """The same labels as with the task itself, almost everywhere; types as before."""
+    task = randomised(TASKS[kind]()).to(precision)
+    copy = task.optimised()
+    assert norms_of(copy) == 0 and {p.dtype for p in copy.parameters()} == {precision}
+    shape = (2, 1, 16, 24, 32) if kind == "volumes" else (2, 3, 64, 96)
+    image = torch.randn(shape) if kind == "volumes" else torch.randint(0, 256, shape, dtype=torch.uint8)
+    sizes = torch.tensor([shape[2:]] * 2)
+    with torch.no_grad():
+        pairs = [(copy.raw(image, sizes), task.raw(image, sizes))]
+        copy.head.predict(pairs[0][0], sizes)
+    if kind == "both":
+        pairs = [(pairs[0][0][name], pairs[0][1][name]) for name in ("boxes", "stuff")]
+    for found, expected in pairs:
+        for name, value in vars(expected).items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                other = vars(found)[name]
+                assert other.dtype == value.dtype
+                assert (other - value).abs().max() <= 0.1 * value.abs().max()
+
+
 @pytest.mark.parametrize("onednn", [True, False])
 def test_the_second_stage_of_the_copy_detects_the_same(onednn, monkeypatch):
     if not onednn:
@@ -144,7 +169,7 @@ class Watch(pl.Callback):
         self.norms.append(norms_of(pl_module))
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-true"])
 def test_prediction_uses_the_copy_and_leaves_the_task_as_it_was(tmp_path, precision):
     task, watch = randomised(TASKS["boxes"]()), Watch()
     parts, before = SimpleNamespace(backbone=task.backbone, head=task.head), norms_of(task)
@@ -173,7 +198,8 @@ def test_a_task_that_has_been_fitted_can_be_copied(tmp_path):
     assert copy._trainer is None and task._trainer is not None
 
 
-def test_the_command_predicts_with_the_copy(monkeypatch, tmp_path):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_the_command_predicts_with_the_copy(monkeypatch, tmp_path, precision):
     from trunkline import cli
     from trunkline.data.synthetic.pictures import write_detection
 
@@ -190,6 +216,6 @@ def test_the_command_predicts_with_the_copy(monkeypatch, tmp_path):
     words += ["--model.head.num_classes", "3", "--output.folder", str(tmp_path / "out")]
     words += ["--data.predict", str(tmp_path / "data/images/val"), "--trainer.accelerator", "cpu"]
     words += ["--trainer.logger", "false", "--trainer.devices", "1", "--data.workers", "0"]
-    words += ["--output.pictures", "false"]
+    words += ["--output.pictures", "false", "--trainer.precision", precision]
     cli.main(words)
     assert used == [0] and (tmp_path / "out" / "predictions.json").is_file()
