@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from .layers import Axes, BlurPool, LayerOptions, SqueezeExcitation, make_avg_pool
+from .norms import ConvNormSequential, conv_then_norm
 
 Shortcut = Literal["projection", "average", "pad", "none"]
 
@@ -88,8 +89,8 @@ def make_shortcut(place: Place, outputs: int, options: BlockOptions, norm: bool)
         pool = make_avg_pool(stride) if max(stride) > 1 else nn.Identity()
         if inputs == outputs and not options.always_project:
             return pool
-        return nn.Sequential(pool, options.make_conv(inputs, outputs, 1), *norms)
-    return nn.Sequential(options.make_conv(inputs, outputs, 1, stride), *norms)
+        return ConvNormSequential(pool, options.make_conv(inputs, outputs, 1), *norms)
+    return ConvNormSequential(options.make_conv(inputs, outputs, 1, stride), *norms)
 
 
 class ResidualBlock(nn.Module):
@@ -148,14 +149,12 @@ class ResidualBlock(nn.Module):
     def branch(self, x: Tensor) -> Tensor:
         """Compute the residual from the (activated) input: every convolution of the block."""
         for index in range(1, self.depth + 1):
-            if self.pre_activation and index > 1:
-                x = self.act(getattr(self, f"bn{index}")(x))
-                x = self._blur_before(index, x)
-            x = getattr(self, f"conv{index}")(x)
-            if not self.pre_activation:
-                x = getattr(self, f"bn{index}")(x)
-                if index < self.depth:
-                    x = self._blur_before(index + 1, self.act(x))
+            conv, last = getattr(self, f"conv{index}"), index == self.depth
+            if self.pre_activation and last:
+                return conv(x)
+            x = conv_then_norm(conv, getattr(self, f"bn{index + self.pre_activation}"), x)
+            if not last:
+                x = self._blur_before(index + 1, self.act(x))
         return x
 
     def _blur_before(self, index: int, x: Tensor) -> Tensor:

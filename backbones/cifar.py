@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .blocks import BasicBlock, BlockOptions, Shortcut
 from .layers import Activation, Dimensions, Inflation, Norm, check_choice, initialise_trunk
+from .norms import conv_then_norm
 from .residual import ResidualTrunk, check_common
 from .weights.load import load_weights, pretrained_is_skipped, warn_of_frozen
 from .weights.published import torchvision_name
@@ -88,5 +89,6 @@ class CifarResNet(ResidualTrunk):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Compute the three maps of ``image`` ``[B, in_channels, *S]``; sizes are rounded up."""
-        x = self.conv1(image)
-        return self._run_stages(x if self.pre_activation else self.relu(self.bn1(x)))
+        if self.pre_activation:
+            return self._run_stages(self.conv1(image))
+        return self._run_stages(self.relu(conv_then_norm(self.conv1, self.bn1, image)))

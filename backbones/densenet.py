@@ -28,6 +28,7 @@ from .layers import (
     run_checkpointed,
     times,
 )
+from .norms import conv_then_norm
 from .weights.load import load_weights, pretrained_is_skipped, warn_of_frozen
 from .weights.published import torchvision_name
 
@@ -63,8 +64,8 @@ class DenseLayer(nn.Module):
 
     def forward(self, *maps: Tensor) -> Tensor:
         """Map several ``[B, C_i, *S]`` to ``[B, growth, *S]``."""
-        x = self.conv1(self.act(self.norm1(torch.cat(maps, 1))))
-        return self.conv2(self.act(self.norm2(x)))
+        x = self.act(self.norm1(torch.cat(maps, 1)))
+        return self.conv2(self.act(conv_then_norm(self.conv1, self.norm2, x)))
 
 
 class DenseBlock(nn.Module):
@@ -236,7 +237,7 @@ class DenseNet(Backbone):
                 f"an image of {_sizes(size)} is too small for DenseNet's pooling, which rounds down; give at "
                 f"least {_sizes(self.smallest)}, or set strides to 1 along short axes"
             )
-        x = self.pool0(self.act0(self.norm0(self.conv0(image))))
+        x = self.pool0(self.act0(conv_then_norm(self.conv0, self.norm0, image)))
         maps = []
         for index in (1, 2, 3):
             x = getattr(self, f"denseblock{index}")(x)

@@ -21,6 +21,7 @@ from .layers import (
     check_strides,
     initialise_trunk,
 )
+from .norms import conv_then_norm
 from .residual import ResidualTrunk, check_common
 from .weights.load import load_weights, pretrained_is_skipped, warn_of_frozen
 from .weights.published import torchvision_name
@@ -119,7 +120,7 @@ class ResidualEncoder(ResidualTrunk):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Compute the stages' maps of ``image`` ``[B, in_channels, *S]``; sizes are rounded up."""
-        return self._run_stages(self.relu(self.bn1(self.conv1(image))))
+        return self._run_stages(self.relu(conv_then_norm(self.conv1, self.bn1, image)))
 
 
 def _check_stages(channels: Sequence[int], blocks: Sequence[int]) -> None:

@@ -23,6 +23,7 @@ from .layers import (
     make_max_pool,
     times,
 )
+from .norms import ConvNormSequential, conv_then_norm
 from .residual import ResidualTrunk, check_common
 from .weights.load import load_weights, pretrained_is_skipped, warn_of_frozen
 from .weights.published import torchvision_name
@@ -191,9 +192,10 @@ class ResNet(ResidualTrunk):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Compute C2 to C5 of ``image`` ``[B, in_channels, *S]``; sizes are rounded up at each halving."""
-        x = self.conv1(image)
-        if not self.pre_activation:
-            x = self.relu(self.bn1(x))
+        if self.pre_activation:
+            x = self.conv1(image)
+        else:
+            x = self.relu(conv_then_norm(self.conv1, self.bn1, image))
         return self._run_stages(self.maxpool(x))
 
 
@@ -246,7 +248,7 @@ def _make_stem(stem: Stem, inputs: int, width: int, stride: Axes, options: Block
     if stem == "7x7":
         return options.make_conv(inputs, width, 7, stride)
     inner = max(1, width // 2)
-    return nn.Sequential(
+    return ConvNormSequential(
         options.make_conv(inputs, inner, 3, stride),
         options.make_norm(inner),
         options.make_activation(),
