@@ -48,6 +48,7 @@ from .settings.class_paths import check_class_paths
 from .settings.nulls import check_nulls
 from .settings.num_classes import fill_in
 from .settings.parser import CommandParser, keep_whole_numbers, placed
+from .settings.precision import warn_of_precision
 from .settings.run_folder import SaveRunConfig, check_counts, new_run_folder
 from .settings.sources import SettingError, read_sources, with_names_as_text
 from .volumes import VolumeSegmentation  # noqa: F401
@@ -198,6 +199,7 @@ class TrunklineCLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
             raise SettingError(f"the options of the trainer cannot be used: {error}") from error
         refresh_seldom(trainer)
+        warn_of_precision(trainer)
         return trainer
 
     def before_fit(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -74,6 +75,16 @@ def test_config_trains_saves_reloads_and_predicts_the_same(monkeypatch, tmp_path
     assert expected.count.sum() > 0
     for field, value in vars(expected).items():
         assert torch.equal(getattr(found, field), value), field
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if "demo" not in name])
+def test_config_says_what_a_gpu_runs(name):
+    settings = yaml.safe_load(shipped_configs()[name].read_text(encoding="utf-8"))
+    model, precision = settings["model"]["init_args"], settings["trainer"]["precision"]
+    volumes = model["backbone"]["init_args"].get("ndim") == 3
+    assert precision == ("32-true" if "cifar" in name else "bf16-mixed")
+    assert model.get("channels_last", False) == (not volumes and "cifar" not in name)
+    assert model.get("matmul_precision") == "high" or volumes
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
