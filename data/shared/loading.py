@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .failed import CollateReadable, SkipUnreadable
+from .prefetch import prefetched
 
 GRACE = 120  # seconds from SIGTERM to the end of a loader process that is still there
 
@@ -164,7 +165,18 @@ class PlainErrorLoader(DataLoader):
     """A DataLoader whose loader processes fail with the same message as the main process would.
 
     torch puts the text of a loader process's traceback in place of the message, and raises from its own code.
+
+    Args:
+        dataset: as in a ``DataLoader``.
+        device: where the batches are wanted. To a CUDA device each is copied while the step before it
+            computes (see ``prefetched``), and Lightning finds it there. For any other device, batches stay in
+            main memory.
+        **options: what a ``DataLoader`` takes.
     """
+
+    def __init__(self, dataset: Dataset, *, device: torch.device | None = None, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.device = device
 
     def __iter__(self) -> Any:
         """Yield the batches.
@@ -172,6 +184,11 @@ class PlainErrorLoader(DataLoader):
         Raises:
             ValueError, OSError: (or a subclass) with the message that the dataset or ``collate_fn`` gave.
         """
+        if self.device is None or self.device.type != "cuda":
+            return self._in_memory()
+        return prefetched(self._in_memory(), self.device)
+
+    def _in_memory(self) -> Iterator[Any]:
         try:
             yield from super().__iter__()
         except (ValueError, OSError) as error:
@@ -220,6 +237,11 @@ def ranks_of(trainer: Any) -> dict[str, int]:
     }
 
 
+def device_of(trainer: Any) -> torch.device:
+    """Return the device that this process trains or predicts on; the CPU without a trainer."""
+    return torch.device("cpu") if trainer is None else trainer.strategy.root_device
+
+
 def batch_loader(
     dataset: Dataset,
     sampler: DistributedSampler,
@@ -244,7 +266,7 @@ def batch_loader(
         dataset, collate = SkipUnreadable(dataset, named), CollateReadable(collate)
     overfit = trainer is not None and trainer.overfit_batches > 0
     devices = 1 if trainer is None else trainer.num_devices
-    workers = capped_workers(workers, len(sampler), devices)
+    workers, device = capped_workers(workers, len(sampler), devices), device_of(trainer)
     return PlainErrorLoader(
         RequestedBatches(dataset, fixed=list(sampler) if overfit else None),
         batch_size=None,  # the sampler yields whole batches
@@ -252,6 +274,7 @@ def batch_loader(
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
+        device=device,
         worker_init_fn=start_worker,
     )

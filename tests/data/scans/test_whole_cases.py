@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from pytorch_lightning.loops.progress import _BatchProgress
 
 from scan_cases import SHAPES, SMALL, fitted, indexed, labels, save, write
@@ -59,6 +60,7 @@ def test_ranks_share_cases_and_draw_other_patches(tmp_path, world_size):
             world_size=world_size,
             overfit_batches=0,
             num_devices=world_size,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
             fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=_BatchProgress())),
         )
         shown += [case.case.name for case in made.val_dataloader()]

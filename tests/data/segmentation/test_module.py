@@ -116,7 +116,7 @@ def test_workers_deliver_what_the_main_process_does(folder, monkeypatch):
         shown.append([batch.image_ids.tolist() for batch in batches[0]])
         for one, other in zip(*batches, strict=True):
             for name, value in vars(one).items():
-                assert name in ("truth", "failed") or torch.equal(value, getattr(other, name)), name
+                assert name in ("truth", "failed", "kept") or torch.equal(value, getattr(other, name)), name
     assert shown[0] != shown[1]
 
 
@@ -230,6 +230,7 @@ def test_two_processes_share_the_pictures(folder):
         done = SimpleNamespace(current=SimpleNamespace(completed=0), is_last_batch=False)
         made.trainer = SimpleNamespace(
             global_rank=rank, world_size=2, num_devices=2, overfit_batches=0,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
             fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=done)),
         )  # fmt: skip
         loader = pickle.loads(pickle.dumps(made.train_dataloader().dataset)), made.train_dataloader().sampler
