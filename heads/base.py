@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
+from torch.export import register_dataclass
+
+Outputs = TypeVar("Outputs")
 
 # Of a head's constructor. The command line replaces auto by the number of classes of the data.
 NumClasses = int | Literal["auto"]
@@ -34,6 +37,15 @@ def class_number(num_classes: NumClasses, least: int = 1) -> int:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < least:
         raise ValueError(f"head.num_classes must be at least {least} and a whole number, got {num_classes!r}")
     return num_classes
+
+
+def exportable(kind: type[Outputs]) -> type[Outputs]:
+    """Let ``torch.export`` return a dataclass of tensors; decorates raw outputs and predictions.
+
+    Subclasses need it too.
+    """
+    register_dataclass(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
+    return kind
 
 
 class Head(nn.Module):
@@ -114,6 +126,7 @@ class Head(nn.Module):
         """Change layers of a copy that will never train, see :func:`.optimised.optimised`."""
 
 
+@exportable
 @dataclass
 class RawClassification:
     """What a classification head computes.
@@ -125,6 +138,7 @@ class RawClassification:
     logits: Tensor
 
 
+@exportable
 @dataclass
 class ClassProbabilities:
     """What a classification head predicts.

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..base import BoxTargets, Head
+from ..base import BoxTargets, Head, exportable
 
 
+@exportable
 @dataclass
 class Detections:
     """Detected objects, a fixed number of rows per image, by falling score.
@@ -75,6 +76,7 @@ class DetectionHead(Head):
         return super().predict(raw, image_sizes)
 
 
+@exportable
 @dataclass
 class SampledBoxes:
     """The boxes on which a second stage computed its losses, and what they are to learn.

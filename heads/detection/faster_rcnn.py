@@ -12,13 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from ...backbones.base import FeatureLevel
-from ..base import BoxTargets, NumClasses, class_number
+from ..base import BoxTargets, NumClasses, class_number, exportable
 from .base import DetectionHead, Detections, RoIStage
 from .options import AnchorOptions, RoIOptions, RPNOptions
 from .roi import RoI
 from .rpn import RPN, RawProposals
 
 
+@exportable
 @dataclass
 class RawDetections(RawProposals):
     """What the network computes before any choice is made; serves ``losses`` and ``predict`` alike.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
-from ..base import BoxTargets
+from ..base import BoxTargets, exportable
 from .anchors import Anchors, flatten_levels, map_sizes
 from .boxes import UNIT_WEIGHTS, clip, decode, gather_rows, large_enough
 from .losses import box_loss
@@ -24,6 +24,7 @@ from .options import AnchorOptions, RPNOptions
 from .suppression import nms_keep, top_candidates
 
 
+@exportable
 @dataclass
 class RawProposals:
     """What the RPN computes for every anchor.

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
 from ...constants import IGNORE_INDEX
-from ..base import Head, MaskTargets, NumClasses, class_number
+from ..base import Head, MaskTargets, NumClasses, class_number, exportable
 from .losses import CrossEntropy, SegmentationLoss
 from .regions import THRESHOLD, Regions
 
 
+@exportable
 @dataclass
 class RawSegmentation:
     """What a segmentation head computes.
@@ -34,6 +35,7 @@ class RawSegmentation:
     aux: tuple[Tensor, ...] = ()
 
 
+@exportable
 @dataclass
 class Segmentation:
     """What a segmentation head predicts.
