@@ -3,7 +3,6 @@
 from .base import RawSegmentation, Segmentation, SegmentationHead
 from .deeplab import DeepLabV3, DeepLabV3Plus
 from .fcn import FCN
-from .loss_base import labelled
 from .losses import (
     CrossEntropy,
     Dice,
@@ -14,6 +13,7 @@ from .losses import (
     Tversky,
     WeightedSum,
 )
+from .pixels import labelled
 from .semantic_fpn import SemanticFPN
 from .unet import UNet
 

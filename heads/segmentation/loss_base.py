@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from ...backbones.constants import WithConstants
 from ...backbones.layers import check_choice
 from ...constants import IGNORE_INDEX
 from ..base import balanced_weights
+from .pixels import Pixels
 
 ClassWeights = list[float] | Literal["balanced"] | None
 
@@ -34,6 +35,7 @@ class SegmentationLoss(WithConstants):
     ignore_index: int = IGNORE_INDEX
     balanced: bool = False
     region_table: Tensor | None = None
+    squared_sums: bool | None = None  # which sums of a :class:`.pixels.Pixels` it asks for; None for none
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Return the loss, a scalar.
@@ -49,8 +51,14 @@ class SegmentationLoss(WithConstants):
 
     def terms(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the named scalars whose sum is the loss."""
-        name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
-        return {name: self(logits, mask)}
+        return {self._name(): self(logits, mask)}
+
+    def shared_terms(self, pixels: Pixels) -> dict[str, Tensor]:
+        """Return the :meth:`terms` of pixels of which other losses may have computed something already."""
+        return self.terms(pixels.given, pixels.mask)
+
+    def _name(self) -> str:
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
     def use_regions(self, table: Tensor) -> None:
         """Compare with regions that may overlap, each by its own sigmoid, from now on.
@@ -65,18 +73,6 @@ class SegmentationLoss(WithConstants):
             f"head.loss {type(self).__name__} needs classes that do not overlap, so not head.regions; take "
             "CrossEntropy, Focal, Dice, Tversky or a WeightedSum of them"
         )
-
-    def _inside(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Return which pixels lie in which region, ``[B, R, *S]`` bool; ignored ones in none.
-
-        Raises:
-            ValueError: if there is not one logit per region.
-        """
-        table = cast(Tensor, self.region_table)
-        if logits.shape[1] != len(table):
-            raise ValueError(f"{len(table)} regions need as many logits, got {list(logits.shape)}")
-        rows = table.index_select(1, mask.flatten().int())  # [R, B * *S]
-        return rows.unflatten(1, mask.shape).transpose(0, 1)
 
     @property
     def class_weights(self) -> list[float] | None:
@@ -104,7 +100,36 @@ class SegmentationLoss(WithConstants):
         self.set_class_weights(balanced_weights(counts))
 
 
-class WeightedLoss(SegmentationLoss):
+class SharedLoss(SegmentationLoss):
+    """A loss that is computed from :class:`.pixels.Pixels`, which several of them can share."""
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        return self.compute(Pixels(logits, mask, self.squared_sums))
+
+    def compute(self, pixels: Pixels) -> Tensor:
+        """Return the loss, a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} must implement compute(pixels)")
+
+    def shared_terms(self, pixels: Pixels) -> dict[str, Tensor]:
+        kind = type(self)
+        if kind.forward is not SharedLoss.forward or kind.terms is not SegmentationLoss.terms:
+            return super().shared_terms(pixels)  # a subclass computes it in another way
+        return {self._name(): self.compute(pixels)}
+
+    def _inside(self, pixels: Pixels) -> Tensor:
+        """Return which pixels lie in which region, ``[B, R, *S]`` bool; ignored ones in none.
+
+        Raises:
+            ValueError: if there is not one logit per region.
+        """
+        table, logits, mask = cast(Tensor, self.region_table), pixels.given, pixels.mask
+        if logits.shape[1] != len(table):
+            raise ValueError(f"{len(table)} regions need as many logits, got {list(logits.shape)}")
+        rows = table.index_select(1, mask.flatten().int())  # [R, B * *S]
+        return rows.unflatten(1, mask.shape).transpose(0, 1)
+
+
+class WeightedLoss(SharedLoss):
     """A mean over pixels in which each pixel counts by the weight of its class.
 
     Args:
@@ -145,8 +170,9 @@ class WeightedLoss(SegmentationLoss):
             )
         self.set_constant("region_table", lambda: table)
 
-    def _weights(self, logits: Tensor) -> Tensor | None:
-        """Return the class weights ``[K]`` in the type of ``logits`` ``[B, K, *S]``."""
+    def _weights(self, pixels: Pixels) -> Tensor | None:
+        """Return the class weights ``[K]`` in the type of the logits."""
+        logits = pixels.logits
         if self._class_weights is None:
             if self.balanced:
                 raise ValueError(
@@ -162,69 +188,35 @@ class WeightedLoss(SegmentationLoss):
             )
         return self._class_weights.to(logits.dtype)
 
-    def _rows(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    def _rows(self, pixels: Pixels) -> Tensor:
         """Return every pixel's cross-entropy, ``[B, *S]``; with regions the binary ones, ``[B, R, *S]``."""
         if self.region_table is None:
-            return F.cross_entropy(logits, labels, reduction="none")
-        truth = self._inside(logits, mask).to(logits.dtype)
-        return F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+            return pixels.rows
+        truth = self._inside(pixels).to(pixels.logits.dtype)
+        return F.binary_cross_entropy_with_logits(pixels.logits, truth, reduction="none")
 
-    def _mean(self, rows: Tensor, labels: Tensor, counted: Tensor, weights: Tensor | None) -> Tensor:
-        """Sum of the counted ``rows`` ``[B, *S]`` (weighted already) over the sum of their weights.
+    def _weighted(self, rows: Tensor, pixels: Pixels, weights: Tensor | None) -> Tensor:
+        """Multiply each pixel of ``[B, *S]`` by the weight of its class."""
+        return rows if weights is None else rows * weights[pixels.labels]
 
-        With regions ``rows`` is ``[B, R, *S]``, and weights are None.
+    def _mean(
+        self, rows: Tensor, pixels: Pixels, weights: Tensor | None, counted: Tensor | None = None
+    ) -> Tensor:
+        """Divide the sum of ``rows`` ``[B, *S]`` (weighted already) by the sum of their weights.
+
+        With regions ``rows`` is ``[B, R, *S]``, and weights are None. Pixels that are not ``counted`` are
+        left out; without it, those that are not labelled.
         """
+        if counted is None:
+            if pixels.complete and weights is None:
+                return rows.sum() / max(1, rows.numel())
+            counted = pixels.valid
         if rows.ndim > counted.ndim:
             counted = counted[:, None].expand_as(rows)
-        total = counted.sum() if weights is None else torch.where(counted, weights[labels], 0.0).sum()
+        share = None if weights is None else torch.where(counted, weights[pixels.labels], 0.0)
+        total = counted.sum() if share is None else share.sum()
         # The smallest normal number: 0 / 0 would be NaN.
         return torch.where(counted, rows, 0.0).sum() / total.clamp(min=torch.finfo(rows.dtype).tiny)
-
-
-def labelled(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits ``[B, K, *S]``, labels ``[B, *S]`` int64 and which pixels have one.
-
-    Labels are 0 where they do not, and logits, float32 at least, get no gradient there.
-
-    Raises:
-        ValueError: if the shapes of logits and mask do not fit.
-    """
-    if mask.shape != (logits.shape[0], *logits.shape[2:]):
-        raise ValueError(
-            f"logits [B, K, *S] and mask [B, *S] do not fit: {list(logits.shape)} and {list(mask.shape)}"
-        )
-    valid = mask != IGNORE_INDEX
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    if all_labelled(valid):
-        return logits, mask.long(), valid
-    return _WithoutGradient.apply(logits, ~valid[:, None]), torch.where(valid, mask, 0).long(), valid
-
-
-def all_labelled(valid: Tensor) -> bool:
-    """Whether every pixel of a bool tensor is true; false on devices, which looking would synchronise."""
-    return valid.device.type == "cpu" and not torch.compiler.is_compiling() and bool(valid.all())
-
-
-class _WithoutGradient(torch.autograd.Function):
-    """Passes values on as they are, without a copy, and zeros back as the gradient of ignored pixels.
-
-    Such a pixel may hold NaN, and then its gradient is NaN even with a weight of 0.
-    """
-
-    @staticmethod
-    def forward(context: Any, logits: Tensor, ignored: Tensor) -> Tensor:
-        context.save_for_backward(ignored)
-        return logits.view_as(logits)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (ignored,) = context.saved_tensors
-        # Of finite logits it is 0 already; to look costs less than to copy, but it synchronises a device.
-        if gradient.device.type == "cpu" and not torch.compiler.is_compiling():
-            if bool(gradient.detach().sum().isfinite()):
-                return gradient, None
-        return gradient.masked_fill(ignored, 0.0), None
 
 
 def check_number(name: str, value: float, zero: bool) -> None:

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .loss_base import ClassWeights, SegmentationLoss, WeightedLoss, check_number, labelled
+from .loss_base import ClassWeights, SegmentationLoss, WeightedLoss, check_number
+from .pixels import Pixels
 from .region_losses import Dice, Lovasz, Tversky
 
 __all__ = [
@@ -60,15 +61,16 @@ class CrossEntropy(WeightedLoss):
                 "or head.regions"
             )
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        logits, labels, valid = labelled(logits, mask)
+    def compute(self, pixels: Pixels) -> Tensor:
         if self.region_table is not None:
-            return self._mean(self._rows(logits, labels, mask), labels, valid, None)
-        weights = self._weights(logits)
+            return self._mean(self._rows(pixels), pixels, None)
+        weights = self._weights(pixels)
+        if not self.label_smoothing:
+            return self._mean(self._weighted(pixels.rows, pixels, weights), pixels, weights)
         rows = F.cross_entropy(
-            logits, labels, weights, reduction="none", label_smoothing=self.label_smoothing
+            pixels.logits, pixels.labels, weights, reduction="none", label_smoothing=self.label_smoothing
         )  # [B, *S]
-        return self._mean(rows, labels, valid, weights)
+        return self._mean(rows, pixels, weights)
 
 
 class OnlineHardExampleMining(WeightedLoss):
@@ -100,12 +102,10 @@ class OnlineHardExampleMining(WeightedLoss):
         self.threshold = threshold
         self.min_kept = min_kept
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        logits, labels, valid = labelled(logits, mask)
-        weights = self._weights(logits)
-        rows = F.cross_entropy(logits, labels, reduction="none")  # [B, *S]
-        hard = self._hard(rows.detach(), valid)
-        return self._mean(rows if weights is None else rows * weights[labels], labels, hard, weights)
+    def compute(self, pixels: Pixels) -> Tensor:
+        weights, rows = self._weights(pixels), pixels.rows
+        hard = self._hard(rows.detach(), pixels.valid)
+        return self._mean(self._weighted(rows, pixels, weights), pixels, weights, hard)
 
     def use_regions(self, table: Tensor) -> None:
         SegmentationLoss.use_regions(self, table)  # an error: a pixel has no single true class
@@ -142,14 +142,13 @@ class Focal(WeightedLoss):
         check_number("gamma", gamma, zero=True)
         self.gamma = gamma
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        logits, labels, valid = labelled(logits, mask)
-        weights = self._weights(logits)
-        rows = self._rows(logits, labels, mask)  # [B, *S] or [B, R, *S]
+    def compute(self, pixels: Pixels) -> Tensor:
+        weights = self._weights(pixels)
+        rows = self._rows(pixels)  # [B, *S] or [B, R, *S]
         # Not 1 - exp(-rows), which loses the digits of easy pixels; at 0 a power below 1 has no derivative.
         rest = (-torch.expm1(-rows)).clamp(min=torch.finfo(rows.dtype).tiny)
         rows = rest.pow(self.gamma) * rows
-        return self._mean(rows if weights is None else rows * weights[labels], labels, valid, weights)
+        return self._mean(self._weighted(rows, pixels, weights), pixels, weights)
 
 
 class WeightedSum(SegmentationLoss):
@@ -184,15 +183,23 @@ class WeightedSum(SegmentationLoss):
 
     def terms(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms of each loss; a name that comes again gets a number: ``dice_2``."""
+        return self.shared_terms(Pixels(logits, mask, self.squared_sums))
+
+    def shared_terms(self, pixels: Pixels) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for loss, weight in zip(self.losses, self.weights, strict=True):
-            for name, value in loss.terms(logits, mask).items():
+            for name, value in loss.shared_terms(pixels).items():
                 names = (name if count == 1 else f"{name}_{count}" for count in range(1, len(terms) + 2))
                 terms[next(name for name in names if name not in terms)] = weight * value
         return terms
 
     @property
-    def balanced(self) -> bool:  # type: ignore[override]  # an attribute of other losses
+    def squared_sums(self) -> bool | None:  # type: ignore[override]  # an attribute of other losses
+        """Which sums the first of the losses that needs some asks for."""
+        return next((loss.squared_sums for loss in self.losses if loss.squared_sums is not None), None)
+
+    @property
+    def balanced(self) -> bool:  # type: ignore[override]  # the same
         """Whether one of the losses is."""
         return any(loss.balanced for loss in self.losses)
 

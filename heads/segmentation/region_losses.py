@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ...backbones.layers import check_choice
-from .loss_base import SegmentationLoss, all_labelled, check_number, labelled
+from .loss_base import SegmentationLoss, SharedLoss, check_number
+from .pixels import Pixels
 
 Classes = Literal["present", "all"]
 
 
-class RegionLoss(SegmentationLoss):
+class RegionLoss(SharedLoss):
     """A loss per class, or region, over all pixels of an image or batch, and its mean over those.
 
     Args:
@@ -47,32 +48,18 @@ class RegionLoss(SegmentationLoss):
             )
         self.set_constant("region_table", lambda: table)
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        logits, _, valid = labelled(logits, mask)
-        valid = valid.flatten(1)[:, None]  # [B, 1, N]
-        if self.region_table is not None:  # R in the place of K
-            shares, truth = logits.sigmoid().flatten(2), self._inside(logits, mask).flatten(2)
-        else:
-            shares = logits.softmax(1).flatten(2)  # [B, K, N]
-            small = mask.dtype if mask.dtype == torch.uint8 else torch.int64  # comparing bytes is fastest
-            index = torch.arange(shares.shape[1], device=mask.device, dtype=small)
-            truth = mask.flatten(1)[:, None] == index[:, None]  # [B, K, N], nowhere 255
-        losses, counted = self.per_class(shares, truth, valid)  # [G, K] each
+    def compute(self, pixels: Pixels) -> Tensor:
+        losses, counted = self.per_class(pixels)  # [G, K] each
         losses = torch.where(counted, losses, 0.0)
         groups = losses.sum(1) / counted.sum(1).clamp(min=1)  # [G]
         return groups.sum() / counted.any(1).sum().clamp(min=1)
 
-    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def per_class(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
         """Return the loss of each class and whether it counts, ``[G, K]``; class 0 only if it takes part.
 
         Losses are finite for classes without a pixel too.
-
-        Args:
-            shares: ``[B, K, N]`` probabilities; anything in ignored pixels.
-            truth: ``[B, K, N]`` bool, false in ignored pixels.
-            valid: ``[B, 1, N]`` bool, the labelled pixels.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement per_class(shares, truth, valid)")
+        raise NotImplementedError(f"{type(self).__name__} must implement per_class(pixels)")
 
 
 class OverlapLoss(RegionLoss):
@@ -80,21 +67,30 @@ class OverlapLoss(RegionLoss):
 
     squared = False  # whether probabilities are squared in the sum over all pixels
 
-    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        if not all_labelled(valid):
-            shares = torch.where(valid, shares, 0.0)
-        inside = truth.to(shares.dtype)  # products and sums of floats are much faster than of bools on a CPU
-        common = (shares * inside).sum(2)  # [B, K]
-        predicted = (shares.square() if self.squared else shares).sum(2)
-        pixels = inside.sum(2)
-        labelled_pixels = valid.any(2)  # [B, 1]
+    @property
+    def squared_sums(self) -> bool | None:  # type: ignore[override]  # an attribute of other losses
+        return self.squared if self.region_table is None else None
+
+    def per_class(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
+        plain = self.region_table is None
+        common, predicted, number = pixels.sums(self.squared) if plain else self._region_sums(pixels)
+        labelled_pixels = pixels.valid.flatten(1).any(1, keepdim=True)  # [B, 1]
         if not self.per_image:
-            common, predicted, pixels = (x.sum(0, keepdim=True) for x in (common, predicted, pixels))
+            common, predicted, number = (x.sum(0, keepdim=True) for x in (common, predicted, number))
             labelled_pixels = labelled_pixels.any(0, keepdim=True)
-        counted = pixels > 0 if self.classes == "present" else labelled_pixels.expand_as(pixels)
-        losses = self.overlap(common, predicted, pixels)
+        counted = number > 0 if self.classes == "present" else labelled_pixels.expand_as(number)
+        losses = self.overlap(common, predicted, number)
         first = 0 if self.include_background else 1
         return losses[:, first:], counted[:, first:]
+
+    def _region_sums(self, pixels: Pixels) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what :meth:`.Pixels.sums` does, of regions: ``[B, R]`` each."""
+        shares = pixels.logits.sigmoid().flatten(2)  # [B, R, N]
+        inside = self._inside(pixels).flatten(2).to(shares.dtype)  # floats: faster on a CPU
+        if not pixels.complete:
+            shares = torch.where(pixels.valid.flatten(1)[:, None], shares, 0.0)
+        predicted = (shares.square() if self.squared else shares).sum(2)
+        return (shares * inside).sum(2), predicted, inside.sum(2)
 
     def overlap(self, common: Tensor, predicted: Tensor, pixels: Tensor) -> Tensor:
         """Return the loss of each class, ``[G, K]``.
@@ -206,7 +202,11 @@ class Lovasz(RegionLoss):
     def use_regions(self, table: Tensor) -> None:
         SegmentationLoss.use_regions(self, table)  # an error: this is the extension for softmax probabilities
 
-    def per_class(self, shares: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def per_class(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
+        shares, valid = pixels.logits.softmax(1).flatten(2), pixels.valid.flatten(1)[:, None]
+        small = pixels.mask.dtype if pixels.mask.dtype == torch.uint8 else torch.int64  # bytes are fastest
+        index = torch.arange(shares.shape[1], device=valid.device, dtype=small)
+        truth = pixels.mask.flatten(1)[:, None] == index[:, None]  # [B, K, N], nowhere 255
         if not self.per_image:  # [B, K, N] -> [1, K, B * N]
             shares, truth, valid = (x.transpose(0, 1).flatten(1)[None] for x in (shares, truth, valid))
         errors = torch.where(truth, 1 - shares, shares)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from loss_cases import NAN, SHAPES, WEIGHTS, K, batch, value_and_gradient
 
-from trunkline.heads.segmentation import loss_base, region_losses
+from trunkline.heads.segmentation import pixels
 from trunkline.heads.segmentation.losses import (
     CrossEntropy,
     Dice,
@@ -73,8 +73,7 @@ def test_what_ignored_pixels_hold_does_not_leak(name, bad):
 def test_what_is_left_out_where_all_pixels_are_labelled_changes_nothing(monkeypatch, name):
     logits, mask = batch(ignored=0)
     value, gradient = value_and_gradient(EVERY[name](), logits, mask)
-    for module in (loss_base, region_losses):
-        monkeypatch.setattr(module, "all_labelled", lambda valid: False)  # as on a device
+    monkeypatch.setattr(pixels, "all_labelled", lambda valid: False)  # as on a device
     other, same = value_and_gradient(EVERY[name](), logits, mask)
     torch.testing.assert_close(other, value)
     torch.testing.assert_close(same, gradient)
