@@ -1,4 +1,4 @@
-"""Overlapping classes: which labels make up a region, and which label a region stands for.
+"""Overlapping classes (which labels make up a region, and which label a region stands for), and the largest score.
 
 Letters in shapes: B images, K labels, R regions, S spatial axes (H, W or D, H, W).
 """
@@ -95,3 +95,22 @@ class Regions:
         for index, label in enumerate(self.labels):
             mask.masked_fill_(scores[:, index] > threshold, label)
         return mask
+
+
+def largest(scores: Tensor) -> Tensor:
+    """Return the position of the largest of at most 256 scores, ``[B, K, *S]`` to ``[B, *S]`` uint8.
+
+    The first one of equals; any of pixels that have a NaN.
+    """
+    classes_last = scores.stride(1) == 1 and scores.shape[1] > 1
+    if scores.device.type != "cpu" or classes_last or torch.compiler.is_compiling():
+        return scores.max(1).indices.to(torch.uint8)  # as argmax, but several times as fast on a CPU
+    # Class by class, which a CPU does in long vectors: several times as fast again.
+    scores = scores.detach()
+    best = scores[:, 0].clone()
+    found = torch.zeros(best.shape, dtype=torch.uint8)
+    for index in range(1, scores.shape[1]):
+        more = (scores[:, index] > best).view(torch.uint8)
+        torch.maximum(found, more.mul_(index), out=found)
+        torch.maximum(best, scores[:, index], out=best)
+    return found

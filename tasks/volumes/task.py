@@ -83,7 +83,8 @@ class VolumeSegmentation(Task):
                 raw = task.run(ordered)
                 each = task.head.probabilities(raw.logits.float())
                 total = each if total is None else total + each
-        return cast(Tensor, total) / (1 + len(self._members))
+        mean = cast(Tensor, total)
+        return mean / (1 + len(self._members)) if self._members else mean
 
     def segment(self, image: np.ndarray, placement: Any) -> np.ndarray:
         """Label a whole scan, in bounded memory.

@@ -16,6 +16,7 @@ from trunkline.heads.segmentation.base import (
     subsample,
 )
 from trunkline.heads.segmentation.losses import CrossEntropy, Dice, SegmentationLoss, WeightedSum
+from trunkline.heads.segmentation.regions import largest
 
 LEVELS = (FeatureLevel(4, (4, 4)), FeatureLevel(8, (8, 8)))
 
@@ -221,3 +222,14 @@ def test_class_weights_are_those_of_the_loss():
 def test_a_subclass_must_write_forward():
     with pytest.raises(NotImplementedError, match="SegmentationHead must implement forward"):
         SegmentationHead(LEVELS, 3)([], (4, 4))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("classes", [1, 2, 5, 255])
+def test_the_largest_score_is_argmaxs_in_any_memory_order(classes, kind):
+    scores = torch.randn(2, classes, 5, 12, 8).to(kind).round(decimals=1)  # with equals
+    expected = scores.argmax(1)
+    for x in (scores, scores.to(memory_format=torch.channels_last_3d), scores[..., 2:6]):
+        found = largest(x)
+        assert found.dtype == torch.uint8 and torch.equal(found.long(), x.argmax(1))
+    assert torch.equal(largest(scores.requires_grad_()).long(), expected)
