@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.checkpoint import checkpoint
 
 from .constants import WithConstants
-from .norms import FrozenBatchNorm, InstanceNorm3d
+from .norms import FrozenBatchNorm, InstanceNorm2d, InstanceNorm3d
 
 Norm = Literal["batch", "frozen_batch", "sync_batch", "group", "instance"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu"]
@@ -205,7 +205,7 @@ def make_norm(norm: Norm, channels: int, ndim: int = 2) -> nn.Module:
     if norm == "group":
         return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
     if norm == "instance":
-        return (nn.InstanceNorm2d if ndim == 2 else InstanceNorm3d)(channels, affine=True)
+        return (InstanceNorm2d if ndim == 2 else InstanceNorm3d)(channels, affine=True)
     batch = nn.BatchNorm2d if ndim == 2 else nn.BatchNorm3d
     kinds = {"batch": batch, "frozen_batch": FrozenBatchNorm, "sync_batch": nn.SyncBatchNorm}
     return kinds[norm](channels)

@@ -91,13 +91,7 @@ class FrozenBatchNorm(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
-class InstanceNorm3d(nn.InstanceNorm3d):
-    """``nn.InstanceNorm3d``, computed on a CPU as a group norm of one channel per group.
-
-    Torch's own takes the detour over a batch norm there, which costs up to five times as much forward and
-    twice as much in training.
-    """
-
+class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, *S]`` to the same shape and type."""
         plain = x.device.type == "cpu" and x.dtype == self.weight.dtype
@@ -105,6 +99,18 @@ class InstanceNorm3d(nn.InstanceNorm3d):
             return super().forward(x)
         self._check_input_dim(x)
         return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
+
+
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    """``nn.InstanceNorm2d``, computed on a CPU as a group norm of one channel per group.
+
+    Torch's own takes the detour over a batch norm there, which costs up to five times as much forward and
+    twice as much in training, and copies maps to channels first.
+    """
+
+
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    """``nn.InstanceNorm3d``, computed on a CPU as :class:`InstanceNorm2d`."""
 
 
 def conv_then_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:

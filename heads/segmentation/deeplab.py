@@ -216,7 +216,11 @@ class ASPP(nn.Module):
                 "without a last batch of one image), or set the head's norm to group"
             )
         pooled = activation(norm(pooled)).expand(-1, -1, *x.shape[2:])  # [B, C, 1, ...] -> [B, C, *S]
-        return self.project(torch.cat([*(branch(x) for branch in branches), pooled], 1))
+        maps = [branch(x) for branch in branches]
+        order = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        if maps[0].is_contiguous(memory_format=order) and not maps[0].is_contiguous():
+            pooled = pooled.contiguous(memory_format=order)  # or all maps together would lie channels first
+        return self.project(torch.cat([*maps, pooled], 1))
 
 
 def _check_pooled_norm(name: Norm, norm: nn.Module) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trunkline.backbones.densenet import DenseNet
-from trunkline.backbones.layers import FrozenBatchNorm
+from trunkline.backbones.norms import FrozenBatchNorm, InstanceNorm2d
 
 # Parameters with the classifier, as torchvision publishes them, and the classifier's inputs.
 PUBLISHED = {121: (7978856, 1024), 161: (28681000, 2208), 169: (14149480, 1664), 201: (20013928, 1920)}
@@ -149,7 +149,7 @@ def test_centre_inflated_net_equals_its_original_on_a_constant_volume(randomise,
         ("frozen_batch", 2, FrozenBatchNorm),
         ("sync_batch", 2, nn.SyncBatchNorm),
         ("group", 2, nn.GroupNorm),
-        ("instance", 2, nn.InstanceNorm2d),
+        ("instance", 2, InstanceNorm2d),
     ],
 )
 @pytest.mark.parametrize("depth", [121, 161, 169, 201])

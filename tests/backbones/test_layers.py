@@ -67,12 +67,14 @@ def test_neither_averaging_nor_a_cast_rounds_the_blur():
     assert net[0].state_dict() == {} and net[0](pulse.to("meta")).shape == (1, 2, 3, 3)
 
 
-def test_instance_norm_of_volumes_equals_torchs():
-    norm, theirs = make_norm("instance", 6, 3), nn.InstanceNorm3d(6, affine=True)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_instance_norms_equal_torchs(ndim):
+    norm = make_norm("instance", 6, ndim)
+    theirs = (nn.InstanceNorm2d if ndim == 2 else nn.InstanceNorm3d)(6, affine=True)
     nn.init.uniform_(norm.weight, 0.5, 2)
     nn.init.normal_(norm.bias)
     theirs.load_state_dict(norm.state_dict())
-    x = (torch.randn(3, 6, 4, 5, 7) * 3 + 5).requires_grad_()
+    x = (torch.randn(3, 6, *(4, 5, 7)[:ndim]) * 3 + 5).requires_grad_()
     weight = torch.randn_like(x)
     found, expected = norm(x), theirs(x)
     torch.testing.assert_close(found, expected)
@@ -83,9 +85,9 @@ def test_instance_norm_of_volumes_equals_torchs():
     torch.testing.assert_close(norm.eval()(x), expected)
     assert norm(x[:0]).shape == x[:0].shape
     with pytest.raises(ValueError, match="more than 1 spatial element"):
-        norm(torch.randn(3, 6, 1, 1, 1))
+        norm(torch.randn(3, 6, *[1] * ndim))
     with pytest.raises(ValueError, match="expected"):
-        norm(torch.randn(3, 6))
+        norm(torch.randn(6))
 
 
 def test_average_pools_leave_out_what_lies_beyond_the_map():

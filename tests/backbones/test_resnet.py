@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from trunkline.backbones import resnet
-from trunkline.backbones.layers import FrozenBatchNorm
+from trunkline.backbones.norms import FrozenBatchNorm, InstanceNorm2d
 from trunkline.backbones.resnet import ResNet
 from trunkline.backbones.weights.published import torchvision_name
 
@@ -86,7 +86,7 @@ def test_declared_levels_are_the_measured_ones(depth, output_stride):
 @pytest.mark.parametrize(
     ("norm", "kind"),
     [
-        ("instance", nn.InstanceNorm2d),
+        ("instance", InstanceNorm2d),
         ("batch", nn.BatchNorm2d),
         ("frozen_batch", FrozenBatchNorm),
         ("sync_batch", nn.SyncBatchNorm),
