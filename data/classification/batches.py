@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..shared.batches import Batch
+from ..shared.batches import Batch, images_of
+from ..shared.on_device import RawImage
 
 
 @dataclass
@@ -19,13 +20,14 @@ class ClassificationSample:
     """One 2D image or scan with its class or classes.
 
     Attributes:
-        image: ``[3, h, w]`` uint8 RGB, or ``[C, D, H, W]`` float32 standardised.
+        image: ``[3, h, w]`` uint8 RGB, or only decoded, for the device to resize; ``[C, D, H, W]`` float32
+            standardised.
         label: ``[]`` int64 in 0..K-1, or ``[K]`` float32 of zeros and ones where an image may show several
             classes; -1 (everywhere) if unknown.
         image_id: position in the index of the data module.
     """
 
-    image: Tensor
+    image: Tensor | RawImage
     label: Tensor
     image_id: int
 
@@ -63,10 +65,12 @@ def collate_classification(samples: list[ClassificationSample]) -> Classificatio
                 f"image id {sample.image_id} has shape {list(sample.image.shape)}, image id {first.image_id} "
                 f"of its batch {list(first.image.shape)}; all need the same number of channels and size"
             )
-    image = torch.stack([sample.image for sample in samples])
-    sizes = torch.tensor(image.shape[2:], dtype=torch.int64)
+    size = first.image.shape[1:]
+    ready = [sample.image for sample in samples if isinstance(sample.image, Tensor)]
+    images = {"image": torch.stack(ready)} if ready else images_of([s.image for s in samples], size)
+    sizes = torch.tensor(size, dtype=torch.int64)
     return ClassificationBatch(
-        image=image,
+        **images,
         label=torch.stack([sample.label for sample in samples]),
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         image_sizes=sizes.repeat(len(samples), 1),

@@ -60,9 +60,10 @@ class ClassificationDataset(Dataset):
             pixels = self.transform(image, request.seed)
         except AugmentationError as error:
             raise AugmentationError(f"{path}: {error}") from error
-        if self.channels not in (None, len(pixels)):
+        if self.channels not in (None, pixels.shape[0]):
+            has = number_of(pixels.shape[0], "channel")
             raise ImageError(
-                f"{path}: has {number_of(len(pixels), 'channel')}, most of the images have {self.channels}; "
+                f"{path}: has {has}, most of the images have {self.channels}; "
                 "predict on it by a network for such images"
             )
         return ClassificationSample(pixels, self.index.label(position), position)

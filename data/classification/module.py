@@ -13,6 +13,7 @@ from ..shared.labels.classes import LabelClass
 from ..shared.loading import ImageBatchSampler, PlainErrorLoader, batch_loader
 from ..shared.locate import CheckImages, DataNotFoundError
 from ..shared.module import SplitData
+from ..shared.on_device import AugmentOn
 from ..shared.pixel_range import PixelRange, PixelRanges
 from ..shared.summary import SplitSummary
 from .batches import collate_classification
@@ -75,6 +76,9 @@ class ImageClassification(SplitData[ClassIndex]):
         augment: albumentations transforms for 2D training images, each a name with its arguments, applied to
             the original pixels. What is not of the wanted size afterwards is resized and cut as in
             evaluation. None if null.
+        augment_on: who resizes and mirrors the pixels: the loader, or the device, for which the loader only
+            decodes. With device, ``augment`` has flips only, and there is no policy and no
+            random_erasing; pixels differ by at most one grey level.
         policy: an automatic augmentation policy for 2D training images, after the transforms.
         random_erasing: probability of painting a rectangle in the mean colour over a 2D training image, last.
         repeated_augmentation: how often an image comes up in a row, each time with other augmentation; an
@@ -108,6 +112,7 @@ class ImageClassification(SplitData[ClassIndex]):
         resize: int | None = None,
         interpolation: Interpolation = "bilinear",
         augment: list[dict[str, dict[str, Any] | None]] | None = None,
+        augment_on: AugmentOn = "loader",
         policy: Policy | None = None,
         random_erasing: float = 0.0,
         repeated_augmentation: int = 1,
@@ -288,8 +293,9 @@ class ImageClassification(SplitData[ClassIndex]):
             size = (given.size,) * 3 if isinstance(given.size, int) else given.size
             return ScanTransform(size, given.flip_axes, given.intensity) if training else ScanTransform(size)
         short = given.size if given.resize is None else given.resize
+        on_device = given.augment_on == "device"
         if not training:
-            return PictureTransform(given.size, short, given.interpolation)
+            return PictureTransform(given.size, short, given.interpolation, on_device=on_device)
         side = given.train_size or given.size
         return PictureTransform(
             side,
@@ -298,6 +304,7 @@ class ImageClassification(SplitData[ClassIndex]):
             given.augment or (),
             given.policy,
             given.random_erasing,
+            on_device,
         )
 
     def _check_kinds(self, indices: dict[str, ClassIndex]) -> None:
@@ -313,6 +320,8 @@ class ImageClassification(SplitData[ClassIndex]):
         wrong = [name for name in (for_pictures if scans else ("flip_axes", "intensity")) if given[name]]
         if scans and given.interpolation != "bilinear":
             wrong.append("interpolation")
+        if scans and given.augment_on != "loader":
+            wrong.append("augment_on")
         if wrong:
             instead = "flip_axes and intensity augment scans" if scans else "augment is for 2D images"
             kind = "scans" if scans else "2D images"

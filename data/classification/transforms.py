@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from ..shared.augment.transforms import Entry, ImageAugmentation
+from ..shared.augment.flips import Flips
+from ..shared.augment.transforms import AugmentationError, Entry, ImageAugmentation
 from ..shared.io import Interpolation, resize
+from ..shared.on_device import RawImage, require_flips
 from .scans import resize_scan, standardise_scan
 
 Policy = Literal["auto_augment", "rand_augment", "trivial_augment_wide"]
@@ -46,11 +48,12 @@ class PictureTransform:
         policy: a published policy as torchvision implements it, or None: AutoAugment for ImageNet (Cubuk et
             al., 2019), RandAugment (2 of magnitude 9; Cubuk et al., 2020), TrivialAugment (Mueller & Hutter,
             2021).
+        on_device: leave resizing, mirroring and cutting to the device, see ``RawImage``.
         random_erasing: probability of painting a random rectangle (2 to 33 % of the area) in ImageNet's mean
             colour, which normalising makes zero (Zhong et al., 2020).
 
     Raises:
-        AugmentationError: if ``augment`` is wrong.
+        AugmentationError: if ``augment`` is wrong, or with ``on_device`` if there is more than flips.
     """
 
     def __init__(
@@ -61,21 +64,35 @@ class PictureTransform:
         augment: Sequence[Entry] = (),
         policy: Policy | None = None,
         random_erasing: float = 0.0,
+        on_device: bool = False,
     ):
         self.size = size
         self.resize = resize
         self.interpolation = interpolation
         self.augmentation = ImageAugmentation(augment) if augment else None
+        self.flips = Flips([]) if self.augmentation is None else self.augmentation.flips
+        self.on_device = on_device
+        if on_device:
+            require_flips(self.flips)
+            if policy is not None or random_erasing:
+                raise AugmentationError(
+                    "data.augment_on device does without policy and random_erasing: remove them, or set "
+                    "data.augment_on to loader"
+                )
         mode = InterpolationMode(interpolation)
         self.policy = None if policy is None else _POLICIES[policy](interpolation=mode)
         self.erasing = v2.RandomErasing(random_erasing, value=list(MEAN_COLOUR)) if random_erasing else None
 
-    def __call__(self, image: np.ndarray, seed: int = 0) -> Tensor:
+    def __call__(self, image: np.ndarray, seed: int = 0) -> Tensor | RawImage:
         """Return ``[3, S, S]`` uint8 for ``[h, w, 3]`` uint8; all randomness comes from ``seed``.
 
         Raises:
             AugmentationError: if a transform fails on this image.
         """
+        if self.on_device and self.flips is not None:
+            size, cut = image.shape[:2], (self.size, self.size)
+            resized = size if size == cut else self._scaled(size)
+            return RawImage.of(image, resized, self.flips.draw(seed), cut, self.interpolation)
         if self.augmentation is not None:
             image = self.augmentation(image, seed)
         if image.shape[:2] != (self.size, self.size):
@@ -94,10 +111,13 @@ class PictureTransform:
         finally:
             torch.set_rng_state(state)
 
+    def _scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width that an image has before its centre is cut out."""
+        short = min(size)
+        return int(self.resize * size[0] / short), int(self.resize * size[1] / short)
+
     def _centre(self, image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        short = min(height, width)
-        height, width = int(self.resize * height / short), int(self.resize * width / short)
+        height, width = self._scaled(image.shape[:2])
         image = resize(image, (height, width), self.interpolation)
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
         return image[top : top + self.size, left : left + self.size]

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..shared.batches import Batch, padded
+from ..shared.batches import Batch, images_of
+from ..shared.on_device import RawImage
 from .instance_masks import InstanceMasks, RunLengths
 
 FIXED_ROWS = 128  # of boxes in compiled steps: more than nearly all images of COCO have
@@ -25,7 +26,7 @@ class DetectionSample:
     """One image with its boxes, as the dataset yields it.
 
     Attributes:
-        image: ``[3, h, w]`` uint8 RGB, already resized, not padded.
+        image: ``[3, h, w]`` uint8 RGB, resized, not padded; or only decoded, for the device to resize.
         boxes: ``[m, 4]`` float32, x1 y1 x2 y2 in pixels of ``image``.
         labels: ``[m]`` int64 in 0..K-1.
         crowd: ``[m]`` bool.
@@ -39,7 +40,7 @@ class DetectionSample:
         boxes_lost: how many boxes of the image augmentation removed.
     """
 
-    image: Tensor
+    image: Tensor | RawImage
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
@@ -122,7 +123,7 @@ def collate_detection(samples: Sequence[DetectionSample], rows_multiple: int = 1
     rows = -(-most // rows_multiple) * rows_multiple
     count = len(samples)
     batch = DetectionBatch(
-        image=padded([sample.image for sample in samples], canvas),
+        **images_of([sample.image for sample in samples], canvas),
         image_sizes=torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64),
         boxes=torch.zeros(count, rows, 4),
         labels=torch.full((count, rows), -1, dtype=torch.int64),

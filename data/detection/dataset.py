@@ -13,10 +13,12 @@ import torch
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
+from ..shared.augment.flips import Flip
 from ..shared.augment.instances import Instances
 from ..shared.augment.transforms import Augmentation, AugmentationError
 from ..shared.canvas import Request, scaled_size
 from ..shared.io import ImageError, image_size, read_image, resize, resize_mask
+from ..shared.on_device import RawImage, require_flips
 from .batches import DetectionSample
 from .index import CocoIndex
 from .instance_masks import RunLengths
@@ -33,6 +35,7 @@ class Annotated(NamedTuple):
         mask: ``[h0, w0]`` uint8 labels of the pixels, if the dataset has such.
         instances: masks and keypoints of the boxes, if the index keeps them.
         lost: how many boxes augmentation removed.
+        flip: of the image, if the device is to mirror it; the rest is mirrored.
     """
 
     image: np.ndarray
@@ -42,6 +45,7 @@ class Annotated(NamedTuple):
     mask: np.ndarray | None = None
     instances: Instances | None = None
     lost: int = 0
+    flip: Flip | None = None
 
 
 class CocoDetectionDataset(Dataset):
@@ -53,9 +57,10 @@ class CocoDetectionDataset(Dataset):
         long_side: limit of the longer side after resizing, in pixels.
         reduced: let JPEGs that will shrink to half or less be decoded smaller, see ``read_image``.
         pixel_range: of images that do not have 8 bits, see ``read_image``.
+        on_device: leave resizing and mirroring of the pixels to the device, see ``RawImage``.
 
     Raises:
-        AugmentationError: with ``reduced``, if the augmentation is more than flips.
+        AugmentationError: with ``reduced`` or ``on_device``, if the augmentation is more than flips.
     """
 
     def __init__(
@@ -65,7 +70,10 @@ class CocoDetectionDataset(Dataset):
         long_side: int = 1333,
         reduced: bool = False,
         pixel_range: tuple[float, float] | None = None,
+        on_device: bool = False,
     ):
+        if on_device and augmentation is not None:
+            require_flips(augmentation.flips)
         if reduced and augmentation is not None and augmentation.flips is None:
             raise AugmentationError(
                 "reduced_decoding allows only flips, or no augmentation: other transforms work in the "
@@ -76,6 +84,7 @@ class CocoDetectionDataset(Dataset):
         self.long_side = long_side
         self.reduced = reduced
         self.pixel_range = pixel_range
+        self.on_device = on_device
 
     def __len__(self) -> int:
         return len(self.index)
@@ -104,17 +113,26 @@ class CocoDetectionDataset(Dataset):
             return given
         try:
             image, boxes, labels, crowd, *rest = self.augmentation(
-                *given[:4], request.seed, mask, self.size_of_boxes(request), given.instances
-            )
+                self._to_augment(given.image), *given[1:4], request.seed, mask,
+                self.size_of_boxes(request), given.instances,
+            )  # fmt: skip
         except AugmentationError as error:
             raise AugmentationError(f"{index.path(position)}: {error}") from error
         instances = rest.pop() if given.instances is not None else None
         lost = len(given.labels) - len(labels)
-        return Annotated(image, boxes, labels, crowd, rest.pop() if rest else None, instances, lost)
+        flip = None
+        if self.on_device and self.augmentation.flips is not None:
+            image, flip = given.image, self.augmentation.flips.draw(request.seed)
+        return Annotated(image, boxes, labels, crowd, rest.pop() if rest else None, instances, lost, flip)
 
     def size_of_boxes(self, request: Request) -> tuple[int, int] | None:
         """Return the size that boxes are in pixels of, where the image may be smaller; else None."""
-        return tuple(self.index.sizes[request.index].tolist()) if self.reduced else None
+        other = self.reduced or self.on_device
+        return tuple(self.index.sizes[request.index].tolist()) if other else None
+
+    def _to_augment(self, image: np.ndarray) -> np.ndarray:
+        """Return the pixels for the augmentation: a single one where the device mirrors all of them."""
+        return image[:1, :1] if self.on_device else image
 
     def _image(self, request: Request) -> np.ndarray:
         """Return ``[h0, w0, 3]`` uint8, the image on disk (smaller if ``reduced``)."""
@@ -135,12 +153,11 @@ class CocoDetectionDataset(Dataset):
         image = given.image
         height, width = self.size_of_boxes(request) or image.shape[:2]
         size = self._scaled((height, width), request)
-        pixels = torch.from_numpy(resize(image, size))
         factor = torch.tensor([size[1] / width, size[0] / height] * 2)
         masks, keypoints, _ = given.instances or Instances()
         limit = torch.tensor([size[1], size[0]] * 2)
         return DetectionSample(
-            image=pixels.permute(2, 0, 1).contiguous(),  # [h, w, 3] -> [3, h, w]
+            image=RawImage.of(image, size, given.flip) if self.on_device else _resized_pixels(image, size),
             boxes=torch.minimum(torch.from_numpy(given.boxes) * factor, limit),
             labels=torch.from_numpy(given.labels).clone(),
             crowd=torch.from_numpy(given.crowd).clone(),
@@ -154,6 +171,11 @@ class CocoDetectionDataset(Dataset):
 
     def _scaled(self, size: tuple[int, int], request: Request) -> tuple[int, int]:
         return scaled_size(size, request.short_side, self.long_side, request.canvas)
+
+
+def _resized_pixels(image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """Resize ``[h0, w0, 3]`` to ``[3, h, w]``."""
+    return torch.from_numpy(resize(image, size)).permute(2, 0, 1).contiguous()
 
 
 def _resized(mask: np.ndarray, size: tuple[int, int]) -> RunLengths:

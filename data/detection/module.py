@@ -21,6 +21,7 @@ from ..shared.labels.classes import LabelClass
 from ..shared.loading import batch_loader
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
 from ..shared.module import SplitData
+from ..shared.on_device import AugmentOn, require_flips
 from ..shared.pixel_range import PixelRange, PixelRanges, file_of
 from ..shared.summary import SplitSummary
 from .batches import DetectionBatch, collate_detection
@@ -75,6 +76,8 @@ class CocoDetection(SplitData[CocoIndex]):
             annotations must have them. Nothing of them is read or kept otherwise.
         augment: albumentations transforms for training, each a name with its arguments, applied before
             resizing; none if null.
+        augment_on: who resizes and mirrors the pixels: the loader, or the device, for which the loader only
+            decodes. With device, ``augment`` has flips only; pixels differ by at most one grey level.
         min_visibility: a box of which a transform leaves a smaller share of its area than this is dropped.
         on_bad_box: what training does with boxes without area or outside their image: error, clip or drop.
             With drop, annotations with a wrong mask or wrong keypoints are dropped too; else they are an
@@ -114,6 +117,7 @@ class CocoDetection(SplitData[CocoIndex]):
         canvases: list[tuple[int, int]] | None = None,
         instances: list[InstanceKind] = [],  # noqa: B006, never changed
         augment: list[dict[str, dict[str, Any] | None]] | None = None,
+        augment_on: AugmentOn = "loader",
         min_visibility: float = 0.1,
         on_bad_box: OnBadBox = "error",
         check_images: CheckImages = "header",
@@ -287,14 +291,21 @@ class CocoDetection(SplitData[CocoIndex]):
         self, split: str, index: CocoIndex, augmentation: Augmentation | None
     ) -> CocoDetectionDataset:
         """Return the samples of a split."""
-        given, pixels = self.hparams, self.pixels.value
-        return CocoDetectionDataset(index, augmentation, given.long_side, given.reduced_decoding, pixels)
+        return CocoDetectionDataset(index, augmentation, *self.reading())
+
+    def reading(self) -> tuple[int, bool, tuple[float, float] | None, bool]:
+        """Return how images are read and resized: the last arguments of datasets."""
+        given = self.hparams
+        return given.long_side, given.reduced_decoding, self.pixels.value, given.augment_on == "device"
 
     collate = staticmethod(collate_detection)
 
     def _augmentation(self) -> Augmentation:
         given = self.hparams
-        return Augmentation(given.augment or [], given.min_visibility, carried=given.instances)
+        made = Augmentation(given.augment or [], given.min_visibility, carried=given.instances)
+        if given.augment_on == "device":
+            require_flips(made.flips)
+        return made
 
     def _find(self, split: str, what: str) -> Path:
         places = ANNOTATION_PLACES if what == "annotations" else IMAGE_PLACES

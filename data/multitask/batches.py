@@ -50,6 +50,6 @@ def collate_multi(samples: Sequence[DetectionSample], rows_multiple: int = 16) -
     masked = [sample for sample in samples if isinstance(sample, MultiTaskSample)]
     if not masked:
         return boxes
-    mask = padded([sample.mask for sample in masked], boxes.image.shape[2:], IGNORE_INDEX)
+    mask = padded([sample.mask for sample in masked], masked[0].canvas, IGNORE_INDEX)
     truth = tuple(sample.truth for sample in masked if sample.truth is not None)
     return MultiTaskBatch(**vars(boxes), mask=mask, truth=truth)

@@ -65,6 +65,7 @@ class DetectionAndMaskDataset(CocoDetectionDataset):
         long_side: limit of the longer side after resizing, in pixels.
         reduced: as in ``CocoDetectionDataset``; masks are always read as they are.
         pixel_range: as in ``CocoDetectionDataset``.
+        on_device: as in ``CocoDetectionDataset``; masks are always resized here.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class DetectionAndMaskDataset(CocoDetectionDataset):
         long_side: int,
         reduced: bool = False,
         pixel_range: tuple[float, float] | None = None,
+        on_device: bool = False,
     ) -> None:
-        super().__init__(index, augmentation, long_side, reduced, pixel_range)
+        super().__init__(index, augmentation, long_side, reduced, pixel_range, on_device)
         self.masks = masks
 
     def __getitem__(self, request: Request) -> MultiTaskSample:

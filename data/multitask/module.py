@@ -173,10 +173,7 @@ class CocoDetectionAndMasks(CocoDetection):
             return super().make_dataset(split, index, augmentation)
         masks = self._read_masks(split)
         aligned = AlignedMasks(cast(MaskSource, masks.masks), positions_of(index, masks))
-        given = self.hparams
-        return DetectionAndMaskDataset(
-            index, aligned, augmentation, given.long_side, given.reduced_decoding, self.pixels.value
-        )
+        return DetectionAndMaskDataset(index, aligned, augmentation, *self.reading())
 
     collate = staticmethod(collate_multi)
 

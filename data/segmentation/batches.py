@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ...constants import IGNORE_INDEX
-from ..shared.batches import Batch, padded
+from ..shared.batches import Batch, images_of, padded
 from ..shared.canvas import PADDING_MULTIPLE
+from ..shared.on_device import RawImage
 
 
 @dataclass
@@ -21,14 +22,14 @@ class SegmentationSample:
     """One image with its mask, as the dataset yields it.
 
     Attributes:
-        image: ``[3, h, w]`` uint8 RGB, not padded.
+        image: ``[3, h, w]`` uint8 RGB, not padded; or only decoded, for the device to resize.
         mask: ``[h, w]`` uint8 labels 0..K-1, 255 for pixels to ignore.
         image_id: position in the index of the data module.
         original_size: height and width of the image on disk (after EXIF orientation), in pixels.
         truth: ``[h0, w0]`` uint8, the mask at the original size, in evaluation; else None.
     """
 
-    image: Tensor
+    image: Tensor | RawImage
     mask: Tensor
     image_id: int
     original_size: tuple[int, int]
@@ -68,7 +69,7 @@ def collate_segmentation(
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64)  # [B, 2]
     canvas = [-(-side // multiple) * multiple for side in sizes.amax(dim=0).tolist()]
     return SegmentationBatch(
-        image=padded([sample.image for sample in samples], canvas),
+        **images_of([sample.image for sample in samples], canvas),
         image_sizes=sizes,
         mask=padded([sample.mask for sample in samples], canvas, IGNORE_INDEX),
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),

@@ -17,6 +17,7 @@ from ..shared.canvas import scaled_sizes
 from ..shared.io import ImageError, read_image, resize, resize_mask
 from ..shared.labels.table import MaskError
 from ..shared.loading import ImageBatchSampler, ImageRequest
+from ..shared.on_device import RawImage, require_flips
 from .batches import SegmentationSample
 from .index import SegmentationIndex
 
@@ -29,6 +30,10 @@ class SegmentationDataset(Dataset):
         augmentation: for training; None for evaluation and prediction.
         sizes: ``[I, 2]`` height and width that each image is resized to in evaluation; None for its own.
         pixel_range: of images that do not have 8 bits, see ``read_image``.
+        on_device: leave resizing and mirroring of the pixels to the device, see ``RawImage``.
+
+    Raises:
+        AugmentationError: with ``on_device``, if the augmentation is more than flips.
     """
 
     def __init__(
@@ -37,7 +42,11 @@ class SegmentationDataset(Dataset):
         augmentation: MaskAugmentation | None = None,
         sizes: np.ndarray | None = None,
         pixel_range: tuple[float, float] | None = None,
+        on_device: bool = False,
     ):
+        if on_device and augmentation is not None:
+            require_flips(augmentation.flips)
+        self.on_device = on_device
         self.index = index
         self.augmentation = augmentation
         self.pixel_range = pixel_range
@@ -69,24 +78,35 @@ class SegmentationDataset(Dataset):
                 f"{path} has {original_size[1]}x{original_size[0]} pixels (width x height), its mask "
                 f"{source.name(position)} {mask.shape[1]}x{mask.shape[0]}"
             )
-        truth = None
-        if self.augmentation is not None:
-            try:
-                image, mask = self.augmentation(image, mask, request.seed)
-            except AugmentationError as error:
-                raise AugmentationError(f"{path}: {error}") from error
-        else:
-            truth = None if source is None else torch.from_numpy(mask)
-            if self.sizes is not None:
-                size = tuple(self.sizes[position].tolist())
-                image, mask = resize(image, size), resize_mask(mask, size)
+        truth = None if source is None or self.augmentation is not None else torch.from_numpy(mask)
+        pixels, mask = self._prepared(image, mask, request)
         return SegmentationSample(
-            image=_tensor(image).permute(2, 0, 1),  # [h, w, 3] -> [3, h, w]
+            image=pixels,
             mask=_tensor(mask),
             image_id=position,
             original_size=original_size,
             truth=truth,
         )
+
+    def _prepared(
+        self, image: np.ndarray, mask: np.ndarray, request: ImageRequest
+    ) -> tuple[torch.Tensor | RawImage, np.ndarray]:
+        """Augment or resize ``[h0, w0, 3]`` and ``[h0, w0]``: ``[3, h, w]`` and ``[h, w]``."""
+        size, augmentation = image.shape[:2], self.augmentation
+        if augmentation is None:
+            size = size if self.sizes is None else tuple(self.sizes[request.index].tolist())
+            if self.on_device:
+                return RawImage.of(image, size), resize_mask(mask, size)
+            image, mask = resize(image, size), resize_mask(mask, size)
+        elif self.on_device and augmentation.flips is not None:
+            flip = augmentation.flips.draw(request.seed)
+            return RawImage.of(image, size, flip), flip.pixels(mask)
+        else:
+            try:
+                image, mask = augmentation(image, mask, request.seed)
+            except AugmentationError as error:
+                raise AugmentationError(f"{self.index.path(request.index)}: {error}") from error
+        return _tensor(image).permute(2, 0, 1), mask  # [h, w, 3] -> [3, h, w]
 
 
 class SegmentationBatchSampler(ImageBatchSampler):

@@ -17,6 +17,7 @@ from ..shared.labels.table import Background, MaskError
 from ..shared.loading import PlainErrorLoader, batch_loader
 from ..shared.locate import CheckImages, DataNotFoundError, Missing
 from ..shared.module import SplitData
+from ..shared.on_device import AugmentOn, require_flips
 from ..shared.pixel_range import PixelRange, PixelRanges, file_of
 from ..shared.summary import SplitSummary
 from .batches import collate_segmentation
@@ -89,6 +90,8 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
             in the main process.
         augment: albumentations transforms for training, each a name with its arguments, applied to image
             and mask together. Pixels that a transform uncovers or blanks are ignored. None if null.
+        augment_on: who resizes and mirrors the pixels: the loader, or the device, for which the loader only
+            decodes. With device, ``augment`` has flips only; pixels differ by at most one grey level.
         eval_short_side: length of the shorter side in evaluation and prediction, in pixels; the native size
             if null. Metrics are always at native size.
         eval_long_side: limit of the longer side then, in pixels.
@@ -125,6 +128,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         eval_batch_size: int | None = None,
         workers: int = 4,
         augment: list[dict[str, dict[str, Any] | None]] | None = None,
+        augment_on: AugmentOn = "loader",
         eval_short_side: int | None = None,
         eval_long_side: int | None = None,
         check_images: CheckImages = "header",
@@ -198,6 +202,8 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         self.pixels.settle(self, file_of)
         if "train" in indices:
             self._augmentation = MaskAugmentation(self.hparams.augment or [])
+            if self.hparams.augment_on == "device":
+                require_flips(self._augmentation.flips)
 
     def image_layout(self) -> tuple[int, int]:
         """Return the number of channels and of spatial axes of the images, 3 and 2."""
@@ -297,6 +303,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
             sizes = evaluation_sizes(self._sizes[split], given.eval_short_side, given.eval_long_side)
         sampler = SegmentationBatchSampler(sizes, **self.sampler_options(split), spread=split != "predict")
         augmentation = self._augmentation if training else None
-        dataset = SegmentationDataset(index, augmentation, None if training else sizes, self.pixels.value)
+        wanted, on_device = None if training else sizes, given.augment_on == "device"
+        dataset = SegmentationDataset(index, augmentation, wanted, self.pixels.value, on_device)
         named = index.named if split == "predict" else None
         return batch_loader(dataset, sampler, collate_segmentation, given.workers, self.trainer, named)

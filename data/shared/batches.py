@@ -6,17 +6,16 @@ width of one image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from .failed import FailedImage
+from .on_device import RawImage, RawImages, uint8_buffer, without_pixels
 
 
 @dataclass(kw_only=True)
@@ -33,6 +32,8 @@ class Batch:
         image_ids: ``[B]`` int64: the ids in the annotation file, or positions in the index of the data.
         failed: images to predict on that could not be read, and are not in the batch.
         kept: by name, the fields ``host_fields`` as they were before the batch moved; empty in main memory.
+        raw: images that have yet to be resized, mirrored and padded on the device (:meth:`rendered`);
+            ``image`` is ``[B, 3, 0, 0]`` until then. None for images that are ready.
         host_fields: names of the small fields that stay readable in main memory.
     """
 
@@ -43,6 +44,7 @@ class Batch:
     image_ids: Tensor
     failed: tuple[FailedImage, ...] = ()
     kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    raw: RawImages | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -92,6 +94,10 @@ class Batch:
         kept = {name: self.in_main_memory(name) for name in self.host_fields} if device.type != "cpu" else {}
         return type(self)(**fields, kept=kept)
 
+    def rendered(self) -> Self:
+        """Return the batch with images that are ready, made on its device; itself if they are."""
+        return self if self.raw is None else replace(self, image=self.raw.rendered(), raw=None)
+
     def pin_memory(self) -> Self:
         """Copy every tensor to page-locked memory; the DataLoader calls this."""
         return type(self)(**{name: _each(value, Tensor.pin_memory) for name, value in vars(self).items()})
@@ -123,6 +129,8 @@ def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Replace the tensors of a field: it is one, a tuple of some, or holds none."""
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, RawImages):
+        return replace(value, content=function(value.content))
     return tuple(_each(item, function) for item in value) if isinstance(value, tuple) else value
 
 
@@ -140,7 +148,7 @@ def padded(images: Sequence[Tensor], canvas: Sequence[int], value: int = 0) -> T
         ``[B, ..., H, W]`` uint8.
     """
     shape = (len(images), *images[0].shape[:-2], *canvas)
-    batch = torch.empty(shape, dtype=torch.uint8) if get_worker_info() is None else _shared(shape)
+    batch = uint8_buffer(shape)
     for place, image in zip(batch, images, strict=True):
         height, width = image.shape[-2:]
         place[..., :height, :width] = image
@@ -149,7 +157,14 @@ def padded(images: Sequence[Tensor], canvas: Sequence[int], value: int = 0) -> T
     return batch
 
 
-def _shared(shape: tuple[int, ...]) -> Tensor:
-    """Return an uninitialised uint8 tensor in shared memory, as torch's ``default_collate`` makes it."""
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+def images_of(images: Sequence[Tensor | RawImage], canvas: Sequence[int]) -> dict[str, Any]:
+    """Return the fields ``image`` and ``raw`` of a batch.
+
+    Args:
+        images: of its samples, ``[3, h, w]`` uint8 each, or all of them only decoded.
+        canvas: height and width of the batch, no less than any image's.
+    """
+    raw = [image for image in images if isinstance(image, RawImage)]
+    if raw:
+        return {"image": without_pixels(raw), "raw": RawImages.pack(raw, canvas)}
+    return {"image": padded([image for image in images if isinstance(image, Tensor)], canvas)}

@@ -49,6 +49,10 @@ class FailedBatch:
         """Return itself: there is nothing to move."""
         return self
 
+    def rendered(self) -> FailedBatch:
+        """Return itself: there are no images."""
+        return self
+
     def for_head(self, name: str) -> FailedBatch:
         """Return itself: no head has anything to do."""
         return self

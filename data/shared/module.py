@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
+from .batches import Batch
 from .common import without_paths
 from .failed import FailedImage
 from .labels.classes import LabelClass
@@ -292,6 +293,10 @@ class SplitData(TrunklineData, Generic[Index]):
     def stage(self) -> str | None:
         """What the trainer is doing; None without a trainer."""
         return None if self.trainer is None else self.trainer.state.fn
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Let the device do what the loader has left to it (``augment_on: device``)."""
+        return batch.rendered() if isinstance(batch, Batch) else batch
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of augmented, shuffled training batches."""

@@ -50,7 +50,7 @@ def test_workers_deliver_what_the_main_process_does(source, method, request, mon
         assert len(batches[0]) == len(batches[1]) == 6
         for one, other in zip(*batches, strict=True):
             for name, value in vars(one).items():
-                assert name in ("failed", "kept") or torch.equal(value, getattr(other, name)), name
+                assert name in ("failed", "kept", "raw") or torch.equal(value, getattr(other, name)), name
 
 
 def test_the_first_validation_batches_show_all_classes_always_the_same_and_prediction_keeps_the_order(folder):

@@ -116,7 +116,9 @@ def test_workers_deliver_what_the_main_process_does(folder, monkeypatch):
         shown.append([batch.image_ids.tolist() for batch in batches[0]])
         for one, other in zip(*batches, strict=True):
             for name, value in vars(one).items():
-                assert name in ("truth", "failed", "kept") or torch.equal(value, getattr(other, name)), name
+                assert name in ("truth", "failed", "kept", "raw") or torch.equal(
+                    value, getattr(other, name)
+                ), name
     assert shown[0] != shown[1]
 
 
