@@ -24,6 +24,7 @@ from trunkline.tasks.base.predicting import OptimisedPrediction
 from .recorder import HostValues, Recorder
 from .tasks import Canvas, EmptyData, evaluation_batch, training_batch
 
+SWAP = torch.utils.swap_tensors
 STAGES = ("fit", "predict")
 
 
@@ -152,7 +153,7 @@ def fake_device(recorder_class: Callable[[FakeTensorMode], Recorder] = Recorder)
     for kinds in lists:  # what runs as one operator on a device does so here
         kinds.append(FakeTensor)
     try:
-        with mode, recorder, HostValues(recorder):
+        with mode, recorder, HostValues(recorder), mock.patch.object(torch.utils, "swap_tensors", swap):
             torch._C._set_only_lift_cpu_tensors(True)  # or torch.tensor(..., device="cuda") copies in earnest
             yield recorder
     finally:
@@ -160,6 +161,13 @@ def fake_device(recorder_class: Callable[[FakeTensorMode], Recorder] = Recorder)
             kinds.remove(FakeTensor)
         torch._C._set_only_lift_cpu_tensors(False)
         torch.distributions.Distribution.set_default_validate_args(validate)
+
+
+def swap(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Exchange two tensors as ``torch.utils.swap_tensors`` does, also if the mode refers to them weakly."""
+    if (one.device, one.dtype, one.stride()) != (other.device, other.dtype, other.stride()):
+        with mock.patch.object(torch.utils.weakref, "getweakrefs", return_value=[]):
+            SWAP(one, other)
 
 
 def fit_steps(cli: LightningCLI, canvases: Sequence[Canvas], batch: int = 2, rows: int = 16) -> list[Step]:
