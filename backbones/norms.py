@@ -125,14 +125,19 @@ def conv_then_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         norm: any norm, or what has taken its place.
         x: ``[B, C, *S]``.
     """
-    plain = type(conv) not in (nn.Conv2d, nn.Conv3d) or not isinstance(norm, FrozenBatchNorm)
-    if plain or _is_watched(conv) or _is_watched(norm):
+    together = type(conv) in (nn.Conv2d, nn.Conv3d) and not _is_watched(conv) and not _is_watched(norm)
+    if not together or not isinstance(norm, FrozenBatchNorm):
         return norm(conv(x))
     layer: Any = conv
     kind = layer.weight.dtype
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-        kind = torch.get_autocast_dtype(x.device.type)
-    exact = torch.promote_types(layer.weight.dtype, torch.float32)
+    exact = torch.promote_types(kind, torch.float32)
+    device = x.device.type
+    if (
+        exact == torch.float32
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    ):
+        kind = torch.get_autocast_dtype(device)
     scale, shift = norm.scale_and_shift(exact)
     weight = layer.weight * scale.view(-1, *(1,) * (layer.weight.ndim - 1))  # [C, ...]
     if layer.bias is None:

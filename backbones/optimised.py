@@ -81,12 +81,8 @@ def optimised(network: Network, run: Callable[[Network], Any], memo: dict[int, A
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
     """Let no device round the inputs of float32 convolutions and matrix products, inside the block."""
-    places: tuple[Any, ...] = (
-        torch.backends.cudnn.conv,
-        torch.backends.cuda.matmul,
-        torch.backends.mkldnn.conv,
-        torch.backends.mkldnn.matmul,
-    )
+    backends: Any = torch.backends  # their parts have no types
+    places = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
     before = [place.fp32_precision for place in places]
     try:
         for place in places:
