@@ -77,9 +77,9 @@ def loaders(made):
 
 @pytest.mark.parametrize("kind", MADE)
 def test_pixels_equal_the_loaders_to_one_grey_level_and_labels_exactly(root, kind):
-    on_host, on_device = loaders(MADE[kind](root)), loaders(MADE[kind](root, augment_on="device"))
+    with_loader, on_device = loaders(MADE[kind](root)), loaders(MADE[kind](root, augment_on="device"))
     seen = 0
-    for host_loader, device_loader in zip(on_host, on_device, strict=True):
+    for host_loader, device_loader in zip(with_loader, on_device, strict=True):
         for epoch in range(2):
             host_loader.sampler.set_epoch(epoch), device_loader.sampler.set_epoch(epoch)
             for host, raw in zip(host_loader, device_loader, strict=True):
