@@ -54,6 +54,8 @@ EVERYWHERE = {"constants", "compat"}  # import nothing of the package at the top
 MODEL_LIBRARIES = {"torch", "torchvision", "__future__"} | set(sys.stdlib_module_names)
 # What reading a file of that kind, or wrapping such a trunk, needs: imported where it is used.
 INSIDE_FUNCTIONS = {"backbones": {"numpy", "safetensors", "timm"}, "heads": set()}
+# Files of kernels for GPUs, by the end of their names; others import them inside functions.
+KERNELS = "_triton.py"
 
 
 def imports_of(path: Path, nested: bool = True) -> list[tuple[str, tuple[str, ...]]]:
@@ -159,7 +161,17 @@ def test_model_code_needs_only_torch_and_torchvision(folder):
         for nested, more in ((False, set()), (True, INSIDE_FUNCTIONS[folder])):
             for module, _ in imports_of(path, nested):
                 allowed = MODEL_LIBRARIES | {"trunkline"} | more
+                allowed |= {"triton"} if path.name.endswith(KERNELS) else set()
                 assert module.split(".")[0] in allowed, f"{path.relative_to(ROOT)}: {module}"
+
+
+def test_kernels_are_imported_where_triton_is_there():
+    files = sorted((ROOT / "heads").rglob("*.py"))
+    kernels = {path.stem for path in files if path.name.endswith(KERNELS)}
+    assert kernels
+    for path in files:
+        outside = imports_of(path, nested=False)
+        assert not any(kernels & {module.split(".")[-1], *names} for module, names in outside), path
 
 
 def test_one_file_knows_albumentations_and_one_decodes_images():

@@ -43,11 +43,12 @@ from .losses import (
     per_positive,
 )
 from .matching import Matcher, Matches, Sample, object_rows, sample
+from .nms import nms_keep, suppress
 from .options import AnchorOptions, BoxLoss, RoIOptions, RPNOptions
 from .pooling import level_of_box, pool_boxes
 from .roi import RoI
 from .rpn import RPN, RawProposals
-from .suppression import nms_keep, select_detections, suppress, top_candidates
+from .suppression import select_detections, top_candidates
 
 __all__ = [
     "RPN",

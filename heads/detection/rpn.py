@@ -20,8 +20,9 @@ from .anchors import Anchors, flatten_levels, map_sizes
 from .boxes import UNIT_WEIGHTS, clip, decode, gather_rows, large_enough
 from .losses import box_loss
 from .matching import Matcher, sample
+from .nms import nms_keep
 from .options import AnchorOptions, RPNOptions
-from .suppression import nms_keep, top_candidates
+from .suppression import top_candidates
 
 
 @exportable

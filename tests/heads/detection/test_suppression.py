@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision import ops
 
-from trunkline.heads.detection import suppression
-from trunkline.heads.detection.suppression import nms_keep, suppress
+from trunkline.heads.detection import nms
+from trunkline.heads.detection.nms import nms_keep, suppress
 
 
 def random_boxes(*shape, size=100.0):
@@ -77,7 +77,7 @@ def test_boxes_are_compared_in_blocks_of_any_size(pairs, monkeypatch):
     boxes, groups = random_boxes(2, 100), torch.zeros(2, 100, dtype=torch.long)
     valid = torch.ones(2, 100, dtype=torch.bool)
     expected = suppress(boxes, groups, valid, 0.3)
-    monkeypatch.setattr(suppression, "_PAIRS", pairs)
+    monkeypatch.setattr(nms, "_PAIRS", pairs)
     assert torch.equal(suppress(boxes, groups, valid, 0.3), expected)
 
 
