@@ -18,6 +18,7 @@ from ...backbones.base import FeatureLevel
 from ...constants import IGNORE_INDEX
 from ..base import Head, MaskTargets, NumClasses, class_number, exportable
 from .losses import CrossEntropy, SegmentationLoss
+from .parts import terms_of
 from .regions import THRESHOLD, Regions, largest
 
 
@@ -186,7 +187,7 @@ class SegmentationHead(Head):
                 f"input), got {list(mask.shape)}"
             )
         with torch.autocast(logits.device.type, enabled=False):
-            losses = dict(self.loss.terms(logits.float(), mask))
+            losses = terms_of(self.loss, logits, mask)
             if raw.aux:
                 terms = [
                     self.auxiliary_weight(index) * self.loss(x.float(), subsample(mask, x.shape[2:]))

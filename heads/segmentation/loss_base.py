@@ -57,6 +57,13 @@ class SegmentationLoss(WithConstants):
         """Return the :meth:`terms` of pixels of which other losses may have computed something already."""
         return self.terms(pixels.given, pixels.mask)
 
+    def weight_of(self, mask: Tensor) -> Tensor | None:
+        """Return the weight of labels ``[B, *S]`` in the loss, if that is one mean over pixels; else None.
+
+        The loss of a batch is then the mean of those of its images, weighted by it.
+        """
+        return None
+
     def _name(self) -> str:
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
@@ -169,6 +176,13 @@ class WeightedLoss(SharedLoss):
                 "them out, or head.regions"
             )
         self.set_constant("region_table", lambda: table)
+
+    def _weight_of(self, mask: Tensor) -> Tensor:
+        """Return the sum of the weights of the labelled pixels of ``[B, *S]``."""
+        valid = mask != IGNORE_INDEX
+        if self._class_weights is None:
+            return valid.sum()
+        return torch.where(valid, self._class_weights[torch.where(valid, mask, 0).long()], 0.0).sum()
 
     def _weights(self, pixels: Pixels) -> Tensor | None:
         """Return the class weights ``[K]`` in the type of the logits."""

@@ -61,6 +61,9 @@ class CrossEntropy(WeightedLoss):
                 "or head.regions"
             )
 
+    def weight_of(self, mask: Tensor) -> Tensor:
+        return self._weight_of(mask)
+
     def compute(self, pixels: Pixels) -> Tensor:
         if self.region_table is not None:
             return self._mean(self._rows(pixels), pixels, None)
@@ -141,6 +144,9 @@ class Focal(WeightedLoss):
         super().__init__(class_weights)
         check_number("gamma", gamma, zero=True)
         self.gamma = gamma
+
+    def weight_of(self, mask: Tensor) -> Tensor:
+        return self._weight_of(mask)
 
     def compute(self, pixels: Pixels) -> Tensor:
         weights = self._weights(pixels)
