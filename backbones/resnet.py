@@ -192,11 +192,13 @@ class ResNet(ResidualTrunk):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Compute C2 to C5 of ``image`` ``[B, in_channels, *S]``; sizes are rounded up at each halving."""
+        return self._run_stages(self.maxpool(self._run_stem(image)))
+
+    def _run_stem(self, image: Tensor) -> Tensor:
+        # A function of its own: its output, the largest map, must not be kept while the stages run.
         if self.pre_activation:
-            x = self.conv1(image)
-        else:
-            x = self.relu(conv_then_norm(self.conv1, self.bn1, image))
-        return self._run_stages(self.maxpool(x))
+            return self.conv1(image)
+        return self.relu(conv_then_norm(self.conv1, self.bn1, image))
 
 
 def _check_choices(depth: int, frozen_stages: int, output_stride: int, stem: str, inflation: str) -> None:
