@@ -117,7 +117,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Move a field; Lightning, left to itself, would copy the objects that hold no tensors."""
+    """Move a field; a tuple without tensors stays the same object, which tells that nothing has moved."""
     if isinstance(value, tuple):
         return (
             tuple(_moved(item, device) for item in value) if any(True for _ in tensors_of(value)) else value
