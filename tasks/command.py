@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, Namespace
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -54,18 +52,6 @@ from .settings.sources import SettingError, read_sources, with_names_as_text
 from .volumes import VolumeSegmentation  # noqa: F401
 
 DUMPS = ("Does not validate against any of the Union", "Problem with given class_path")  # of jsonargparse
-REFRESH_RATE = 20  # steps between two updates of the progress bar on a device
-
-
-def refresh_seldom(trainer: Trainer) -> None:
-    """Let the progress bar show the loss every 20th step only where the model runs on a device.
-
-    Each time it synchronises the device, so that the next step cannot be prepared meanwhile. A bar with a
-    refresh rate of its own, and any other kind of bar, stays as it is.
-    """
-    bar = trainer.progress_bar_callback
-    if isinstance(bar, TQDMProgressBar) and not isinstance(trainer.accelerator, CPUAccelerator):
-        bar._refresh_rate = REFRESH_RATE if bar.refresh_rate == 1 else bar.refresh_rate
 
 
 @dataclass
@@ -198,7 +184,6 @@ class TrunklineCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
             raise SettingError(f"the options of the trainer cannot be used: {error}") from error
-        refresh_seldom(trainer)
         warn_of_precision(trainer)
         return trainer
 

@@ -18,9 +18,10 @@ def fused_where_possible(optimizer: Optimizer, trainer: Trainer | None) -> Optim
     """Return an optimiser with the same groups and options whose step is fused, or the given one.
 
     Fused are torch's SGD, Adam and AdamW of parameters on CUDA, unless the config says ``fused`` or
-    ``foreach`` itself. Exceptions: in ``16-mixed`` clipped gradients, which a fused step would scale back
-    after the clipping, and SGD with momentum, whose fused step begins with memory that nobody has written if
-    the first step overflows (torch 2.15 and before); and parameters that a strategy divides among processes.
+    ``foreach`` itself. Exceptions: in mixed precision clipped gradients, which Lightning refuses because a
+    fused step would scale those of ``16-mixed`` back after the clipping; in ``16-mixed`` SGD with momentum,
+    whose fused step begins with memory that nobody has written if the first step overflows (torch 2.15 and
+    before); and parameters that a strategy divides among processes.
 
     The state of a checkpoint is taken over without its ``fused`` and ``foreach``, which belong to the device.
 
@@ -31,14 +32,14 @@ def fused_where_possible(optimizer: Optimizer, trainer: Trainer | None) -> Optim
     Raises:
         ValueError: if the config asks for a fused step where it cannot be had.
     """
-    half = trainer is not None and trainer.precision == "16-mixed"
-    clipped = trainer is not None and bool(trainer.gradient_clip_val)
-    refused = half and (clipped or bool(optimizer.defaults.get("momentum")))
+    precision = "" if trainer is None else str(trainer.precision)
+    clipped = trainer is not None and bool(trainer.gradient_clip_val) and precision.endswith("-mixed")
+    refused = clipped or (precision == "16-mixed" and bool(optimizer.defaults.get("momentum")))
     if refused and optimizer.defaults.get("fused"):
         raise ValueError(
-            "optimizer.fused true does not go with precision 16-mixed if gradients are clipped "
-            "(trainer.gradient_clip_val) or SGD has momentum: leave fused out, or set --trainer.precision "
-            "bf16-mixed"
+            f"optimizer.fused true does not go with precision {precision} if "
+            f"{'gradients are clipped (trainer.gradient_clip_val)' if clipped else 'SGD has momentum'}: "
+            "leave fused out, or set --trainer.precision 32-true"
         )
     divided = trainer is not None and trainer.strategy.restore_checkpoint_after_setup
     if type(optimizer) in FUSED and not refused and not divided and _open(optimizer):

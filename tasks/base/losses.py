@@ -15,9 +15,13 @@ class LossCheck:
     """Stops a run whose loss is not finite.
 
     On an accelerator it looks at the previous step, so that it does not synchronise the device with this one.
+
+    Attributes:
+        last: the sum of the losses of the last step that was looked at; None before the first.
     """
 
     def __init__(self) -> None:
+        self.last: float | None = None
         self._unchecked: tuple[Tensor, list[str], Tensor, int, torch.cuda.Event] | None = None
 
     def total(self, losses: dict[str, Tensor], image_ids: Tensor, step: int) -> Tensor:
@@ -34,7 +38,7 @@ class LossCheck:
         names, parts = list(losses), torch.stack([loss.float() for loss in losses.values()])
         total = parts.sum()
         if not parts.is_cuda:
-            _require_finite(names, parts.detach(), image_ids, step)
+            self._look(names, parts.detach(), image_ids, step)
             return total
         self.finish()
         host = torch.empty(parts.shape, dtype=parts.dtype, pin_memory=True)
@@ -54,7 +58,11 @@ class LossCheck:
             host, names, image_ids, step, copied = self._unchecked
             self._unchecked = None
             copied.synchronize()
-            _require_finite(names, host, image_ids, step)
+            self._look(names, host, image_ids, step)
+
+    def _look(self, names: list[str], parts: Tensor, image_ids: Tensor, step: int) -> None:
+        _require_finite(names, parts, image_ids, step)
+        self.last = float(parts.sum())
 
 
 def _require_finite(names: list[str], parts: Tensor, image_ids: Tensor, step: int) -> None:

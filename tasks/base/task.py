@@ -181,7 +181,10 @@ class Task(Network):
         total = self.loss_check.total(losses, batch.in_main_memory("image_ids"), self.global_step)
         logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(logged, batch_size=len(batch))
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", total.detach(), batch_size=len(batch))
+        if self._trainer is not None and self.loss_check.last is not None:
+            # With prog_bar=True above, Lightning would synchronise the device at the end of every step.
+            self._trainer.progress_bar_metrics["train/loss"] = self.loss_check.last
         return total
 
     def on_train_epoch_end(self) -> None:

@@ -1,28 +1,28 @@
-"""What the command line sets that Lightning's does not."""
-
-from types import SimpleNamespace
+"""What the command line and its tasks show of a run while it goes on."""
 
 import pytest
-from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
-from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
-
-from trunkline.tasks.command import refresh_seldom
+from pytorch_lightning.callbacks import ProgressBar
 
 
-@pytest.mark.parametrize(
-    ("accelerator", "rate", "expected"),
-    [(CUDAAccelerator(), 1, 20), (CUDAAccelerator(), 5, 5), (CPUAccelerator(), 1, 1)],
-)
-def test_on_a_device_the_bar_makes_the_host_wait_every_20th_step_only(accelerator, rate, expected):
-    bar = TQDMProgressBar(refresh_rate=rate)
-    refresh_seldom(SimpleNamespace(progress_bar_callback=bar, accelerator=accelerator))
-    assert bar.refresh_rate == expected
-    shown = [step for step in range(1, 41) if bar._should_update(step, 40)]
-    assert shown == list(range(expected, 41, expected))
+class Shown(ProgressBar):
+    """A progress bar that keeps what others would show."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses, self.synchronised = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append((self.get_metrics(trainer, pl_module)["train/loss"], outputs["loss"].item()))
+        self.synchronised += [m.meta.name for m in trainer._results.values() if m.meta.prog_bar]
 
 
-@pytest.mark.parametrize("bar", [None, ProgressBar()])
-def test_other_bars_stay_as_they_are(bar):
-    before = None if bar is None else dict(vars(bar))
-    refresh_seldom(SimpleNamespace(progress_bar_callback=bar, accelerator=CUDAAccelerator()))
-    assert bar is None or vars(bar) == before
+def test_the_bar_shows_the_loss_of_the_step_without_lightning_reading_it(tiny, tmp_path):
+    bar = Shown()
+    task = tiny.classifier()
+    tiny.trainer(tmp_path, callbacks=[bar], enable_progress_bar=True, limit_val_batches=0).fit(
+        task, tiny.Memory()
+    )
+    assert len(bar.losses) == 3
+    for shown, loss in bar.losses:
+        assert isinstance(shown, float) and shown == pytest.approx(loss)
+    assert not bar.synchronised  # Lightning would copy each of them to the host at the end of every step
