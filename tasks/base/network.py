@@ -50,7 +50,8 @@ class Network(WithConstants, LightningModule):
         optimization: warm-up, schedule interval, the trunk's rate, weight decay of norms and biases.
         weights: a file or a torchvision weights name to start the whole task from, or None.
         channels_last: keep the weights of convolutions and images in channels-last memory order (faster on
-            most GPUs).
+            most GPUs). Not for ``group`` and ``instance`` norms: on GPUs torch's copy every map to
+            channels first.
         matmul_precision: of float32 matrix products on GPUs, for the whole process, while a trainer runs the
             task: ``highest``, ``high`` (TF32, several times as fast) or ``medium``; see
             ``torch.set_float32_matmul_precision``. None leaves it as it is. torch lets convolutions use TF32
