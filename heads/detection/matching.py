@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ..base import BoxTargets
-from .boxes import box_areas, pairwise_intersection, pairwise_iou
+from .boxes import box_areas, pairwise_intersection, pairwise_iou, rows_needed, runs_triton
 
-# Pairs of a box and an object that are compared at once, several float32 numbers each; memory grows no
-# further with the number of objects. On the CPU they should fit its caches; devices want few and large
-# operations.
+# Pairs of a box and an object that are compared at once by operators of torch, several float32 numbers each;
+# memory grows no further with the number of objects. On the CPU they should fit its caches; devices want few
+# and large operations (128 MiB per number).
 _PAIRS = {"cpu": 2**20}
-_PAIRS_ON_DEVICES = 2**26
+_PAIRS_ON_DEVICES = 2**25
 
 
 class Matches(NamedTuple):
@@ -66,7 +66,11 @@ class Sample(NamedTuple):
 
 def object_rows(targets: BoxTargets) -> Tensor:
     """Rows of the ground truth to learn from, ``[B, M]``: no padding, no crowd region, and with an area."""
-    return (targets.labels >= 0) & ~targets.crowd & (targets.boxes[..., 2:] > targets.boxes[..., :2]).all(-1)
+    return _object_rows(targets.boxes, targets.labels, targets.crowd)
+
+
+def _object_rows(truth: Tensor, labels: Tensor, crowd: Tensor) -> Tensor:
+    return (labels >= 0) & ~crowd & (truth[..., 2:] > truth[..., :2]).all(-1)
 
 
 class Matcher:
@@ -92,31 +96,101 @@ class Matcher:
     @torch.no_grad()
     def __call__(self, boxes: Tensor, targets: BoxTargets) -> Matches:
         """Match ``[B, N, 4]`` (or ``[1, N, 4]``, the same for every image) boxes to the ground truth."""
-        images, rows = targets.labels.shape
-        most = _PAIRS.get(boxes.device.type, _PAIRS_ON_DEVICES)
-        step = max(1, most // max(1, images * boxes.shape[1]))
-        closest = self._closest(boxes, targets, slice(0, step))
-        for start in range(step, rows, step):
-            closest = _closer(closest, self._closest(boxes, targets, slice(start, start + step)), start)
-        positive = (closest.iou >= self.fg_iou) | closest.is_best
-        # A box without area is in no crowd region: 0 >= 0 must not count.
-        in_crowd = (closest.in_crowd >= self.crowd_overlap * box_areas(boxes)) & (closest.in_crowd > 0)
-        return Matches(closest.index, positive, (closest.iou < self.bg_iou) & ~positive & ~in_crowd)
+        truth = targets.boxes, targets.labels, targets.crowd
+        options = self.fg_iou, self.bg_iou, self.crowd_overlap, self.low_quality
+        return Matches(*match_boxes(boxes, *truth, *options))
 
-    def _closest(self, boxes: Tensor, targets: BoxTargets, block: slice) -> _Closest:
-        """Compare all boxes with a block of m rows of the ground truth."""
-        objects = object_rows(targets)[:, block, None]  # [B, m, 1]
-        crowd = (targets.crowd & (targets.labels >= 0))[:, block, None]
-        intersection = pairwise_intersection(targets.boxes[:, block], boxes)  # [B, m, N]
-        in_crowd = torch.where(crowd, intersection, 0).amax(dim=1)
-        iou = pairwise_iou(targets.boxes[:, block], boxes, intersection)
-        iou = torch.where(objects, iou, -1)
-        best, index = iou.max(dim=1)
-        is_best = torch.zeros_like(best, dtype=torch.bool)
-        if self.low_quality:
-            best_of_object = iou.amax(dim=2, keepdim=True)  # [B, m, 1]
-            is_best = ((iou == best_of_object) & (best_of_object > 0)).any(dim=1)
-        return _Closest(best, index, is_best, in_crowd)
+
+@torch.library.custom_op(
+    "trunkline::match_boxes",
+    mutates_args=(),
+    schema="(Tensor boxes, Tensor truth, Tensor labels, Tensor crowd, float fg_iou, float bg_iou, "
+    "float crowd_overlap, bool low_quality) -> (Tensor, Tensor, Tensor)",
+)
+def match_boxes(
+    boxes: Tensor,
+    truth: Tensor,
+    labels: Tensor,
+    crowd: Tensor,
+    fg_iou: float,
+    bg_iou: float,
+    crowd_overlap: float,
+    low_quality: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Match boxes to the ground truth, see :class:`Matcher`; one operator to torch.compile.
+
+    Args:
+        boxes: ``[B, N, 4]`` or ``[1, N, 4]``.
+        truth: ``[B, M, 4]``.
+        labels: ``[B, M]``.
+        crowd: ``[B, M]``.
+        fg_iou, bg_iou, crowd_overlap, low_quality: see :class:`Matcher`.
+
+    Returns:
+        The fields of :class:`Matches`.
+    """
+    if runs_triton(boxes):
+        from . import matching_triton
+
+        return matching_triton.match(boxes, truth, labels, crowd, fg_iou, bg_iou, crowd_overlap, low_quality)
+    return match_by_torch(boxes, truth, labels, crowd, fg_iou, bg_iou, crowd_overlap, low_quality)
+
+
+@match_boxes.register_fake
+def _shapes(boxes: Tensor, truth: Tensor, labels: Tensor, *options: float) -> tuple[Tensor, Tensor, Tensor]:
+    index = labels.new_empty((labels.shape[0], boxes.shape[1]), dtype=torch.int64)
+    return index, torch.empty_like(index, dtype=torch.bool), torch.empty_like(index, dtype=torch.bool)
+
+
+def match_by_torch(
+    boxes: Tensor,
+    truth: Tensor,
+    labels: Tensor,
+    crowd: Tensor,
+    fg_iou: float,
+    bg_iou: float,
+    crowd_overlap: float,
+    low_quality: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do what :func:`match_boxes` says by operators of torch, a block of objects at a time."""
+    objects, regions = _object_rows(truth, labels, crowd), crowd & (labels >= 0)
+    images, number = labels.shape[0], boxes.shape[1]
+    rows = rows_needed(objects | regions)
+    most = _PAIRS.get(boxes.device.type, _PAIRS_ON_DEVICES)
+    step = max(1, most // max(1, images * number))
+    closest = None
+    for start in range(0, rows, step):
+        block = slice(start, min(start + step, rows))
+        more = _closest(boxes, truth[:, block], objects[:, block], regions[:, block], low_quality)
+        closest = more if closest is None else _closer(closest, more, start)
+    if closest is None:  # no rows at all
+        index = labels.new_zeros((images, number))
+        return index, index.bool(), ~index.bool()
+    positive = (closest.iou >= fg_iou) | closest.is_best
+    # A box without area is in no crowd region: 0 >= 0 must not count.
+    in_crowd = (closest.in_crowd >= crowd_overlap * box_areas(boxes)) & (closest.in_crowd > 0)
+    return closest.index, positive, (closest.iou < bg_iou) & ~positive & ~in_crowd
+
+
+def _closest(boxes: Tensor, truth: Tensor, objects: Tensor, regions: Tensor, low_quality: bool) -> _Closest:
+    """Compare all boxes with a block of m rows of the ground truth.
+
+    Args:
+        boxes: ``[B, N, 4]`` or ``[1, N, 4]``.
+        truth: ``[B, m, 4]``.
+        objects: ``[B, m]`` bool.
+        regions: ``[B, m]`` bool, crowd regions.
+        low_quality: whether ``is_best`` is wanted.
+    """
+    intersection = pairwise_intersection(truth, boxes)  # [B, m, N]
+    in_crowd = torch.where(regions[..., None], intersection, 0).amax(dim=1)
+    iou = torch.where(objects[..., None], pairwise_iou(truth, boxes, intersection), -1)
+    best, index = iou.max(dim=1)
+    is_best = torch.zeros_like(best, dtype=torch.bool)
+    if low_quality:
+        best_of_object = iou.amax(dim=2, keepdim=True)  # [B, m, 1]
+        is_best = ((iou == best_of_object) & (best_of_object > 0)).any(dim=1)
+    return _Closest(best, index, is_best, in_crowd)
 
 
 def _closer(known: _Closest, more: _Closest, start: int) -> _Closest:
@@ -146,13 +220,14 @@ def sample(positive: Tensor, negative: Tensor, keys: Tensor, size: int, positive
     count = positive.shape[1]
     rows = min(size, count)
     quota = min(int(size * positive_fraction), count)
-    best_positive = torch.where(positive, keys, -1).topk(quota).indices
-    best_negative = torch.where(negative, keys, -1).topk(rows).indices
-    positives = positive.sum(1, keepdim=True).clamp(max=quota)  # [B, 1]
-    negatives = torch.minimum(negative.sum(1, keepdim=True), size - positives)
+    both = torch.stack([positive, negative], dim=1)  # [B, 2, N]
+    best = torch.where(both, keys[:, None], -1).topk(rows, dim=2).indices  # [B, 2, S]
+    number_positive, number_negative = both.sum(2, keepdim=True).unbind(1)
+    positives = number_positive.clamp(max=quota)  # [B, 1]
+    negatives = torch.minimum(number_negative, size - positives)
     slot = torch.arange(rows, device=positive.device)[None]  # [1, S]
     # Row j holds positive j while there are some, then negative j - positives.
-    candidates = torch.cat([best_positive, best_negative], dim=1)
     is_positive = slot < positives
-    index = candidates.gather(1, torch.where(is_positive, slot, quota + (slot - positives).clamp(min=0)))
+    place = torch.where(is_positive, slot, rows + slot - positives)
+    index = best.flatten(1).gather(1, place)  # [B, 2, S] -> [B, 2*S]
     return Sample(index, slot < positives + negatives, is_positive)
