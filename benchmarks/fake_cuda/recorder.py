@@ -39,7 +39,7 @@ VIEWS = frozenset(
 )
 SHAPE_FROM_DATA = (
     aten.nonzero, aten.masked_select, aten._unique2, aten.unique_consecutive, aten.unique_dim,
-    aten.repeat_interleave,
+    aten.repeat_interleave, aten.bincount,
 )  # fmt: skip
 TESTS = (aten.any, aten.all)
 FUSED = "_fused_"  # optimisers of one kernel per list of tensors; torch has no fake ones of all
@@ -159,7 +159,8 @@ class Recorder(TorchDispatchMode):
                 self.wait("item")
             known = known_values(flat[0])
             if known is not None:
-                return True, known.item()
+                with _disable_current_modes():
+                    return True, known.item()
             kind = flat[0].dtype
             if kind == torch.bool:
                 return True, not on_device
@@ -186,6 +187,10 @@ class Recorder(TorchDispatchMode):
             return True, torch.zeros(self.rows(first), first.ndim, dtype=torch.int64, device=device)
         if packet is aten.masked_select:
             return True, first.new_zeros(self.rows(first))
+        if packet is aten.bincount:
+            return True, torch.zeros(
+                max(1, args[2] if len(args) > 2 else 0), dtype=torch.int64, device=device
+            )
         if packet is aten.repeat_interleave:
             return True, torch.zeros(self.rows(first), dtype=torch.int64, device=device)
         if packet in (aten._unique2, aten.unique_consecutive, aten.unique_dim):

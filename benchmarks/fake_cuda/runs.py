@@ -153,7 +153,8 @@ def fake_device(recorder_class: Callable[[FakeTensorMode], Recorder] = Recorder)
     for kinds in lists:  # what runs as one operator on a device does so here
         kinds.append(FakeTensor)
     try:
-        with mode, recorder, HostValues(recorder), mock.patch.object(torch.utils, "swap_tensors", swap):
+        swapping = mock.patch.object(torch.utils, "swap_tensors", swap)
+        with mode, recorder, HostValues(recorder), counted_synchronising(recorder), swapping:
             torch._C._set_only_lift_cpu_tensors(True)  # or torch.tensor(..., device="cuda") copies in earnest
             yield recorder
     finally:
@@ -161,6 +162,23 @@ def fake_device(recorder_class: Callable[[FakeTensorMode], Recorder] = Recorder)
             kinds.remove(FakeTensor)
         torch._C._set_only_lift_cpu_tensors(False)
         torch.distributions.Distribution.set_default_validate_args(validate)
+
+
+@contextlib.contextmanager
+def counted_synchronising(recorder: Recorder) -> Iterator[None]:
+    """Count where the host waits for an event, a stream or the device by name."""
+
+    def counting(of_torch: Callable[..., Any]) -> Callable[..., Any]:
+        def synchronize(*args: Any, **kwargs: Any) -> Any:
+            recorder.wait("synchronise")
+            return of_torch(*args, **kwargs)
+
+        return synchronize
+
+    with contextlib.ExitStack() as patches:
+        for owner in (torch.cuda.Event, torch.cuda.Stream, torch.cuda):
+            patches.enter_context(mock.patch.object(owner, "synchronize", counting(owner.synchronize)))
+        yield
 
 
 def swap(one: torch.Tensor, other: torch.Tensor) -> None:
