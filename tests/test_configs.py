@@ -81,9 +81,10 @@ def test_config_trains_saves_reloads_and_predicts_the_same(monkeypatch, tmp_path
 def test_config_says_what_a_gpu_runs(name):
     settings = yaml.safe_load(shipped_configs()[name].read_text(encoding="utf-8"))
     model, precision = settings["model"]["init_args"], settings["trainer"]["precision"]
-    volumes = model["backbone"]["init_args"].get("ndim") == 3
+    trunk = model["backbone"]["init_args"]
+    volumes, copied = trunk.get("ndim") == 3, trunk.get("norm") in ("group", "instance")
     assert precision == ("32-true" if "cifar" in name else "bf16-mixed")
-    assert model.get("channels_last", False) == (not volumes and "cifar" not in name)
+    assert model.get("channels_last", False) == (not volumes and not copied and "cifar" not in name)
     assert model.get("matmul_precision") == "high" or volumes
 
 
