@@ -8,6 +8,8 @@
 #   make coverage   the same, and measure which lines they run
 #   make types   check the types
 #   make bench   measure speed and memory beside the peers, and rewrite docs/performance.md; half an hour on two cores
+#   make gpu     test and measure on a GPU, in nine minutes; needs no network (PYTHON=... names its Python)
+#   make gpu-bundle   fetch what `make gpu` needs on a bare machine into benchmarks/gpu/bundle, 60 MiB at most
 #   make lint    check the style and the format
 #   make hooks   run pre-commit before every commit
 
@@ -19,7 +21,7 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo $(BIN)/uv)
 # Threads that wait sleep rather than spin: a tenth slower on a quiet machine, many times faster on a shared one.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test coverage types lint hooks bench
+.PHONY: setup demo test coverage types lint hooks bench gpu gpu-bundle
 
 setup: $(BIN)/.ready
 
@@ -65,6 +67,13 @@ bench: setup
 	@for script in $(BENCHMARKS); do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/report.py
+
+# Neither needs the environment of `make setup`.
+gpu:
+	PYTHON=$(PYTHON) benchmarks/gpu/run.sh $(ARGS)
+
+gpu-bundle:
+	$(PYTHON) benchmarks/gpu/bundle.py
 
 # The checker has to see this folder under the name of the package.
 types: setup

@@ -73,7 +73,8 @@ def read(folder: Path) -> list[Result]:
     """Return the result files of a folder: GPUs after CPUs, then by kind and question."""
     found = []
     for kind in ("speed", "counts", "memory", "growth"):
-        for path in sorted(folder.glob(f"{kind}_*.json")):
+        # Those of `make gpu` lie in a folder of their own.
+        for path in sorted([*folder.glob(f"{kind}_*.json"), *folder.glob(f"gpu/{kind}_*.json")]):
             written = path.read_text(encoding="utf-8")
             for old, new in TERMS.items():
                 written = written.replace(old, new)
@@ -245,7 +246,8 @@ def provenance(result: Result) -> str:
     hardware += f"{where['cpu']}, {where['cores']} cores, {where['torch_threads']} threads"
     commit = (where["commit"] or "unknown").partition("+")
     version = f"{commit[0][:9]}{' and changes' if commit[2] else ''}"
-    link = f"[{result.path.name}](../benchmarks/results/{result.path.name})"
+    place = "results/gpu" if result.path.parent.name == "gpu" else "results"
+    link = f"[{result.path.name}](../benchmarks/{place}/{result.path.name})"
     return (
         f"{link}: {hardware}; Python {where['python']}, {versions}; commit {version}, {where['date'][:10]}."
     )

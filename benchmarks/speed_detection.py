@@ -31,6 +31,8 @@ from trunkline.backbones import FPN, ResNet, load_weights
 from trunkline.data.detection.batches import DetectionBatch
 from trunkline.heads import FasterRCNN
 from trunkline.heads.detection import RoIOptions, RPNOptions
+from trunkline.tasks.base.compilation import Compile, TrainingStep
+from trunkline.tasks.base.task import training_losses
 from trunkline.tasks.detection.task import Detection
 
 CLASSES = 90  # as many as torchvision's detectors have
@@ -155,19 +157,20 @@ def unmatched(ours: Any, theirs: list[dict[str, Tensor]]) -> float:
     return max(shares)
 
 
-def inference(setting: Setting, optimised: bool, target: float | None) -> Pair:
-    """Images at their final size to boxes."""
+def inference(setting: Setting, optimised: bool, target: float | None, backend: str | None = None) -> Pair:
+    """Images at their final size to boxes; with ``backend`` through ``torch.compile``."""
     peer = peer_network(setting.size).eval()
     task = our_network(peer).eval()
     if optimised:
         task = task.optimised()
+    network = task if backend is None else torch.compile(task, dynamic=False, backend=backend)
     batch = example(setting)
     images, _ = as_theirs(batch)
 
     @torch.inference_mode()
     def ours() -> Any:
         with autocast():
-            return task(batch.image, batch.image_sizes)
+            return network(batch.image, batch.image_sizes)
 
     @torch.inference_mode()
     def theirs() -> list[dict[str, Tensor]]:
@@ -175,7 +178,9 @@ def inference(setting: Setting, optimised: bool, target: float | None) -> Pair:
             return peer(images)
 
     return Pair(
-        name=f"inference, batch {setting.batch}" + (", optimised()" if optimised else ""),
+        name=f"inference, batch {setting.batch}"
+        + (", optimised()" if optimised else "")
+        + (", compiled" if backend else ""),
         peer=PEER,
         ours=ours,
         theirs=theirs,
@@ -222,21 +227,24 @@ def step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
     return run
 
 
-def training(setting: Setting, target: float | None, peak_target: float | None) -> Pair:
-    """One step of SGD."""
+def training(
+    setting: Setting, target: float | None, peak_target: float | None, mode: Compile = False
+) -> Pair:
+    """One step of SGD; ``mode`` as ``model.compile``."""
     peer = peer_network(setting.size).train()
     task = our_network(peer).train()
     batch = example(setting)
     images, targets = as_theirs(batch)
+    losses = TrainingStep(training_losses, mode)
 
     def ours() -> Tensor:
-        return sum(task.head.losses(task.raw(batch.image, batch.image_sizes), batch).values())
+        return sum(losses(task, batch).values())
 
     def theirs() -> Tensor:
         return sum(peer(images, targets).values())
 
     return Pair(
-        name=f"training step, batch {setting.batch}",
+        name=f"training step, batch {setting.batch}" + (f", compile {mode}".lower() if mode else ""),
         peer=PEER,
         ours=step(task, ours),
         theirs=step(peer, theirs),

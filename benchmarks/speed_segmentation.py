@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -44,7 +43,6 @@ DEPTH, STRIDE, WIDTH = (
 )  # torchvision dilates its FCNs from ResNet-50 on
 CROP, BATCH, PICTURE = ((512, 512), 16, (512, 1024)) if GPU else ((256, 256), 4, (480, 640))
 TORCHVISION = f"torchvision {torchvision.__version__}"
-SMP = f"segmentation_models_pytorch {smp.__version__}"
 AUX_WEIGHT = 0.5
 
 
@@ -232,6 +230,9 @@ def fcn_pairs() -> Iterator[Pair]:
 
 def unet_pairs() -> Iterator[Pair]:
     """Two decoders of a kind, which agree in their arithmetic alone."""
+    import segmentation_models_pytorch as smp  # not on every machine with a GPU
+
+    name = f"segmentation_models_pytorch {smp.__version__}"
     torch.manual_seed(0)
     task = ours(lambda levels: UNet(levels, CLASSES, [256, 128, 64, 32, 16]))
     peer = Side(smp.Unet(f"resnet{DEPTH}", encoder_weights=None, classes=CLASSES).to(DEVICE), their_scores)
@@ -244,12 +245,12 @@ def unet_pairs() -> Iterator[Pair]:
         "note": f"Not the same layers: {counts[0]:.1f} GFLOP for a batch, the peer's {counts[1]:.1f}.",
     }
     mine, theirs = our_step(task, batch), step(peer, batch, plain_loss)
-    yield Pair("U-Net, training step", SMP, mine, theirs, settings=settings(batch), **common)
+    yield Pair("U-Net, training step", name, mine, theirs, settings=settings(batch), **common)
     batch = batch_of(PICTURE, 1)
     theirs = inference(peer, batch)
     for row, network in {"as trained": task.eval(), "optimised": task.optimised()}.items():
         mine = inference(Side(network, our_scores), batch)
-        yield Pair(f"U-Net, inference, {row}", SMP, mine, theirs, settings=settings(batch), **common)
+        yield Pair(f"U-Net, inference, {row}", name, mine, theirs, settings=settings(batch), **common)
 
 
 def pairs() -> Iterator[Pair]:
