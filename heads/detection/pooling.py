@@ -3,7 +3,7 @@
 There are two ways to the same result. On the CPU, torchvision's kernel runs on one thread and reads one
 channel at a time; there :func:`_pool_by_rows` makes every pooled cell a weighted sum of a few cells of the
 map. Elsewhere :func:`_pool_by_kernel` calls torchvision's kernel once, on an atlas: all levels side by side
-in one map.
+in one map. Its gradient adds in any order, so torch's deterministic mode goes by rows everywhere.
 
 Letters in shapes: B images, C channels, L levels, H W cells of a level, N boxes per image (in functions
 without images: of all images), Q cells per side of the pooled features, r samples per pooled cell and axis.
@@ -24,6 +24,7 @@ from torchvision.ops import roi_align
 
 from .anchors import map_sizes
 from .boxes import box_areas, runs_on_cpu
+from .weighted_rows import WeightedRows
 
 # torchvision's: a box whose side is exactly at the border between two levels goes to the coarser one.
 _LEVEL_EPS = 1e-6
@@ -66,8 +67,9 @@ def pool_boxes(
     """
     regions = _regions_of(boxes, map_sizes(features), strides, canonical_size, canonical_level)
     # Where the number of samples depends on the box, only the kernel can be used.
-    pool = _pool_by_rows if sampling_ratio > 0 and runs_on_cpu(boxes) else _pool_by_kernel
-    pooled = pool([feature.float() for feature in features], regions, pool_size, sampling_ratio, aligned)
+    rows = sampling_ratio > 0 and (runs_on_cpu(boxes) or torch.are_deterministic_algorithms_enabled())
+    pool = _pool_by_rows if rows else _pool_by_kernel
+    pooled = pool(features, regions, pool_size, sampling_ratio, aligned)
     return pooled.to(features[0].dtype)
 
 
@@ -137,24 +139,25 @@ def _regions_of(
     return _Regions(image, level, x1, y1, x2, y2, height, width)
 
 
-def _of_level(level: Tensor, values: Sequence[float]) -> Tensor:
-    """``values[level]`` in float32, without a table that would have to be copied to the device."""
-    chosen = torch.full_like(level, values[0], dtype=torch.float32)
+def _of_level(level: Tensor, values: Sequence[float], kind: torch.dtype = torch.float32) -> Tensor:
+    """``values[level]``, without a table that would have to be copied to the device."""
+    chosen = torch.full_like(level, values[0], dtype=kind)
     for index, value in enumerate(values[1:], start=1):
-        chosen = torch.where(level == index, float(value), chosen)
+        chosen.masked_fill_(level == index, value)
     return chosen
 
 
-# ---- on the CPU
+# ---- by weighted sums of rows
 
 
 def _pool_by_rows(
     features: Sequence[Tensor], regions: _Regions, pool_size: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """Pool regions ``[N]`` from float32 maps ``[B, C, H_i, W_i]``: ``[N, C, Q, Q]``, channels last.
+    """Pool regions ``[N]`` from maps ``[B, C, H_i, W_i]``: ``[N, C, Q, Q]`` float32, channels last.
 
     The cells of all levels are the rows of one table, and a pooled cell is one bag of ``embedding_bag``,
-    which is vectorised and runs on all threads, forward and backward. The samples, and the order of
+    which is vectorised and runs on all threads, forward and backward (on devices, of
+    :class:`.weighted_rows.WeightedRows`). The samples, and the order of
     operations that places them, are those of torchvision's ``roi_align``.
 
     Args:
@@ -166,10 +169,12 @@ def _pool_by_rows(
     """
     channels, images = features[0].shape[1], features[0].shape[0]
     # [B, C, H, W] -> [B, H, W, C] -> [B*H*W, C], one level below the other; no copy if channels lie last
-    table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
+    table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels).float() for feature in features])
     cells = [feature.shape[-2] * feature.shape[-1] for feature in features]
-    first = torch.tensor([0, *accumulate(images * number for number in cells[:-1])])[regions.level]
-    first = first + regions.image * torch.tensor(cells)[regions.level]  # [N], first row of the box's map
+    firsts = [0, *accumulate(images * number for number in cells[:-1])]
+    # [N], first row of the box's map
+    first = _of_level(regions.level, firsts, torch.int64)
+    first = first + regions.image * _of_level(regions.level, cells, torch.int64)
     how = (pool_size, sampling_ratio, aligned)
     row, row_weight = _samples(regions.y1, regions.y2, regions.height, *how)
     column, column_weight = _samples(regions.x1, regions.x2, regions.width, *how)
@@ -178,7 +183,10 @@ def _pool_by_rows(
     bag = (2 * sampling_ratio) ** 2
     index = (row[:, :, None, :, None] + column[:, None, :, None, :]).reshape(-1, bag)
     weight = (row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]).reshape(-1, bag)
-    pooled = F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")  # [N*Q*Q, C]
+    if runs_on_cpu(table):
+        pooled = F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")  # [N*Q*Q, C]
+    else:
+        pooled = WeightedRows.apply(table, index, weight)
     return pooled.view(-1, pool_size, pool_size, channels).permute(0, 3, 1, 2)
 
 
@@ -205,8 +213,9 @@ def _samples(
     else:
         size = (end - start).clamp(min=1)
     size = (size / cells)[:, None, None]
-    step = torch.arange(ratio, dtype=start.dtype) + 0.5
-    place = start[:, None, None] + torch.arange(cells, dtype=start.dtype)[:, None] * size
+    step = torch.arange(ratio, device=start.device, dtype=start.dtype) + 0.5
+    cell = torch.arange(cells, device=start.device, dtype=start.dtype)[:, None]
+    place = start[:, None, None] + cell * size
     place = place + step * size / ratio  # [N, Q, r]
     length = length[:, None, None]
     share = ((place >= -1) & (place <= length)).to(start.dtype) / ratio
@@ -240,14 +249,15 @@ def _atlas_corners(sizes: Sequence[tuple[int, int]]) -> tuple[list[Corner], tupl
 class _Atlas(torch.autograd.Function):
     """Copies all levels into one map, each with its border repeated around it.
 
-    Slices and ``cat`` would do the same; this copies every value once in each direction.
+    The map is float32, whatever the levels are. Slices and ``cat`` would do the same; this copies (and
+    converts) every value once in each direction.
     """
 
     @staticmethod
     def forward(ctx, *levels: Tensor) -> Tensor:
-        ctx.sizes = map_sizes(levels)
+        ctx.sizes, ctx.types = map_sizes(levels), [level.dtype for level in levels]
         corners, size = _atlas_corners(ctx.sizes)
-        atlas = levels[0].new_zeros(levels[0].shape[:2] + size)
+        atlas = levels[0].new_zeros(levels[0].shape[:2] + size, dtype=torch.float32)
         for level, (height, width), corner in zip(levels, ctx.sizes, corners, strict=True):
             area = _area(atlas, corner, height, width)
             middle = area[:, :, _BEFORE : _BEFORE + height]
@@ -263,7 +273,7 @@ class _Atlas(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
         corners, _ = _atlas_corners(ctx.sizes)
         gradients = []
-        for (height, width), corner in zip(ctx.sizes, corners, strict=True):
+        for (height, width), kind, corner in zip(ctx.sizes, ctx.types, corners, strict=True):
             area = _area(gradient, corner, height, width)
             rows = area[:, :, _BEFORE : _BEFORE + height].clone()  # [B, C, H, W + margins]
             rows[:, :, 0] += area[:, :, :_BEFORE].sum(2)
@@ -271,7 +281,7 @@ class _Atlas(torch.autograd.Function):
             level = rows[..., _BEFORE : _BEFORE + width].clone()
             level[..., 0] += rows[..., :_BEFORE].sum(3)
             level[..., -1] += rows[..., _BEFORE + width :].sum(3)
-            gradients.append(level)
+            gradients.append(level.to(kind))
         return tuple(gradients)
 
 
@@ -297,7 +307,7 @@ def _share_inside(start: Tensor, end: Tensor, length: Tensor, cells: int, ratio:
 def _pool_by_kernel(
     features: Sequence[Tensor], regions: _Regions, pool_size: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """Pool regions ``[N]`` from maps ``[B, C, H_i, W_i]`` in float32: ``[N, C, Q, Q]`` float32.
+    """Pool regions ``[N]`` from maps ``[B, C, H_i, W_i]``: ``[N, C, Q, Q]`` float32.
 
     torchvision's ``MultiScaleRoIAlign`` selects the boxes of each level, a shape that depends on the data.
     Here the levels lie in one atlas and boxes are moved to their level's place, so one ``roi_align`` serves

@@ -1,7 +1,11 @@
+import contextlib
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
+from trunkline.heads.detection.boxes import device_paths
 from trunkline.heads.detection.pooling import _atlas_corners, level_of_box, pool_boxes
 
 STRIDES = [(4, 4), (8, 8), (16, 16), (32, 32)]
@@ -178,3 +182,53 @@ def test_half_precision_maps_are_pooled_in_float32(place):
     expected = pool_boxes([feature.float() for feature in features], STRIDES, boxes)
     assert pooled.dtype == torch.bfloat16
     torch.testing.assert_close(pooled, expected.bfloat16())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_ways_of_devices_are_those_of_the_cpu(seed, kind, deterministic):
+    """Maps down to one cell, boxes without area, off the canvas, at borders of levels, and none at all."""
+    torch.manual_seed(seed)
+    images, height, width = [(1, 64, 96), (3, 32, 32), (2, 128, 64)][seed % 3]
+    maps = [torch.randn(images, 4, height // step, width // step).to(kind) for step, _ in STRIDES]
+    center = torch.rand(images, 40, 2) * torch.tensor([width, height])
+    half = torch.exp(torch.rand(images, 40, 2) * 6 - 2) / 2
+    boxes = torch.cat([center - half, center + half], dim=-1).clamp(min=0)  # beyond the far borders too
+    boxes[:, :4] = torch.tensor([[0.0, 0, 0, 0], [5, 5, 5, 9], [0, 0, 30, 30], [2, 2, 62, 62]])
+    boxes = boxes[:, :0] if seed == 5 else boxes
+    found = []
+    for place in (contextlib.nullcontext(), device_paths()):
+        leaves = [level.clone().requires_grad_() for level in maps]
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            with place:
+                pooled = pool_boxes(leaves, STRIDES, boxes, canonical_size=30, aligned=seed % 2 == 1)
+                torch.manual_seed(seed)
+                (pooled.float() * torch.randn(pooled.shape)).sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found.append([pooled, *(leaf.grad for leaf in leaves)])
+    exact = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[kind]
+    for ours, other in zip(*found, strict=True):
+        assert ours.dtype == other.dtype == kind
+        torch.testing.assert_close(ours, other, rtol=exact, atol=exact)
+
+
+def test_deterministic_mode_takes_no_kernel_with_another_order_of_additions_each_time(on_devices):
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.add(func.name())
+            return func(*args, **(kwargs or {}))
+
+    seen = set()
+    leaf = torch.randn(1, 3, 8, 8, requires_grad=True)
+    box = torch.tensor([[[0.0, 0, 20, 20]]])
+    for deterministic, kernel in ((True, False), (False, True)):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            with Names():
+                pool_boxes([leaf], [(4, 4)], box).sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert ("torchvision::_roi_align_backward" in seen) == kernel
