@@ -101,7 +101,9 @@ class FasterRCNN(DetectionHead):
             image_size: part of the contract; anchors depend only on the maps and the strides.
         """
         raw = self.rpn(features)
-        return RawDetections(**vars(raw), features=tuple(features))
+        return RawDetections(
+            raw.objectness, raw.deltas, raw.anchors, raw.anchors_per_level, features=tuple(features)
+        )
 
     def losses(self, raw: RawDetections, targets: BoxTargets) -> dict[str, Tensor]:
         """``rpn_objectness``, ``rpn_box``, and those of the second stage: ``roi_class`` and ``roi_box``.

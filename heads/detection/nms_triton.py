@@ -43,7 +43,13 @@ def suppress(
     Returns:
         ``[B, N]`` bool.
     """
-    boxes, valid = boxes.contiguous(), valid.contiguous()
+    with torch.cuda.device_of(boxes):  # Triton starts kernels on the current device
+        return _suppress(boxes.contiguous(), scores, groups, valid.contiguous(), threshold)
+
+
+def _suppress(
+    boxes: Tensor, scores: Tensor | None, groups: Tensor | None, valid: Tensor, threshold: float
+) -> Tensor:
     images, number = valid.shape
     keep = torch.empty_like(valid)
     if keep.numel() == 0:

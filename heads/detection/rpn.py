@@ -7,8 +7,8 @@ levels, M box rows of the ground truth, S sampled anchors, T anchors kept per le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from .losses import box_loss
 from .matching import Matcher, sample
 from .nms import nms_keep
 from .options import AnchorOptions, RPNOptions
-from .suppression import top_candidates
+from .suppression import all_finite, top_candidates
 
 
 @exportable
@@ -41,6 +41,52 @@ class RawProposals:
     deltas: Tensor
     anchors: Tensor
     anchors_per_level: tuple[int, ...]
+    # The last suppression, for the next call of RPN.proposals; not part of the outputs.
+    _known: _Suppressed | None = field(default=None, init=False, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class _Suppressed:
+    """The best anchors of each level after suppression, and what they were computed from.
+
+    Attributes:
+        source: what must be the same for the result to be, see :func:`_source`.
+        pre_nms: anchors of each level and image that entered.
+        boxes: ``[B, L, T, 4]`` float32, clipped; each level by falling score.
+        scores: ``[B, L, T]`` float32.
+        keep: ``[B, L, T]`` bool.
+    """
+
+    source: tuple[Any, ...]
+    pre_nms: int
+    boxes: Tensor
+    scores: Tensor
+    keep: Tensor
+
+
+def _source(options: RPNOptions, raw: RawProposals, image_sizes: Tensor) -> tuple[Any, ...]:
+    """Return what suppression depends on; equal as long as no tensor was replaced or changed in place.
+
+    Tensors that were made in inference mode do not count their changes.
+    """
+    tensors = raw.objectness, raw.deltas, raw.anchors, image_sizes
+    versions = [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+    # By identity: comparing tensors would compare their values. The tuple holds them, so no id is reused.
+    same = tuple(_Same(tensor) for tensor in tensors)
+    return (same, versions, raw.anchors_per_level, options.nms_threshold, options.min_box_size)
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """Equal only if both hold the same tensor."""
+
+    tensor: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.tensor is other.tensor
+
+    def __hash__(self) -> int:
+        return id(self.tensor)
 
 
 class RPN(nn.Module):
@@ -142,6 +188,11 @@ class RPN(nn.Module):
         The best anchors of each level are decoded, clipped to their image, and thinned out by NMS within
         each level. Anchors with a NaN or infinite output give no proposal.
 
+        Whether NMS keeps a row depends on better rows only. So a call with the same inputs and no larger
+        ``pre_nms`` than the one before takes its result from that, without another suppression: validation
+        computes proposals once, for losses and then for detections. Not so in a compiled graph. In inference
+        mode tensors do not count their changes: do not change raw outputs in place there.
+
         Args:
             raw: what ``forward`` returned.
             image_sizes: ``[B, 2]`` int64 height and width.
@@ -152,19 +203,43 @@ class RPN(nn.Module):
             boxes ``[B, P, 4]`` float32, by falling objectness, and which of them are valid ``[B, P]``; the
             others are zero. P is ``post_nms``, or less if the levels have fewer anchors in total.
         """
-        scores, index = top_candidates(raw.objectness.float(), pre_nms, raw.anchors_per_level)
-        deltas = gather_rows(raw.deltas, index)
-        boxes = decode(deltas, raw.anchors[index])
+        boxes, scores, keep = self._suppressed(raw, image_sizes, pre_nms)
+        scores = torch.where(keep, scores, -torch.inf)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        number = min(post_nms, sum(min(pre_nms, count) for count in raw.anchors_per_level))
+        valid = scores[:, :number] > -torch.inf
+        return torch.where(valid[..., None], gather_rows(boxes, order[:, :number]), 0), valid
+
+    def _suppressed(
+        self, raw: RawProposals, image_sizes: Tensor, pre_nms: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best of each level: boxes ``[B, L*T, 4]``, scores ``[B, L*T]``, and which NMS keeps."""
+        if torch.compiler.is_compiling():
+            known = self._suppress(raw, image_sizes, pre_nms, ())
+        else:
+            source, found = _source(self.options, raw, image_sizes), raw._known
+            if found is None or found.pre_nms < pre_nms or found.source != source:
+                found = self._suppress(raw, image_sizes, pre_nms, source)
+            known = raw._known = found
+        rows = slice(0, min(pre_nms, max(raw.anchors_per_level)))
+        boxes, scores, keep = (
+            part[:, :, rows].flatten(1, 2) for part in (known.boxes, known.scores, known.keep)
+        )
+        return boxes, scores, keep
+
+    def _suppress(
+        self, raw: RawProposals, image_sizes: Tensor, pre_nms: int, source: tuple[Any, ...]
+    ) -> _Suppressed:
+        """Do it for the best ``pre_nms`` anchors of each level and image."""
+        scores, index = top_candidates(raw.objectness, pre_nms, raw.anchors_per_level)
+        scores = scores.float()
+        boxes = decode(gather_rows(raw.deltas, index), raw.anchors[index])
         # Before clipping, which would turn an infinite corner into one on the border.
-        valid = torch.isfinite(scores) & torch.isfinite(boxes).all(-1)
+        valid = (scores > -torch.inf) & all_finite(boxes)
         boxes = clip(boxes, image_sizes)
         valid = valid & large_enough(boxes, self.options.min_box_size)
-        # A level of an image is to NMS what an image is: [B, L*T] -> [B*L, T]
-        levels = len(raw.anchors_per_level)
-        each = [part.unflatten(1, (levels, -1)).flatten(0, 1) for part in (boxes, scores, valid)]
-        group = torch.zeros_like(each[2], dtype=torch.int64)
-        keep = nms_keep(each[0], each[1], group, each[2], self.options.nms_threshold).view_as(valid)
-        order = torch.where(keep, scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-        order = order[:, : min(post_nms, sum(min(pre_nms, count) for count in raw.anchors_per_level))]
-        valid = keep.gather(1, order)
-        return torch.where(valid[..., None], gather_rows(boxes, order), 0), valid
+        levels = (len(raw.anchors_per_level), -1)
+        boxes, scores, valid = (part.unflatten(1, levels) for part in (boxes, scores, valid))
+        # A level of an image is to NMS what an image is; its rows come best first.
+        keep = nms_keep(boxes.flatten(0, 1), None, None, valid.flatten(0, 1), self.options.nms_threshold)
+        return _Suppressed(source, pre_nms, boxes, scores, keep.view_as(valid))

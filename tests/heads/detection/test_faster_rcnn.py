@@ -314,10 +314,11 @@ def test_work_on_a_device_is_the_same_for_any_number_of_images(
             operators(lambda raw=raw, targets=targets: head.predict(raw, targets.image_sizes)),
         ]
     assert seen[1] == seen[4]
-    for names, suppressions in zip(seen[4], (1, 2), strict=True):  # of proposals; of detections too
+    for names in seen[4]:
         # What synchronises a device: .item(), .tolist(), a tensor in an if; shapes that depend on values.
         assert not {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"} & set(names)
         assert not {"torchvision::nms", "aten::_unique2"} & set(names)
         assert "aten::equal" not in names
-        assert names.count("trunkline::nms_keep") == suppressions
+        # Of proposals for the losses, which serve predict too; there of detections.
+        assert names.count("trunkline::nms_keep") == 1
         assert names.count("torchvision::roi_align") == 1

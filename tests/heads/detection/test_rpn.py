@@ -2,8 +2,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trunkline.backbones.base import FeatureLevel
+from trunkline.heads.detection import rpn as rpn_module
 from trunkline.heads.detection.boxes import pairwise_iou
 from trunkline.heads.detection.options import AnchorOptions, RPNOptions
 from trunkline.heads.detection.rpn import RPN
@@ -202,3 +204,79 @@ def test_maps_of_different_width_ask_for_a_neck():
     levels = [FeatureLevel(64, (4, 4)), FeatureLevel(128, (8, 8))]
     with pytest.raises(ValueError, match=r"\[64, 128\] channels: add a neck .* FPN"):
         RPN(levels)
+
+
+# ---- one suppression for losses and predictions ----------------------------------------------------------
+
+
+def counted(monkeypatch):
+    calls = []
+    original = rpn_module.nms_keep
+    monkeypatch.setattr(rpn_module, "nms_keep", lambda *inputs: calls.append(1) or original(*inputs))
+    return calls
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("pre_nms", [(300, 100), (100, 300), (20_000, 7)])
+def test_the_larger_suppression_serves_the_smaller(
+    make_rpn, make_features, monkeypatch, place, pre_nms, inference
+):
+    torch.manual_seed(0)
+    rpn, features, sizes = make_rpn(), make_features(), torch.tensor([[128, 192], [70, 90]])
+    with torch.inference_mode(inference):
+        separate = [rpn.proposals(rpn(features), sizes, number, 150) for number in pre_nms]
+        calls = counted(monkeypatch)
+        raw = rpn(features)
+        together = [rpn.proposals(raw, sizes, number, 150) for number in pre_nms]
+    for (boxes, valid), (expected, expected_valid) in zip(together, separate, strict=True):
+        assert torch.equal(boxes, expected) and torch.equal(valid, expected_valid)
+    assert len(calls) == (1 if pre_nms[0] > pre_nms[1] else 2)
+
+
+def test_what_has_changed_is_computed_anew(make_rpn, make_features, monkeypatch):
+    torch.manual_seed(0)
+    rpn, sizes = make_rpn(), torch.tensor([[128, 192], [70, 90]])
+    with torch.no_grad():
+        raw = rpn(make_features())
+    calls = counted(monkeypatch)
+
+    def works_anew(rpn=rpn, sizes=sizes):
+        before = len(calls)
+        found = rpn.proposals(raw, sizes, 50, 40)
+        fresh = rpn.proposals(dataclasses.replace(raw), sizes, 50, 40)
+        assert all(torch.equal(one, other) for one, other in zip(found, fresh, strict=True))
+        return len(calls) - before == 2
+
+    assert works_anew() and not works_anew()
+    assert works_anew(sizes=sizes.clone()) and works_anew()
+    sizes -= 30
+    assert works_anew()
+    raw.deltas.mul_(2)
+    assert works_anew()
+    raw.objectness = -raw.objectness
+    assert works_anew()
+    assert works_anew(rpn=make_rpn(nms_threshold=0.2)) and works_anew(rpn=make_rpn(min_box_size=20.0))
+    assert works_anew() and not works_anew()
+
+
+def test_half_precision_is_compared_without_a_copy_in_float32(make_rpn, make_features):
+    torch.manual_seed(0)
+    rpn = make_rpn().bfloat16()
+    raw = rpn([feature.bfloat16() for feature in make_features()])
+    with Sizes() as sizes:
+        rpn.proposals(raw, torch.tensor([[128, 192]] * 2), 30, 40)
+    assert max(sizes.seen) < raw.objectness.numel()
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many numbers each result in float32 has."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if torch.is_tensor(result) and result.dtype == torch.float32:
+            self.seen.append(result.numel())
+        return result
