@@ -10,6 +10,7 @@ Letters in shapes: B images, K classes, S spatial axes (H, W or D, H, W), N pixe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...constants import IGNORE_INDEX
+
+LARGE = 2**28  # logits, 1 GiB in float32: more are taken image by image, which costs a second softmax
 
 
 class Pixels:
@@ -67,7 +70,7 @@ class Pixels:
         if self._rows is None and self._squared is not None:
             self.sums(self._squared)
         if self._rows is None:
-            (rows,) = _SoftmaxSums.apply(*self._flat(), self.complete, None)
+            (rows,) = self._compute(None)
             self._rows = rows.view(self.mask.shape)
         return self._rows
 
@@ -81,14 +84,16 @@ class Pixels:
             The sum of a class's probabilities over its pixels, over all pixels, and the number of its pixels.
         """
         if squared not in self._sums:
-            rows, *sums = _SoftmaxSums.apply(*self._flat(), self.complete, squared)
+            rows, *sums = self._compute(squared)
             self._sums[squared] = (sums[0], sums[1], sums[2])
             if self._rows is None:
                 self._rows = rows.view(self.mask.shape)
         return self._sums[squared]
 
-    def _flat(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self._float.flatten(2), self.labels.flatten(1), self.valid.flatten(1)
+    def _compute(self, squared: bool | None) -> tuple[Tensor, ...]:
+        flat = self._float.flatten(2), self.labels.flatten(1), self.valid.flatten(1)
+        large = self._float.numel() > LARGE and len(self._float) > 1
+        return (_SoftmaxSumsOfEach if large else _SoftmaxSums).apply(*flat, self.complete, squared)
 
 
 def labelled(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,51 +129,107 @@ class _SoftmaxSums(torch.autograd.Function):
     def forward(
         context: Any, logits: Tensor, labels: Tensor, valid: Tensor, complete: bool, squared: bool | None
     ) -> tuple[Tensor, ...]:
-        shares = _log_softmax(logits)
-        if not logits.shape[1] * logits.shape[2]:
-            rows = logits.new_zeros(labels.shape)
-        else:
-            rows = shares.gather(1, labels[:, None]).squeeze(1).neg_()
-        finite = complete or _all_finite(rows)
-        if not complete:
-            rows = torch.where(valid, rows, 0.0)
-        if squared is None and not context.needs_input_grad[0]:
-            return (rows,)
-        shares.exp_()
-        if not finite:
-            shares.masked_fill_(~valid[:, None], 0.0)
-        elif not complete and squared is not None:
-            shares.mul_(valid[:, None].to(shares.dtype))  # several times as fast on a CPU
+        shares, rows = _shares(logits, labels, valid, complete, squared is not None)
         context.complete, context.squared = complete, squared
+        context.save_for_backward(shares, labels, valid, rows)
         if squared is None:
-            context.save_for_backward(shares, labels, valid)
             return (rows,)
-        own = rows.neg().exp_()  # faster than to gather again
-        if not complete:
-            own = torch.where(valid, own, 0.0)
-        context.save_for_backward(shares, labels, valid, own)
-        common, pixels = sums_by_label(own, labels, None if complete else valid, shares.shape[1])
-        every = shares.square().sum(2) if squared else shares.sum(2)
-        context.mark_non_differentiable(pixels)
-        return rows, common, every, pixels
+        sums = _sums(shares, rows, labels, valid, complete, squared)
+        context.mark_non_differentiable(sums[2])
+        return rows, *sums
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, rows: Tensor, *sums: Tensor) -> tuple[Tensor | None, ...]:
-        shares, labels, valid, *own = context.saved_tensors
-        index = labels[:, None]
-        if not context.complete:
-            rows = torch.where(valid, rows, 0.0)
-        if context.squared is None:
-            gradient = shares * rows[:, None]
-            return gradient.scatter_add_(1, index, -rows[:, None]), None, None, None, None
-        common, every = sums[0], sums[1][:, :, None]
-        gradient = shares * every
-        if context.squared:
-            gradient.mul_(shares).mul_(2)
-        rest = rows - own[0] * common.gather(1, labels)  # [B, N]
-        gradient.addcmul_(shares, (rest - gradient.sum(1))[:, None])
-        return gradient.scatter_add_(1, index, -rest[:, None]), None, None, None, None
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kept = context.saved_tensors
+        return _gradient(kept, gradients, context.complete, context.squared), None, None, None, None
+
+
+class _SoftmaxSumsOfEach(torch.autograd.Function):
+    """The same image by image; the backward pass computes probabilities again rather than keep them all."""
+
+    @staticmethod
+    def forward(
+        context: Any, logits: Tensor, labels: Tensor, valid: Tensor, complete: bool, squared: bool | None
+    ) -> tuple[Tensor, ...]:
+        context.complete, context.squared = complete, squared
+        context.save_for_backward(logits, labels, valid)
+        found = []
+        for part in zip(logits.split(1), labels.split(1), valid.split(1), strict=True):
+            shares, rows = _shares(*part, complete, squared is not None)
+            sums = () if squared is None else _sums(shares, rows, *part[1:], complete, squared)
+            found.append((rows, *sums))
+            del shares
+        joined = tuple(map(torch.cat, zip(*found, strict=True)))
+        if squared is not None:
+            context.mark_non_differentiable(joined[3])
+        return joined
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, labels, valid = context.saved_tensors
+        complete, squared = context.complete, context.squared
+        found = torch.empty_like(logits)
+        for index in range(len(logits)):
+            part = [x[index : index + 1] for x in (logits, labels, valid)]
+            shares, rows = _shares(*part, complete, squared is not None)
+            of_part = [x[index : index + 1] for x in gradients]
+            found[index : index + 1] = _gradient((shares, *part[1:], rows), of_part, complete, squared)
+            del shares
+        return found, None, None, None, None
+
+
+def _shares(
+    logits: Tensor, labels: Tensor, valid: Tensor, complete: bool, sums: bool
+) -> tuple[Tensor, Tensor]:
+    """Return softmax ``[B, K, N]``, 0 in ignored pixels if ``sums`` will be taken, and rows ``[B, N]``."""
+    shares = _log_softmax(logits)
+    if not logits.shape[1] * logits.shape[2]:
+        rows = logits.new_zeros(labels.shape)
+    else:
+        rows = shares.gather(1, labels[:, None]).squeeze(1).neg_()
+    finite = complete or _all_finite(rows)
+    if not complete:
+        rows = torch.where(valid, rows, 0.0)
+    shares.exp_()
+    if not finite:
+        shares.masked_fill_(~valid[:, None], 0.0)
+    elif not complete and sums:
+        shares.mul_(valid[:, None].to(shares.dtype))  # several times as fast on a CPU
+    return shares, rows
+
+
+def _own(rows: Tensor, valid: Tensor, complete: bool) -> Tensor:
+    """Return the probability of each pixel's own class, 0 in ignored pixels; faster than to gather it."""
+    own = rows.neg().exp_()
+    return own if complete else torch.where(valid, own, 0.0)
+
+
+def _sums(
+    shares: Tensor, rows: Tensor, labels: Tensor, valid: Tensor, complete: bool, squared: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    own = _own(rows, valid, complete)
+    common, pixels = sums_by_label(own, labels, None if complete else valid, shares.shape[1])
+    return common, shares.square().sum(2) if squared else shares.sum(2), pixels
+
+
+def _gradient(
+    kept: Sequence[Tensor], gradients: Sequence[Tensor], complete: bool, squared: bool | None
+) -> Tensor:
+    """Return the gradient of the logits, see :class:`_SoftmaxSums`."""
+    shares, labels, valid, own_rows = kept
+    rows = gradients[0] if complete else torch.where(valid, gradients[0], 0.0)
+    index = labels[:, None]
+    if squared is None:
+        return (shares * rows[:, None]).scatter_add_(1, index, -rows[:, None])
+    common, every = gradients[1], gradients[2]
+    gradient = shares * every[:, :, None]
+    if squared:
+        gradient.mul_(shares).mul_(2)
+    rest = rows - _own(own_rows, valid, complete) * common.gather(1, labels)  # [B, N]
+    gradient.addcmul_(shares, (rest - gradient.sum(1))[:, None])
+    return gradient.scatter_add_(1, index, -rest[:, None])
 
 
 def _all_finite(rows: Tensor) -> bool:

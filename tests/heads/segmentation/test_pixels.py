@@ -4,7 +4,15 @@ import pytest
 import torch
 from loss_cases import K, batch, value_and_gradient
 
-from trunkline.heads.segmentation import CrossEntropy, Dice, SegmentationLoss, Tversky, WeightedSum, labelled
+from trunkline.heads.segmentation import (
+    CrossEntropy,
+    Dice,
+    SegmentationLoss,
+    Tversky,
+    WeightedSum,
+    labelled,
+    pixels,
+)
 from trunkline.heads.segmentation.pixels import Pixels, sums_by_label
 
 SUMS = {
@@ -34,6 +42,19 @@ def test_a_sum_of_losses_keeps_one_tensor_of_probabilities(ignored):
     for loss in (CrossEntropy(), Dice(), SUMS["plain"](), SUMS["squared"]()):
         assert kept(loss, logits, mask) == 1
     assert kept(SUMS["both"](), logits, mask) == 2
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+def test_large_logits_are_taken_image_by_image_with_the_same_results(monkeypatch, name, ignored):
+    logits, mask = batch((8, 9), ignored, images=3)
+    expected = value_and_gradient(SUMS[name](), logits, mask)
+    assert kept(SUMS["plain"](), logits, mask) == 1
+    monkeypatch.setattr(pixels, "LARGE", logits.numel() - 1)
+    torch.testing.assert_close(value_and_gradient(SUMS[name](), logits, mask), expected)
+    assert kept(SUMS["plain"](), logits, mask) == 0  # only the logits themselves
+    compiled = torch.compile(SUMS[name](), fullgraph=True, backend="aot_eager", dynamic=False)
+    torch.testing.assert_close(value_and_gradient(compiled, logits, mask), expected)
 
 
 @pytest.mark.parametrize("name", SUMS)
