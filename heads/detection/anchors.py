@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...backbones.base import FeatureLevel
+from ...backbones.constants import WithConstants
 from .options import AnchorOptions
 
 
-class Anchors(nn.Module):
+class Anchors(WithConstants):
     """Anchors of all levels, in the order level, row, column, ratio, size.
 
     Sizes come in the order of ``options.sizes``, each followed by its larger ones of ``octave_scales``.
@@ -32,10 +33,13 @@ class Anchors(nn.Module):
 
     Attributes:
         per_cell: R.
+        base: anchors of each level around the origin, ``[L, R, 4]`` float32.
 
     Raises:
         ValueError: if the number of levels is not the number of size entries, or strides are not 2-D.
     """
+
+    base: Tensor
 
     def __init__(self, levels: Sequence[FeatureLevel], options: AnchorOptions) -> None:
         super().__init__()
@@ -52,24 +56,29 @@ class Anchors(nn.Module):
         self.options = options
         self.strides = strides
         self.per_cell = len(sizes[0]) * len(options.ratios)
-        # Anchors of each level around the origin, [L, R, 4] float32. No buffer: casting a network, or
-        # averaging its buffers, must not round them.
-        self.base = torch.stack([_base_anchors(level, options.ratios, options.rounded) for level in sizes])
+        # No buffer: casting a network, or averaging its buffers, must not round them.
+        ratios, rounded = options.ratios, options.rounded
+        self.set_constant(
+            "base", lambda: torch.stack([_base_anchors(level, ratios, rounded) for level in sizes])
+        )
 
     def forward(self, sizes: Sequence[tuple[int, int]], device: torch.device | None = None) -> Tensor:
         """Lay out the anchors.
 
+        They are laid out anew each time: that is a few small operators, and tensors kept from an earlier step
+        may be of inference mode or belong to a captured graph.
+
         Args:
             sizes: rows and columns of each level's map.
-            device: where to lay them out; None for where they were laid out last, at first the CPU.
+            device: where to lay them out; None for the device to which the module was moved. Any other costs
+                a copy each time.
 
         Returns:
             ``[A, 4]`` float32 x1 y1 x2 y2 in pixels of the padded image; they may reach outside.
         """
-        if device is not None and self.base.device != device:  # once: copies to a device synchronise it
-            self.base = self.base.to(device)
+        all_levels = self.base if device is None else self.base.to(device)
         laid_out = []
-        for base, (height, width), (step_y, step_x) in zip(self.base, sizes, self.strides, strict=True):
+        for base, (height, width), (step_y, step_x) in zip(all_levels, sizes, self.strides, strict=True):
             y = torch.arange(height, device=base.device)[:, None].expand(height, width) * step_y
             x = torch.arange(width, device=base.device)[None].expand(height, width) * step_x
             corner = torch.stack([x, y, x, y], dim=-1).float()  # [H, W, 4]

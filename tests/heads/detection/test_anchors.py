@@ -81,6 +81,8 @@ def test_averaging_a_networks_buffers_keeps_exact_anchors(levels):
 def test_anchors_are_laid_out_where_they_are_wanted(levels):
     anchors = Anchors(levels, AnchorOptions())
     assert anchors([(2, 2)] * 5, torch.device("meta")).device.type == "meta"
+    assert anchors([(2, 2)] * 5).device.type == "cpu"  # a call moves nothing for good
+    assert anchors.to("meta")([(2, 2)] * 5).device.type == "meta"
 
 
 def test_number_of_levels_must_match(levels):
