@@ -4,8 +4,9 @@
 #   make demo    train a small detector on synthetic images, print its COCO metrics, draw its predictions
 #   make demo TASK=segmentation    the same for a segmenter: its mIoU, its masks
 #   make demo TASK=scans           the same for synthetic CT volumes in NIfTI: Dice, distances in mm, label volumes
-#   make test    run the tests; ARGS='-m "not slow"' goes to pytest
-#   make coverage   the same, and measure which lines they run
+#   make test    run the tests but those that take minutes; ARGS='tests/heads -x' goes to pytest
+#   make test-slow  run those that take minutes
+#   make coverage   as make test, and measure which lines they run
 #   make types   check the types
 #   make bench   measure speed and memory beside the peers, and rewrite docs/performance.md; half an hour on two cores
 #   make gpu     test and measure on a GPU, in nine minutes; needs no network (PYTHON=... names its Python)
@@ -21,7 +22,7 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo $(BIN)/uv)
 # Threads that wait sleep rather than spin: a tenth slower on a quiet machine, many times faster on a shared one.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test coverage types lint hooks bench gpu gpu-bundle
+.PHONY: setup demo test test-slow coverage types lint hooks bench gpu gpu-bundle
 
 setup: $(BIN)/.ready
 
@@ -51,14 +52,18 @@ demo: setup
 	  --data.predict $(DEMO)/data/images/val --output.folder $(DEMO)/predictions --trainer.logger false
 
 # By whole files, whose fixtures are made once.
-PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+QUICK = $(PYTEST) -m "not slow" $(ARGS)
 test: setup
-	$(PYTEST)
+	$(QUICK)
 
-# In percent of lines and branches, all tests together.
+test-slow: setup
+	$(PYTEST) -m slow $(ARGS)
+
+# In percent of lines and branches, all of these tests together.
 MINIMUM := 90
 coverage: setup
-	$(PYTEST) --cov --cov-fail-under=$(MINIMUM)
+	$(QUICK) --cov --cov-fail-under=$(MINIMUM)
 
 # One after the other: each wants the machine for itself.
 BENCHMARKS := counts_host speed_detection speed_trunks speed_segmentation speed_scans speed_data speed_fit \

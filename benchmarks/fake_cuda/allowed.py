@@ -1,4 +1,4 @@
-"""Where the host may wait for the device, and why; everything else is a failure.
+"""What may synchronise the device, and why; everything else is a failure.
 
 Waits are written as the recorder counts them: ``what @ file:line function``.
 """
@@ -23,7 +23,7 @@ ALLOWED: dict[str, list[tuple[str, int]]] = {
     # Predictions go to files.
     "predict": [(r"(copy to host|synchronise) @ tasks/", 1)],
 }
-ONCE = ("start", "figures", "optimised")  # stages that come once in a run or an evaluation
+ONCE = ("start", "metrics", "optimised")  # stages that come once in a run or an evaluation
 
 
 def forbidden(steps: Sequence[Step]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Records what a run does on the device: operators, waits of the host, tensors of another device.
 
 FakeTensorMode computes devices, types and shapes alone. It knows no values, so operators whose result is a
-value, or has a shape that depends on values, are answered here, and counted where they make the host wait.
+value, or has a shape that depends on values, are answered here, and counted where they synchronise the device.
 Values of small tensors that come from batches (sizes, ids) are carried along beside them ("known values").
 """
 
@@ -37,6 +37,11 @@ VIEWS = frozenset(
     record_stream resize_ select set_ slice split split_with_sizes squeeze sym_size t transpose unbind unfold
     unsqueeze view view_as view_as_complex view_as_real""".split()  # noqa: SIM905
 )
+SAME_TYPE = (
+    aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, aten.scatter, aten.scatter_,
+    aten.index_add, aten.index_add_, aten.index_copy, aten.index_put, aten.index_put_, aten._index_put_impl_,
+)  # fmt: skip
+INDICES = (torch.int64, torch.int32, torch.bool)
 SHAPE_FROM_DATA = (
     aten.nonzero, aten.masked_select, aten._unique2, aten.unique_consecutive, aten.unique_dim,
     aten.repeat_interleave, aten.bincount,
@@ -78,7 +83,7 @@ class Recorder(TorchDispatchMode):
     """Counts operators on the device, and answers those that give values.
 
     Attributes:
-        waits: how often the host waits, by what it waits for and where (``item @ heads/x.py:3 losses``).
+        waits: how often the device is synchronised, by what and where (``item @ heads/x.py:3 losses``).
         operators: how often each operator that starts kernels was called.
         places: the same by the line of the package.
         wide: operators that make float64 on the device, by place.
@@ -91,6 +96,8 @@ class Recorder(TorchDispatchMode):
         self.operators: collections.Counter[str] = collections.Counter()
         self.places: collections.Counter[str] = collections.Counter()
         self.wide: collections.Counter[str] = collections.Counter()
+        self.peak = 0
+        self.held: collections.Counter[str] = collections.Counter()
 
     def clear(self) -> None:
         """Forget all counts."""
@@ -114,6 +121,10 @@ class Recorder(TorchDispatchMode):
         if answered:
             return answer
         self._copies(packet, flat, args, kwargs)
+        if on_device and packet in SAME_TYPE:
+            kinds = {value.dtype for value in flat if value.dtype not in INDICES}
+            if len(kinds) > 1:  # which fake operators let pass
+                raise AssertionError(f"{func.name()} of different dtypes {kinds} at {place()}")
         if on_device or torch.device(kwargs.get("device") or "cpu").type == "cuda":
             for value in flat:  # a constant would be copied to the device in earnest
                 if isinstance(value, FakeTensor):
@@ -208,7 +219,7 @@ class Recorder(TorchDispatchMode):
         return min(1, mask.numel()) if mask.device.type == "cuda" else 0
 
     def _copies(self, packet: Any, flat: list[Any], args: Any, kwargs: Any) -> None:
-        """Count copies between host and device that the host waits for."""
+        """Count copies between host and device that synchronise it."""
         if packet is aten._to_copy and kwargs.get("device") is not None:
             to, source = torch.device(kwargs["device"]).type, flat[0].device.type
             free = kwargs.get("non_blocking", False)

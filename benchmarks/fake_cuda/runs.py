@@ -34,10 +34,13 @@ class Step:
 
     Attributes:
         stage: ``train``, ``validate`` or ``predict``, one batch each; ``start`` (everything before the first
-            training step but the sanity check), ``figures`` (the end of an evaluation), ``optimised``.
+            training step but the sanity check), ``metrics`` (the end of an evaluation), ``optimised``.
         canvas: S of the batch.
         waits: of the host, by what and where.
         operators: that ran on the device, by name; of a training step also by part.
+        places: the same by line.
+        wide: operators that make float64.
+        peak: bytes of tensors on the device at most, if they were followed (live.py); and what ``held`` them.
     """
 
     stage: str
@@ -47,6 +50,8 @@ class Step:
     parts: dict[str, int] = field(default_factory=dict)
     places: Counter[str] = field(default_factory=Counter)
     wide: Counter[str] = field(default_factory=Counter)
+    peak: int = 0
+    held: Counter[str] = field(default_factory=Counter)
 
 
 class Watch(Callback):
@@ -62,7 +67,9 @@ class Watch(Callback):
         seen = self.recorder
         counts = (Counter(part) for part in (seen.waits, seen.operators, seen.places, seen.wide))
         waits, operators, places, wide = counts
-        self.steps.append(Step(stage, canvas, waits, operators, self._parts, places, wide))
+        self.steps.append(
+            Step(stage, canvas, waits, operators, self._parts, places, wide, seen.peak, seen.held)
+        )
         self._parts = {}
         seen.clear()
 
@@ -107,7 +114,7 @@ class Watch(Callback):
         self.cut("sanity" if trainer.sanity_checking else "validate", tuple(batch.image.shape[2:]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self.cut("figures")
+        self.cut("metrics")
 
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.cut("optimised")
@@ -166,7 +173,7 @@ def fake_device(recorder_class: Callable[[FakeTensorMode], Recorder] = Recorder)
 
 @contextlib.contextmanager
 def counted_synchronising(recorder: Recorder) -> Iterator[None]:
-    """Count where the host waits for an event, a stream or the device by name."""
+    """Count what synchronises an event, a stream or the device by name."""
 
     def counting(of_torch: Callable[..., Any]) -> Callable[..., Any]:
         def synchronize(*args: Any, **kwargs: Any) -> Any:
@@ -188,7 +195,13 @@ def swap(one: torch.Tensor, other: torch.Tensor) -> None:
             SWAP(one, other)
 
 
-def fit_steps(cli: LightningCLI, canvases: Sequence[Canvas], batch: int = 2, rows: int = 16) -> list[Step]:
+def fit_steps(
+    cli: LightningCLI,
+    canvases: Sequence[Canvas],
+    batch: int = 2,
+    rows: int = 16,
+    recorder_class: Callable[[FakeTensorMode], Recorder] = Recorder,
+) -> list[Step]:
     """Run the sanity check, training steps and a validation of a built command line, as ``fit`` does.
 
     Training sees every canvas twice, validation once; before them comes the sanity check on the first.
@@ -198,6 +211,7 @@ def fit_steps(cli: LightningCLI, canvases: Sequence[Canvas], batch: int = 2, row
         canvases: S of the batches.
         batch: B.
         rows: M of images with boxes.
+        recorder_class: what counts.
     """
     task, trainer = cli.model, cli.trainer
     trained = [partial(training_batch, task, size, batch, rows) for size in (*canvases, *canvases)]
@@ -212,7 +226,7 @@ def fit_steps(cli: LightningCLI, canvases: Sequence[Canvas], batch: int = 2, row
     trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, left_out)]
     trainer.fit_loop.epoch_loop.max_steps = len(trained)
     trainer.fit_loop.max_epochs = 1
-    return _watched(trainer, lambda: trainer.fit(task, datamodule=data))
+    return _watched(trainer, lambda: trainer.fit(task, datamodule=data), recorder_class)
 
 
 def predict_steps(cli: LightningCLI, canvases: Sequence[Canvas], batch: int = 2) -> list[Step]:
@@ -228,8 +242,10 @@ def predict_steps(cli: LightningCLI, canvases: Sequence[Canvas], batch: int = 2)
         return _watched(trainer, lambda: trainer.predict(task, datamodule=data, return_predictions=False))
 
 
-def _watched(trainer: Trainer, run: Callable[[], Any]) -> list[Step]:
-    with fake_device() as recorder:
+def _watched(
+    trainer: Trainer, run: Callable[[], Any], recorder_class: Callable[[FakeTensorMode], Recorder] = Recorder
+) -> list[Step]:
+    with fake_device(recorder_class) as recorder:
         watch = Watch(recorder)
         trainer.callbacks.append(watch)
         trainer.strategy.teardown = lambda: None  # would move everything to the host

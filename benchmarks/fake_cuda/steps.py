@@ -5,7 +5,7 @@
         [--more --model.channels_last=true]
 
 Needs no GPU, only gcc. Lightning itself runs: sanity check, training steps with clipping, scaling, optimiser
-and weight averaging, a validation with its figures; predictions on the optimised copy. Devices, types and
+and weight averaging, a validation with its metrics; predictions on the optimised copy. Devices, types and
 shapes are computed, values are not (FakeTensorMode; see runs.py). For each step it prints every wait of the
 host with its line in the package, how many operators ran on the device (of a training step: forward,
 backward, optimiser), and which make float64 there. ``--places N`` lists the N lines that start most

@@ -9,9 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 warnings.filterwarnings("ignore")
 
-from fake_cuda.allowed import forbidden
-from fake_cuda.runs import fit_steps, predict_steps
-from fake_cuda.tasks import built
+from fake_cuda.allowed import forbidden  # noqa: E402
+from fake_cuda.runs import fit_steps, predict_steps  # noqa: E402
+from fake_cuda.tasks import built  # noqa: E402
 
 SIZES = {2: [(128, 160), (96, 128)], 3: [(64, 64, 64), (32, 64, 64)]}
 

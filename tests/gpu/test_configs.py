@@ -1,4 +1,4 @@
-"""Shipped configs on CUDA tensors without data: no tensor of another device or type, and no wait of the host."""
+"""Shipped configs on CUDA tensors without data: all on the device, in the right types, without waits."""
 
 import json
 import subprocess
