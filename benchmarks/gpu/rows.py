@@ -2,8 +2,8 @@
 
     python benchmarks/gpu/rows.py NAME FOLDER [--tiny]
 
-Rows are the functions of ``ROWS``. The comparisons are those of benchmarks/speed_*.py. With ``--tiny`` sizes are
-small, and where there is no GPU, code that only GPUs run is left out or replaced: torch.compile then uses
+Rows are the functions of ``ROWS``. The comparisons are those of benchmarks/speed_*.py. With ``--tiny`` sizes
+are small, and where there is no GPU, code that only GPUs run is left out or replaced: torch.compile then uses
 ``aot_eager``, which traces all and generates nothing.
 """
 
@@ -97,6 +97,7 @@ def step_graphed(row: Row) -> None:
 
 def training(row: Row, mode: bool | str) -> None:
     import speed_detection
+
     from trunkline.tasks.base import compilation
 
     compilation.BACKEND = BACKEND
@@ -166,6 +167,7 @@ def inference(row: Row) -> None:
 def fit(row: Row) -> None:
     """Training from JPEG files by the command line."""
     import speed_fit
+
     from photos import write_photos
 
     full = speed_fit.Setting(50, 800, 1333, 16, 14, 24, 6)
@@ -210,7 +212,7 @@ def segmentation(row: Row) -> None:
 
 
 def profile(row: Row) -> None:
-    """The 30 kernels of a training step that take most time, and the share of time between kernels, as text."""
+    """The 30 kernels of a training step that take most time, and the share of idle time, as text."""
     import speed_detection
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler

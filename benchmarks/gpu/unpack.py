@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TOGETHER = (
-    {"pytest", "pluggy", "iniconfig", "pygments"},
+    {"pytest", "pluggy", "iniconfig"},
     {"pytorch_lightning", "lightning_utilities", "torchmetrics"},
     {"jsonargparse", "docstring_parser", "typeshed_client", "importlib_resources"},
     {"albumentations", "albucore", "stringzilla", "simsimd"},
