@@ -6,7 +6,7 @@ Letters in shapes: B images, C channels, S spatial axes (H, W or D, H, W).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -192,14 +192,22 @@ class Task(Network):
 
     # -- validation and test: losses and metrics of one forward pass
 
-    def infer(self, batch: Any) -> tuple[Any, dict[str, list[Prediction]]]:
+    def infer(
+        self, batch: Any, use: Callable[[Any], None] | None = None
+    ) -> tuple[Any, dict[str, list[Prediction]]]:
         """Run the network as in evaluation and prediction.
+
+        Args:
+            batch: the images.
+            use: called with the raw outputs, if there are any, before predictions are made of them.
 
         Returns:
             Raw outputs, or None where there are none to compute losses from, and the predictions of each
             branch on each image, by name.
         """
         raw = self.raw(batch.image, batch.image_sizes)
+        if use is not None:
+            use(raw)
         return raw, self.predictions(raw, batch)
 
     def predictions(self, raw: Any, batch: Any) -> dict[str, list[Prediction]]:
@@ -210,9 +218,10 @@ class Task(Network):
         }
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        raw, predictions = self.infer(batch)
-        if raw is not None:
-            self._losses.add(self.head.losses(raw, batch), batch.labelled())
+        # Losses first: their proposals serve predictions too, which need fewer of them.
+        _, predictions = self.infer(
+            batch, lambda raw: self._losses.add(self.head.losses(raw, batch), batch.labelled())
+        )
         for name, branch in self.branches.items():
             branch.update(predictions[name], batch.for_head(name))
         self._board.add(batch, predictions, batch_idx)

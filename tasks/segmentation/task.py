@@ -5,6 +5,7 @@ Letters in shapes: B images, C channels, K classes, S spatial axes (H, W or D, H
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,8 +50,12 @@ class SemanticSegmentation(Task):
         """
         return self.head.predict(self.inferred(image, image_sizes), image_sizes)
 
-    def infer(self, batch: Any) -> tuple[RawSegmentation, dict[str, list[Prediction]]]:
+    def infer(
+        self, batch: Any, use: Callable[[Any], None] | None = None
+    ) -> tuple[RawSegmentation, dict[str, list[Prediction]]]:
         raw = self.inferred(batch.image, batch.image_sizes)
+        if use is not None:
+            use(raw)
         return raw, self.predictions(raw, batch)
 
     def inferred(self, image: Tensor, image_sizes: Tensor) -> RawSegmentation:

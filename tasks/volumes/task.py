@@ -6,7 +6,7 @@ Letters in shapes: B patches, C channels, K classes, S spatial axes (H, W or D, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -245,7 +245,9 @@ class VolumeSegmentation(Task):
 
     # -- evaluation and prediction
 
-    def infer(self, batch: EvaluationCase) -> tuple[None, dict[str, list[Prediction]]]:
+    def infer(
+        self, batch: EvaluationCase, use: Callable[[Any], None] | None = None
+    ) -> tuple[None, dict[str, list[Prediction]]]:
         """Return the label volume of a scan, or ``error`` if it cannot be read or does not fit the network.
 
         Whole scans have no raw outputs that fit the memory, so no losses.
