@@ -33,7 +33,7 @@ def fit(folder, name, data=None, **options):
     return task
 
 
-@pytest.mark.parametrize("name", ["land", "scene"])
+@pytest.mark.parametrize("name", ["land", "scene", pytest.param("boxes", marks=pytest.mark.slow)])
 def test_weights_equal_those_of_the_plain_step_with_one_graph_per_shape(tmp_path, name, caplog):
     plain = fit(tmp_path, name)
     assert not GRAPHS["unique_graphs"]
@@ -44,8 +44,10 @@ def test_weights_equal_those_of_the_plain_step_with_one_graph_per_shape(tmp_path
     assert "3 x 3 x 16 x 24 (shape 2)" in caplog.text and "compiled again" not in caplog.text
     states = plain.state_dict(), compiled.state_dict()
     assert states[0].keys() == states[1].keys()
+    # Which proposals a detector learns from may depend on the rounding of their scores.
+    atol = 5e-4 if name == "boxes" else 1e-5
     for key, value in states[0].items():
-        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-5, msg=key)
+        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=atol, msg=key)
 
 
 def test_copies_and_checkpoints_know_nothing_of_it(tmp_path):
