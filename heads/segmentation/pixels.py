@@ -292,7 +292,7 @@ class _WithoutGradient(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (ignored,) = context.saved_tensors
         # Of finite logits it is 0 already; to look costs less than to copy, but it synchronises a device.
-        on_host = gradient.device.type == "cpu" and not torch.compiler.is_compiling()
-        if on_host and bool(gradient.detach().sum().isfinite()):
+        may_look = gradient.device.type == "cpu" and not torch.compiler.is_compiling()
+        if may_look and bool(gradient.detach().sum().isfinite()):
             return gradient, None
         return gradient.masked_fill(ignored, 0.0), None
