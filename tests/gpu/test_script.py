@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = "tests step step_compiled step_graphed inference fit scans segmentation profile".split()
+ROWS = [
+    "tests",
+    "step",
+    "step_compiled",
+    "step_graphed",
+    "inference",
+    "fit",
+    "scans",
+    "segmentation",
+    "profile",
+]
 
 
 @pytest.fixture
