@@ -1,7 +1,7 @@
 """Records what a run does on the device: operators, waits of the host, tensors of another device.
 
 FakeTensorMode computes devices, types and shapes alone. It knows no values, so operators whose result is a
-value, or has a shape that depends on values, are answered here, and counted where they synchronise the device.
+value, or has a shape that depends on values, are answered here, and counted if they synchronise it.
 Values of small tensors that come from batches (sizes, ids) are carried along beside them ("known values").
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -46,6 +46,7 @@ SHAPE_FROM_DATA = (
     aten.nonzero, aten.masked_select, aten._unique2, aten.unique_consecutive, aten.unique_dim,
     aten.repeat_interleave, aten.bincount,
 )  # fmt: skip
+NMS_ROWS = 4096  # of one slab in heads/detection/nms_triton.py
 TESTS = (aten.any, aten.all)
 FUSED = "_fused_"  # optimisers of one kernel per list of tensors; torch has no fake ones of all
 INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index)
@@ -56,6 +57,19 @@ def is_composite(func: Any) -> bool:
     """Return whether an operator is made of others."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return func.namespace == "aten" and has_kernel(func.name(), "CompositeImplicitAutograd")
+
+
+def kernels(func: Any, args: Any, name: str) -> int:
+    """Return what an operator counts as: those of the package as the kernels they start on a GPU, else 1."""
+    if func.namespace != "trunkline":
+        return 1
+    if name == "match_boxes":  # boxes, truth, labels, crowd, three thresholds, low_quality
+        return 3 if args[7] else 1
+    if (
+        name == "nms_keep"
+    ):  # by slabs of rows: overlaps, what stays of them, and what it removes of later rows
+        return int(args[1] is not None) + 3 * math.ceil(args[0].shape[1] / NMS_ROWS) - 1
+    raise AssertionError(f"say in kernels() how many kernels {func.name()} starts")
 
 
 def place() -> str:
@@ -147,8 +161,9 @@ class Recorder(TorchDispatchMode):
         ):
             return
         where = place()
-        self.operators[name] += 1
-        self.places[where] += 1
+        started = kernels(func, args, name)
+        self.operators[name] += started
+        self.places[where] += started
         if any(value.dtype == torch.float64 and value.device.type == "cuda" for value in made):
             self.wide[f"{name} @ {where}"] += 1
 
@@ -256,7 +271,7 @@ class Recorder(TorchDispatchMode):
             return
         kwargs = {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")}
         with _disable_current_modes(), contextlib.suppress(Exception), torch.no_grad():
-            real = [_values(value) for value in flat]
+            real = [values_of(value) for value in flat]
             table = {id(value): number for value, number in zip(flat, real, strict=True)}
             args, kwargs = tree_map_only(torch.Tensor, lambda v: table[id(v)], (args, kwargs))
             found = [v for v in tree_leaves(func(*args, **kwargs)) if isinstance(v, torch.Tensor)]
@@ -272,7 +287,7 @@ def known_values(value: Any) -> torch.Tensor | None:
     return value.constant if known is None else known
 
 
-def _values(value: torch.Tensor) -> torch.Tensor:
+def values_of(value: torch.Tensor) -> torch.Tensor:
     known = known_values(value)
     return torch.zeros(tuple(value.shape), dtype=value.dtype) if known is None else known
 
@@ -286,62 +301,3 @@ def _masks(packet: Any, args: Any) -> list[Any]:
 
 def _size_given(packet: Any, args: Any, kwargs: Any) -> bool:
     return packet is aten.repeat_interleave and kwargs.get("output_size") is not None
-
-
-class HostValues(contextlib.AbstractContextManager):
-    """Answers ``tolist`` and ``numpy`` of fake tensors by known values, else zeros.
-
-    A list of a tensor of the device is a wait of the host.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-
-    def __enter__(self) -> None:
-        recorder = self.recorder
-
-        def values(tensor: Any) -> np.ndarray:
-            with _disable_current_modes():
-                return _values(tensor).numpy().copy()
-
-        def tolist(tensor: Any) -> Any:
-            if tensor.device.type == "cuda":
-                recorder.wait("tolist")
-            return values(tensor).tolist()
-
-        def numpy(tensor: Any, *, force: bool = False) -> np.ndarray:
-            if tensor.device.type == "cuda":
-                raise TypeError("can't convert cuda:0 device type tensor to numpy")
-            return values(tensor)
-
-        def array(tensor: Any, dtype: Any = None, copy: Any = None) -> np.ndarray:
-            return numpy(tensor).astype(dtype) if dtype else numpy(tensor)
-
-        def deepcopy(tensor: Any, memo: dict[int, Any]) -> Any:  # torch's makes a storage in earnest
-            if id(tensor) not in memo:
-                memo[id(tensor)] = tensor.detach().clone()
-            return memo[id(tensor)]
-
-        mine = {"tolist": tolist, "numpy": numpy, "__array__": array, "__deepcopy__": deepcopy}
-
-        def real_copies(plain: Any) -> Any:  # of what has not moved to the device yet
-            def deepcopy_of_real(tensor: Any, memo: dict[int, Any]) -> Any:
-                if isinstance(tensor, FakeTensor):
-                    return plain(tensor, memo)
-                with _disable_current_modes():
-                    return plain(tensor, memo)
-
-            return deepcopy_of_real
-
-        self.copies = {kind: kind.__deepcopy__ for kind in (torch.Tensor, torch.nn.Parameter)}
-        for kind, plain in self.copies.items():
-            kind.__deepcopy__ = real_copies(plain)
-        self.before = {name: FakeTensor.__dict__.get(name) for name in mine}
-        for name, function in mine.items():
-            setattr(FakeTensor, name, function)
-
-    def __exit__(self, *error: Any) -> None:
-        for kind, plain in self.copies.items():
-            kind.__deepcopy__ = plain
-        for name, value in self.before.items():
-            delattr(FakeTensor, name) if value is None else setattr(FakeTensor, name, value)

@@ -21,8 +21,9 @@ from torch.utils import _foreach_utils
 from trunkline.backbones import optimised
 from trunkline.tasks.base.predicting import OptimisedPrediction
 
-from .recorder import HostValues, Recorder
+from .recorder import Recorder
 from .tasks import Canvas, EmptyData, evaluation_batch, training_batch
+from .values import HostValues
 
 SWAP = torch.utils.swap_tensors
 STAGES = ("fit", "predict")
