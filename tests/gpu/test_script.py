@@ -11,17 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = [
-    "tests",
-    "step",
-    "step_compiled",
-    "step_graphed",
-    "inference",
-    "fit",
-    "scans",
-    "segmentation",
-    "profile",
-]
+ROWS = ["tests", "step", "step_compiled", "step_graphed", "inference", "fit", "scans"]
+ROWS += ["segmentation", "profile"]
 
 
 @pytest.fixture
