@@ -12,10 +12,11 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
+from pytorch_lightning.strategies import Strategy
 from torch import Tensor
 
 from ...backbones.base import Backbone, FeatureLevel
-from ...backbones.constants import WithConstants
+from ...backbones.constants import WithConstants, move_constants
 from ...backbones.maps import check_maps, single_value
 from ...backbones.optimised import optimised
 from ...backbones.weights.load import (
@@ -175,6 +176,13 @@ class Network(WithConstants, LightningModule):
         copy = optimised(self, lambda task: task.head(task.backbone(example), size), attached)
         copy.channels_last = copy.channels_last or axes == 2
         return copy
+
+    def prepare_device(self, strategy: Strategy) -> None:
+        """Prepare the device of a run, before the network moves there."""
+        if self.matmul_precision is not None and strategy.root_device.type != "cpu":
+            torch.set_float32_matmul_precision(self.matmul_precision)
+        if strategy.restore_checkpoint_after_setup:  # those that shard move parameters and buffers alone
+            move_constants(self, strategy.root_device)
 
     def require_fitting_trunk(self, channels: int, axes: int) -> None:
         """Raise a ValueError unless the trunk takes images with these numbers of channels and axes."""

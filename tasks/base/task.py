@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
@@ -139,8 +138,7 @@ class Task(Network):
     # -- what the data must agree with
 
     def setup(self, stage: str) -> None:
-        if self.matmul_precision is not None and self.trainer.strategy.root_device.type != "cpu":
-            torch.set_float32_matmul_precision(self.matmul_precision)
+        self.prepare_device(self.trainer.strategy)
         data = self.trainer.datamodule
         self._predicting = stage == "predict"
         if data is None:

@@ -1,5 +1,7 @@
 """What every task shares: composition, normalisation, weights, and the guard against non-finite losses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -115,3 +117,18 @@ def test_total_loss_is_the_sum_in_float32():
         {"a": torch.tensor(1.5, dtype=torch.bfloat16), "b": torch.tensor(2.25)}, torch.tensor([1]), 0
     )
     assert total.dtype == torch.float32 and total.item() == 3.75
+
+
+@pytest.mark.parametrize(("device", "shards"), [("meta", True), ("meta", False), ("cpu", False)])
+def test_setup_prepares_the_device(monkeypatch, device, shards):
+    set_to = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", set_to.append)
+    strategy = SimpleNamespace(root_device=torch.device(device), restore_checkpoint_after_setup=shards)
+    monkeypatch.setattr(
+        Detection, "trainer", SimpleNamespace(strategy=strategy, datamodule=None), raising=False
+    )
+    task = detector(matmul_precision="high")
+    task.setup("fit")
+    assert set_to == ([] if device == "cpu" else ["high"])
+    places = {task.pixel_factor.device.type, task.head.rpn.anchors.base.device.type}
+    assert places == {"meta" if shards else "cpu"}  # strategies that shard never call .to()
