@@ -242,7 +242,8 @@ def _atlas_corners(sizes: Sequence[tuple[int, int]]) -> tuple[list[Corner], tupl
     for _, width in sizes[1:]:
         corners.append((top + _BEFORE, column + _BEFORE))
         column += width + margin
-    below = max((height + margin for height, _ in sizes[1:]), default=0)
+    # Not max(..., default=0), which torch 2.11 cannot compile.
+    below = max([0, *(height + margin for height, _ in sizes[1:])])
     return corners, (top + below, max(sizes[0][1] + margin, column))
 
 
