@@ -112,7 +112,7 @@ def volume_pair(layers, classes: int, repeats: int) -> Pair:
         ours=ours,
         theirs=theirs,
         difference=lambda a, b: (a != b).mean(),
-        tolerance=1e-4,
+        tolerance=1e-4 if DEVICE.type == "cpu" else 5e-3,  # TF32, and many voxels close between two classes
         agrees_on="share of voxels with another label",
         settings={
             "volume": VOLUME,
@@ -224,7 +224,7 @@ def step_pair(classes: int) -> Pair:
         ours=ours,
         theirs=lambda: backward(network, theirs(raw().logits, batch.mask[:, None])),
         difference=lambda a, b: float((a - b).abs()),
-        tolerance=1e-5,
+        tolerance=1e-5 if DEVICE.type == "cpu" else 1e-3,
         agrees_on="loss",
         settings={"patch": PATCH, "batch": 2, "classes": classes, "channels": SMALL[0]},
         note="Forward, loss and backward, without the optimiser.",
