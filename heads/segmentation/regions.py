@@ -1,4 +1,4 @@
-"""Overlapping classes (which labels make up a region, and which label a region stands for), and the largest score.
+"""Overlapping classes: which labels make up a region, which label a region stands for; and the largest score.
 
 Letters in shapes: B images, K labels, R regions, S spatial axes (H, W or D, H, W).
 """
