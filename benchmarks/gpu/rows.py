@@ -82,7 +82,7 @@ def setting(row: Row, batch: int = 16):
 
 
 def step(row: Row) -> None:
-    """The training step as it is, what makes the host wait in it, and its share of the peak."""
+    """The training step as it is, how often it synchronises the device, and its share of the peak."""
     training(row, False)
 
 
@@ -109,7 +109,7 @@ def training(row: Row, mode: bool | str) -> None:
 
 
 def facts(call: Callable[[], Any], batch: int, count: bool) -> str:
-    """Images a second, waits of the host and, with ``count``, the share of the measured bf16 peak."""
+    """Images a second, synchronisations and, with ``count``, the share of the measured bf16 peak."""
     seconds = sorted(timed(call) for _ in range(3))[1]
     told = [f"{batch / seconds:.1f} images a second", f"{waits(call)} synchronisations in a step"]
     if count:
@@ -123,7 +123,7 @@ def facts(call: Callable[[], Any], batch: int, count: bool) -> str:
 
 
 def waits(call: Callable[[], Any]) -> int:
-    """How often the host waits for the device in a call, as torch counts it; 0 without one."""
+    """How often a call synchronises the device, as torch counts it; 0 without one."""
     if not CUDA:
         call()
         return 0
