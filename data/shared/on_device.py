@@ -81,7 +81,7 @@ class RawImage(NamedTuple):
         return torch.Size((3, *self.work.size))
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning converts the types of what it finds in batches
 class RawImages:
     """The decoded images of a batch, in one buffer that is copied to the device at once.
 

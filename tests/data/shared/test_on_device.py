@@ -142,13 +142,14 @@ class Looking(LightningModule):
         return torch.optim.SGD([self.weight], lr=0.1)
 
 
-def test_a_trainer_gets_images_that_are_ready(root):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])  # the second converts batches before
+def test_a_trainer_gets_images_that_are_ready(root, precision):
     model = Looking()
     made = MADE["boxes"](root, augment_on="device", canvases=[(128, 128)])
-    Trainer(accelerator="cpu", logger=False, barebones=True, max_epochs=1, limit_val_batches=0).fit(
-        model, made
-    )
+    options = {"accelerator": "cpu", "logger": False, "barebones": True, "precision": precision}
+    Trainer(**options, max_epochs=1, limit_val_batches=0).fit(model, made)
     assert model.batches and all(batch.image.shape[1:] == (3, 128, 128) for batch in model.batches)
+    assert all(batch.image.dtype == torch.uint8 for batch in model.batches)
 
 
 def test_one_buffer_moves_and_the_device_makes_the_images():
