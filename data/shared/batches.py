@@ -31,7 +31,7 @@ class Batch:
         image_sizes: ``[B, n]`` int64, the size of each image inside the canvas, n of them.
         image_ids: ``[B]`` int64: the ids in the annotation file, or positions in the index of the data.
         failed: images to predict on that could not be read, and are not in the batch.
-        kept: by name, the fields ``host_fields`` as they were before the batch moved; empty in main memory.
+        kept: by name, the fields ``host_fields``, moved and as they were before; empty in main memory.
         raw: images that have yet to be resized, mirrored and padded on the device (:meth:`rendered`);
             ``image`` is ``[B, 3, 0, 0]`` until then. None for images that are ready.
         host_fields: names of the small fields that stay readable in main memory.
@@ -43,7 +43,7 @@ class Batch:
     image_sizes: Tensor
     image_ids: Tensor
     failed: tuple[FailedImage, ...] = ()
-    kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    kept: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
     raw: RawImages | None = None
 
     def __len__(self) -> int:
@@ -69,16 +69,14 @@ class Batch:
         return self
 
     def in_main_memory(self, name: str) -> Tensor:
-        """Return one of the ``host_fields`` in main memory, without synchronising the device.
+        """Return a field in main memory; one of the ``host_fields`` without synchronising the device.
 
-        A batch that was not moved by :meth:`to`, but made on a device, synchronises it.
-
-        Raises:
-            KeyError: if it is none of them.
+        Any other does synchronise it, and so does a field that another tensor has replaced since :meth:`to`
+        moved the batch (as for one of several heads), or of a batch that was made on the device.
         """
-        if name not in self.host_fields:
-            raise KeyError(f"{type(self).__name__} keeps {self.host_fields} in main memory, not {name!r}")
-        return self.kept[name] if name in self.kept else vars(self)[name].cpu()
+        value = vars(self)[name]
+        there, here = self.kept.get(name, (None, None))
+        return here if here is not None and there is value else value.cpu()
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch on a device; itself if it is there.
@@ -91,8 +89,8 @@ class Batch:
         fields = {name: _moved(value, device) for name, value in given.items()}
         if all(old is new for old, new in zip(tensors_of(given), tensors_of(fields), strict=True)):
             return self
-        kept = {name: self.in_main_memory(name) for name in self.host_fields} if device.type != "cpu" else {}
-        return type(self)(**fields, kept=kept)
+        names = self.host_fields if device.type != "cpu" else ()
+        return type(self)(**fields, kept={name: (fields[name], self.in_main_memory(name)) for name in names})
 
     def rendered(self) -> Self:
         """Return the batch with images that are ready, made on its device; itself if they are."""

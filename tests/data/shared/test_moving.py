@@ -89,6 +89,13 @@ def test_lists_and_dictionaries_of_a_batch_of_ones_own_move_too():
     assert batch.to("cpu") is batch
 
 
-def test_fields_that_are_not_kept_are_named():
-    with pytest.raises(KeyError, match=r"DetectionBatch keeps .*image_ids.*, not 'labels'"):
-        detection().to("meta").in_main_memory("labels")
+def test_a_field_that_was_replaced_is_not_the_kept_one():
+    """Several heads on one trunk: each gets labels of its own under the same name."""
+    moved = classification().to("meta")
+    other = replace(moved, label=torch.tensor([5, 6]))
+    assert moved.in_main_memory("label").tolist() == [1, 0]
+    assert other.in_main_memory("label").tolist() == [5, 6]
+
+
+def test_any_field_of_a_batch_in_main_memory_can_be_read():
+    assert detection().in_main_memory("labels").shape == (2, 16)

@@ -19,9 +19,10 @@ def elsewhere(batch):
 
     Fields that no layer needs lie on the device without data, where reading a value is an error.
     """
-    kept = {name: getattr(batch, name) for name in batch.host_fields}
-    away = [name for name in batch.host_fields if name not in ("image_sizes", "label")]
-    return replace(batch, kept=kept, **{name: kept[name].to("meta") for name in away})
+    here = {name: getattr(batch, name) for name in batch.host_fields}
+    stays = ("image_sizes", "label")
+    there = {name: value if name in stays else value.to("meta") for name, value in here.items()}
+    return replace(batch, kept={name: (there[name], here[name]) for name in here}, **there)
 
 
 def same(one, other):
