@@ -183,6 +183,9 @@ class Network(WithConstants, LightningModule):
             torch.set_float32_matmul_precision(self.matmul_precision)
         if strategy.restore_checkpoint_after_setup:  # those that shard move parameters and buffers alone
             move_constants(self, strategy.root_device)
+        # In bf16-true and 16-true Lightning would cast whole batches: half precision moves boxes by pixels.
+        # Images are brought to the network's type by normalise().
+        strategy.precision_plugin.convert_input = lambda data: data  # type: ignore[method-assign]
 
     def require_fitting_trunk(self, channels: int, axes: int) -> None:
         """Raise a ValueError unless the trunk takes images with these numbers of channels and axes."""

@@ -123,7 +123,11 @@ def test_total_loss_is_the_sum_in_float32():
 def test_setup_prepares_the_device(monkeypatch, device, shards):
     set_to = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", set_to.append)
-    strategy = SimpleNamespace(root_device=torch.device(device), restore_checkpoint_after_setup=shards)
+    strategy = SimpleNamespace(
+        root_device=torch.device(device),
+        restore_checkpoint_after_setup=shards,
+        precision_plugin=SimpleNamespace(),
+    )
     monkeypatch.setattr(
         Detection, "trainer", SimpleNamespace(strategy=strategy, datamodule=None), raising=False
     )

@@ -67,6 +67,23 @@ def test_bf16_training_keeps_losses_and_weights_in_float32(shapes, tmp_path, cha
     assert after.dtype == torch.float32 and not torch.equal(after, before) and torch.isfinite(after).all()
 
 
+def test_half_precision_weights_learn_from_boxes_that_are_not_rounded(shapes, tmp_path):
+    task, seen = detector(), []
+    step = task.training_step
+
+    def noting(batch, batch_idx):
+        seen.append((batch.boxes, step(batch, batch_idx)))
+        return seen[-1][1]
+
+    task.training_step = noting
+    data = data_module(shapes)
+    trainer(tmp_path, precision="bf16-true", max_steps=1, limit_val_batches=1).fit(task, data)
+    ((boxes, loss),) = seen
+    assert boxes.dtype == torch.float32 and not torch.equal(boxes, boxes.bfloat16().float())
+    assert loss.dtype == torch.float32 and torch.isfinite(loss)
+    assert task.head.roi.fc7.weight.dtype == torch.bfloat16
+
+
 def test_metrics_and_the_asked_number_of_pictures_reach_tensorboard(shapes, tmp_path):
     logger = TensorBoardLogger(tmp_path)
     run = trainer(tmp_path, logger=logger, limit_train_batches=1)
