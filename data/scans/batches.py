@@ -70,10 +70,11 @@ def collate_patches(samples: Sequence[PatchSample]) -> ScanBatch:
     )
 
 
-@dataclass
 class EvaluationCase:
     """One whole scan to evaluate or predict. It stays in main memory: scans may be larger than the
     device.
+
+    No dataclass: Lightning would look for tensors to convert in its fields, and refuses frozen ones.
 
     Attributes:
         image: ``[C, *S]`` float32, the prepared scan, possibly memory-mapped; None if it cannot be read.
@@ -85,13 +86,22 @@ class EvaluationCase:
         failed: none: such a case has an ``error``.
     """
 
-    image: np.ndarray | None
-    placement: Placement | None
-    case: Case
-    truth: np.ndarray | None
-    image_ids: np.ndarray
-    error: str | None = None
-    failed: tuple[FailedImage, ...] = ()
+    def __init__(
+        self,
+        image: np.ndarray | None,
+        placement: Placement | None,
+        case: Case,
+        truth: np.ndarray | None,
+        image_ids: np.ndarray,
+        error: str | None = None,
+    ) -> None:
+        self.image = image
+        self.placement = placement
+        self.case = case
+        self.truth = truth
+        self.image_ids = image_ids
+        self.error = error
+        self.failed: tuple[FailedImage, ...] = ()
 
     def __len__(self) -> int:
         return 1

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from ...constants import IGNORE_INDEX
+from ...data.scans.batches import EvaluationCase
 from ...data.scans.formats.files import prediction_suffix, read_scan, write_labels
 from ...data.scans.prepare.resample import count_labels
 from ...data.scans.summary import far_spacing
@@ -144,7 +145,8 @@ class VolumeBranch(SegmentationBranch):
         """Return a batch whose truth has the labels of the checkpoint."""
         if self._labels is None or batch.truth is None:
             return batch
-        return replace(batch, truth=self._labels[batch.truth])
+        truth = self._labels[batch.truth]
+        return EvaluationCase(batch.image, batch.placement, batch.case, truth, batch.image_ids)
 
     def compare_spacing(self, batch: Any) -> None:
         """Say once of each case if its voxels are far from those that the network was trained with."""

@@ -80,7 +80,7 @@ class VolumeSegmentation(Task):
         total: Tensor | None = None
         with faster_kernels(windows) as ordered:
             for task in (self, *self._members):
-                raw = task.run(ordered)
+                raw = task.run(ordered.to(task.dtype))  # autocast and all else take float32
                 each = task.head.probabilities(raw.logits.float())
                 total = each if total is None else total + each
         mean = cast(Tensor, total)

@@ -27,7 +27,9 @@ def run(config, stage, precision, words):
             return [f"{type(error).__name__}: {str(error)[:600]}"]
         done = {step.stage for step in steps}
         expected = {"train", "validate"} if stage == "fit" else {"predict"}
-        return [f"no step of {name}" for name in expected - done] + list(forbidden(steps))
+        return [f"no step of {name}" for name in expected - done] + list(
+            forbidden(steps, len(cli.model.branches))
+        )
 
 
 if __name__ == "__main__":

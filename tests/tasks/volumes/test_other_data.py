@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pytorch_lightning.plugins.precision import HalfPrecision
 from volume_tasks import oracle
 
 from trunkline.data.scans.batches import EvaluationCase
@@ -62,6 +63,11 @@ def case(truth, spacing=(1, 1, 1), name="a"):
     )
     image = np.zeros((1, *truth.shape), np.float32)
     return EvaluationCase(image, place, Case(name, (f"{name}.nii",), None, name), truth, np.array([0]))
+
+
+def test_weights_of_half_precision_leave_a_whole_scan_as_it_is():
+    whole = case(np.zeros((4, 4, 4), np.uint8))
+    assert HalfPrecision("bf16-true").convert_input(whole) is whole
 
 
 def measured(branch, predicted, truth):
