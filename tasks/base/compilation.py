@@ -44,12 +44,14 @@ class TrainingStep:
         self._compiled: Callable[[Any, Any], Losses] | None = None
         self._known: set[tuple[Any, ...]] = set()  # shapes for which there is a graph
         self._warned = False
+        self._skipped = 0  # graphs that torch ran without CUDA graphs, in the whole process
+        self._warned_of_skips = False
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         return type(self), (self._function, self.mode)
 
     def check(self, accumulated: int) -> None:
-        """Check before a run that it goes with the mode.
+        """Check before an epoch that it goes with the mode.
 
         Args:
             accumulated: batches of which gradients are added before an optimiser step.
@@ -96,6 +98,13 @@ class TrainingStep:
             self._compiled = torch.compile(
                 self._function, fullgraph=True, dynamic=False, mode=mode, backend=BACKEND
             )
+            self._skipped = counters["inductor"]["cudagraph_skips"]
+            if self.mode in CUDA_GRAPHS and batch.image.device.type != "cuda":
+                logger.warning(
+                    "model.compile %s has no CUDA graphs on this %s, only compiled functions, as true has",
+                    self.mode,
+                    batch.image.device.type,
+                )
         if self.mode in CUDA_GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()
         graphs = counters["stats"]["unique_graphs"]
@@ -113,6 +122,14 @@ class TrainingStep:
             logger.warning(
                 "the training step was compiled again for shapes that it knows, so something else changes "
                 "between steps; TORCH_LOGS=recompiles in the environment tells what"
+            )
+        # What a backward pass adds is seen one step later.
+        if counters["inductor"]["cudagraph_skips"] > self._skipped and not self._warned_of_skips:
+            self._warned_of_skips = True
+            logger.warning(
+                "model.compile %s: torch runs part of the training step without CUDA graphs; its own "
+                "warning, or TORCH_LOGS=cudagraphs in the environment, tells why",
+                self.mode,
             )
         return losses
 

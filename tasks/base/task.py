@@ -170,9 +170,11 @@ class Task(Network):
         return batch
 
     def on_train_start(self) -> None:
-        self._training_losses.check(self.trainer.accumulate_grad_batches)
         warn_of_schedule(self, self.trainer)
         warn_of_slow_average(self.trainer)
+
+    def on_train_epoch_start(self) -> None:  # callbacks may have changed it for this epoch
+        self._training_losses.check(self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         losses = self._training_losses(self, self.training_batch(batch))

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from memory_tasks import Everything, single, trainer
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 
 from trunkline.heads import FCN
 from trunkline.tasks.base import compilation
@@ -135,3 +136,25 @@ def test_cuda_graphs_refuse_gradients_of_several_batches(tmp_path, mode):
         run.fit(single("scene", compile=mode), Everything("scene"))
     TrainingStep(lambda task, batch: {}, True).check(2)
     TrainingStep(lambda task, batch: {}, mode).check(1)
+
+
+def test_cuda_graphs_refuse_a_schedule_of_gradients_of_several_batches(tmp_path):
+    run = trainer(tmp_path, max_epochs=2, callbacks=[GradientAccumulationScheduler({1: 2})])
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches cannot be 2"):
+        run.fit(single("scene", compile="reduce-overhead"), Everything("scene"))
+
+
+def test_where_there_are_no_cuda_graphs_is_said_once(monkeypatch, caplog):
+    skips = torch._dynamo.utils.counters["inductor"]
+
+    def skipping(task, batch):
+        skips["cudagraph_skips"] += 1
+        return {}
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    for mode in ("reduce-overhead", True):
+        step = TrainingStep(skipping if mode is not True else lambda task, batch: {}, mode)
+        for _ in range(2):
+            step(None, Everything("land").batches[0])
+    assert caplog.text.count("reduce-overhead has no CUDA graphs on this cpu") == 1
+    assert caplog.text.count("torch runs part of the training step without CUDA graphs") == 1
