@@ -18,7 +18,7 @@ from ...backbones.base import FeatureLevel
 from ...constants import IGNORE_INDEX
 from ..base import Head, MaskTargets, NumClasses, class_number, exportable
 from .losses import CrossEntropy, SegmentationLoss
-from .parts import terms_of
+from .pixels import Pixels
 from .regions import THRESHOLD, Regions, largest
 
 
@@ -187,14 +187,19 @@ class SegmentationHead(Head):
                 f"input), got {list(mask.shape)}"
             )
         with torch.autocast(logits.device.type, enabled=False):
-            losses = terms_of(self.loss, logits, mask)
+            losses = self._terms(logits, mask)
             if raw.aux:
                 terms = [
-                    self.auxiliary_weight(index) * self.loss(x.float(), subsample(mask, x.shape[2:]))
+                    self.auxiliary_weight(index) * value
                     for index, x in enumerate(raw.aux)
+                    for value in self._terms(x, subsample(mask, x.shape[2:])).values()
                 ]
                 losses["auxiliary"] = torch.stack(terms).sum()
         return losses
+
+    def _terms(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        # Not of logits.float(): a loss that can do without makes float32 copies of single images only.
+        return dict(self.loss.shared_terms(Pixels(logits, mask, self.loss.squared_sums)))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the softmax of logits ``[B, K, *S]``; with regions the sigmoid of ``[B, R, *S]``.

@@ -55,14 +55,7 @@ class SegmentationLoss(WithConstants):
 
     def shared_terms(self, pixels: Pixels) -> dict[str, Tensor]:
         """Return the :meth:`terms` of pixels of which other losses may have computed something already."""
-        return self.terms(pixels.given, pixels.mask)
-
-    def weight_of(self, mask: Tensor) -> Tensor | None:
-        """Return the weight of labels ``[B, *S]`` in the loss, if that is one mean over pixels; else None.
-
-        The loss of a batch is then the mean of those of its images, weighted by it.
-        """
-        return None
+        return self.terms(pixels.single, pixels.mask)
 
     def _name(self) -> str:
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
@@ -177,16 +170,8 @@ class WeightedLoss(SharedLoss):
             )
         self.set_constant("region_table", lambda: table)
 
-    def _weight_of(self, mask: Tensor) -> Tensor:
-        """Return the sum of the weights of the labelled pixels of ``[B, *S]``."""
-        valid = mask != IGNORE_INDEX
-        if self._class_weights is None:
-            return valid.sum()
-        return torch.where(valid, self._class_weights[torch.where(valid, mask, 0).long()], 0.0).sum()
-
     def _weights(self, pixels: Pixels) -> Tensor | None:
-        """Return the class weights ``[K]`` in the type of the logits."""
-        logits = pixels.logits
+        """Return the class weights ``[K]`` in the type that is computed in."""
         if self._class_weights is None:
             if self.balanced:
                 raise ValueError(
@@ -195,18 +180,19 @@ class WeightedLoss(SharedLoss):
                     "or give the weights as a list"
                 )
             return None
-        if len(self._class_weights) != logits.shape[1]:
+        classes = pixels.given.shape[1]
+        if len(self._class_weights) != classes:
             raise ValueError(
                 f"head.loss.class_weights has {len(self._class_weights)} numbers; give one for each of the "
-                f"{logits.shape[1]} classes"
+                f"{classes} classes"
             )
-        return self._class_weights.to(logits.dtype)
+        return self._class_weights.to(pixels.dtype)
 
     def _rows(self, pixels: Pixels) -> Tensor:
         """Return every pixel's cross-entropy, ``[B, *S]``; with regions the binary ones, ``[B, R, *S]``."""
         if self.region_table is None:
             return pixels.rows
-        truth = self._inside(pixels).to(pixels.logits.dtype)
+        truth = self._inside(pixels).to(pixels.dtype)
         return F.binary_cross_entropy_with_logits(pixels.logits, truth, reduction="none")
 
     def _weighted(self, rows: Tensor, pixels: Pixels, weights: Tensor | None) -> Tensor:

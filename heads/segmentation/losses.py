@@ -61,9 +61,6 @@ class CrossEntropy(WeightedLoss):
                 "or head.regions"
             )
 
-    def weight_of(self, mask: Tensor) -> Tensor:
-        return self._weight_of(mask)
-
     def compute(self, pixels: Pixels) -> Tensor:
         if self.region_table is not None:
             return self._mean(self._rows(pixels), pixels, None)
@@ -145,9 +142,6 @@ class Focal(WeightedLoss):
         check_number("gamma", gamma, zero=True)
         self.gamma = gamma
 
-    def weight_of(self, mask: Tensor) -> Tensor:
-        return self._weight_of(mask)
-
     def compute(self, pixels: Pixels) -> Tensor:
         weights = self._weights(pixels)
         rows = self._rows(pixels)  # [B, *S] or [B, R, *S]
@@ -189,9 +183,14 @@ class WeightedSum(SegmentationLoss):
 
     def terms(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms of each loss; a name that comes again gets a number: ``dice_2``."""
-        return self.shared_terms(Pixels(logits, mask, self.squared_sums))
+        return self._terms(Pixels(logits, mask, self.squared_sums))
 
     def shared_terms(self, pixels: Pixels) -> dict[str, Tensor]:
+        if type(self).terms is not WeightedSum.terms:
+            return super().shared_terms(pixels)  # a subclass computes them in another way
+        return self._terms(pixels)
+
+    def _terms(self, pixels: Pixels) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for loss, weight in zip(self.losses, self.weights, strict=True):
             for name, value in loss.shared_terms(pixels).items():

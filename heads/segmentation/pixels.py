@@ -26,13 +26,15 @@ class Pixels:
     """Logits beside their labels; what losses ask for is computed when first asked, and kept.
 
     Args:
-        logits: ``[B, K, *S]``; computed with in float32 at least.
+        logits: ``[B, K, *S]`` of any floating-point type; computed with in float32 at least. More than
+            ``LARGE`` of them are made float32 one image at a time for :attr:`rows` and :meth:`sums`.
         mask: ``[B, *S]`` of any integer type, 0..K-1 or 255.
         squared: which :meth:`sums` will be asked for, so that :attr:`rows` come from the same pass; None for
             none.
 
     Attributes:
         given: the logits as they were given.
+        dtype: the type that is computed in.
         labels: ``[B, *S]`` int64, 0 where there is none.
         valid: ``[B, *S]`` bool, the labelled pixels.
         complete: whether all are known to be labelled; false on devices, which looking would synchronise.
@@ -50,18 +52,26 @@ class Pixels:
         self.valid = mask != IGNORE_INDEX
         self.complete = all_labelled(self.valid)
         self.labels = mask.long() if self.complete else torch.where(self.valid, mask, 0).long()
-        self._float = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        self.dtype = torch.promote_types(logits.dtype, torch.float32)
+        self._single: Tensor | None = None
         self._squared = squared
         self._logits: Tensor | None = None
         self._rows: Tensor | None = None
         self._sums: dict[bool, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
+    def single(self) -> Tensor:
+        """The logits as they were given, in float32 at least."""
+        if self._single is None:
+            self._single = self.given.to(self.dtype)
+        return self._single
+
+    @property
     def logits(self) -> Tensor:
-        """``[B, K, *S]``, which get no gradient from ignored pixels."""
+        """``[B, K, *S]``, float32 at least, which get no gradient from ignored pixels."""
         if self._logits is None:
             ignored = None if self.complete else ~self.valid[:, None]
-            self._logits = self._float if ignored is None else _WithoutGradient.apply(self._float, ignored)
+            self._logits = self.single if ignored is None else _WithoutGradient.apply(self.single, ignored)
         return self._logits
 
     @property
@@ -91,9 +101,10 @@ class Pixels:
         return self._sums[squared]
 
     def _compute(self, squared: bool | None) -> tuple[Tensor, ...]:
-        flat = self._float.flatten(2), self.labels.flatten(1), self.valid.flatten(1)
-        large = self._float.numel() > LARGE and len(self._float) > 1
-        return (_SoftmaxSumsOfEach if large else _SoftmaxSums).apply(*flat, self.complete, squared)
+        large = self.given.numel() > LARGE and len(self.given) > 1
+        logits = (self.given if large else self.single).flatten(2)
+        function = _SoftmaxSumsOfEach if large else _SoftmaxSums
+        return function.apply(logits, self.labels.flatten(1), self.valid.flatten(1), self.complete, squared)
 
 
 def labelled(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,7 +157,10 @@ class _SoftmaxSums(torch.autograd.Function):
 
 
 class _SoftmaxSumsOfEach(torch.autograd.Function):
-    """The same image by image; the backward pass computes probabilities again rather than keep them all."""
+    """The same image by image; the backward pass computes probabilities again rather than keep them all.
+
+    Logits may be of half precision, as their gradient is then: float32 copies are of one image.
+    """
 
     @staticmethod
     def forward(
@@ -156,7 +170,7 @@ class _SoftmaxSumsOfEach(torch.autograd.Function):
         context.save_for_backward(logits, labels, valid)
         found = []
         for part in zip(logits.split(1), labels.split(1), valid.split(1), strict=True):
-            shares, rows = _shares(*part, complete, squared is not None)
+            shares, rows = _shares(_single(part[0]), *part[1:], complete, squared is not None)
             sums = () if squared is None else _sums(shares, rows, *part[1:], complete, squared)
             found.append((rows, *sums))
             del shares
@@ -173,11 +187,15 @@ class _SoftmaxSumsOfEach(torch.autograd.Function):
         found = torch.empty_like(logits)
         for index in range(len(logits)):
             part = [x[index : index + 1] for x in (logits, labels, valid)]
-            shares, rows = _shares(*part, complete, squared is not None)
+            shares, rows = _shares(_single(part[0]), *part[1:], complete, squared is not None)
             of_part = [x[index : index + 1] for x in gradients]
             found[index : index + 1] = _gradient((shares, *part[1:], rows), of_part, complete, squared)
             del shares
         return found, None, None, None, None
+
+
+def _single(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _shares(

@@ -53,6 +53,15 @@ def test_large_logits_are_taken_image_by_image_with_the_same_results(monkeypatch
     monkeypatch.setattr(pixels, "LARGE", logits.numel() - 1)
     torch.testing.assert_close(value_and_gradient(SUMS[name](), logits, mask), expected)
     assert kept(SUMS["plain"](), logits, mask) == 0  # only the logits themselves
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+def test_large_logits_compile_to_one_graph(monkeypatch, name, ignored):
+    logits, mask = batch((8, 9), ignored, images=3)
+    expected = value_and_gradient(SUMS[name](), logits, mask)
+    monkeypatch.setattr(pixels, "LARGE", logits.numel() - 1)
     compiled = torch.compile(SUMS[name](), fullgraph=True, backend="aot_eager", dynamic=False)
     torch.testing.assert_close(value_and_gradient(compiled, logits, mask), expected)
 
@@ -69,7 +78,9 @@ def test_gradients_keep_the_memory_order_of_the_logits(name, shape):
     assert found[1].stride() == last.stride()
 
 
-@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize(
+    "name", ["plain", *(pytest.param(x, marks=pytest.mark.slow) for x in ("squared", "both"))]
+)
 def test_sums_of_losses_compile_to_one_graph(name):
     logits, mask = batch()
     expected = value_and_gradient(SUMS[name](), logits, mask)
