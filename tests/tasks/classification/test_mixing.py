@@ -127,3 +127,18 @@ def test_memory_order_is_kept(mix):
 def test_negative_alpha_is_an_error(name):
     with pytest.raises(ValueError, match=f"{name} must be 0"):
         Mixing(**{name: -0.1})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shares_are_drawn_where_half_precision_is_the_default(dtype):
+    image, label = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    mixed = []
+    before = torch.get_default_dtype()
+    for default in (torch.float32, dtype):
+        torch.manual_seed(0)
+        torch.set_default_dtype(default)  # as a trainer of bf16-true and 16-true does
+        try:
+            mixed.append(Mixing(mixup=0.2)(image, label, 2)[0])
+        finally:
+            torch.set_default_dtype(before)
+    assert torch.equal(*mixed)
