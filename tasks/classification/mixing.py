@@ -55,9 +55,8 @@ class Mixing:
         if not self.methods:
             return image, label
         mix, alpha = self.methods[int(torch.randint(len(self.methods), ()))]
-        both = torch.tensor(
-            alpha, dtype=torch.float32
-        )  # torch has no Beta of half precision, a run's default
+        # torch has no Beta of half precision, which may be the default of a run.
+        both = torch.tensor(alpha, dtype=torch.float32)
         image, share = mix(image, float(torch.distributions.Beta(both, both).sample()))
         return image, mixed_labels(one_hot(label, num_classes) if label.ndim == 1 else label, share)
 
