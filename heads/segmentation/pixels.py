@@ -186,10 +186,10 @@ class _SoftmaxSumsOfEach(torch.autograd.Function):
         complete, squared = context.complete, context.squared
         found = torch.empty_like(logits)
         for index in range(len(logits)):
-            part = [x[index : index + 1] for x in (logits, labels, valid)]
-            shares, rows = _shares(_single(part[0]), *part[1:], complete, squared is not None)
+            scores, *part = (x[index : index + 1] for x in (logits, labels, valid))
+            shares, rows = _shares(_single(scores), part[0], part[1], complete, squared is not None)
             of_part = [x[index : index + 1] for x in gradients]
-            found[index : index + 1] = _gradient((shares, *part[1:], rows), of_part, complete, squared)
+            found[index : index + 1] = _gradient((shares, *part, rows), of_part, complete, squared)
             del shares
         return found, None, None, None, None
 
