@@ -257,6 +257,8 @@ class _CellPool:
         # Torch's own does so too, but refuses maps that are smaller than a cell along any axis.
         cell = tuple(min(step, size) for step, size in zip(self.kernel_size, x.shape[2:], strict=True))
         pool = F.avg_pool2d if len(cell) == 2 else F.avg_pool3d
+        if len(cell) == 3 and x.device.type == "cpu" and x.itemsize < 4:  # for which torch has no kernel
+            return pool(x.float(), cell, cell, ceil_mode=True).to(x.dtype)
         return pool(x, cell, cell, ceil_mode=True)
 
 

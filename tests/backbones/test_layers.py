@@ -95,3 +95,11 @@ def test_average_pools_leave_out_what_lies_beyond_the_map():
     assert make_avg_pool((2, 2, 2))(x).tolist() == [[[[[2.0, 3.5]]]]]  # one plane, where a cell has two
     assert make_avg_pool((2, 2))(x[0, :, :, :1]).tolist() == [[[[0.5, 2.0]]]]
     assert make_avg_pool((2, 2), round_up=False)(x[0]).tolist() == [[[[2.0]]]]
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_average_pools_of_volumes_take_half_precision_on_a_cpu(kind):
+    x = torch.rand(1, 2, 3, 4, 5).to(kind)
+    pooled = make_avg_pool((2, 2, 2))(x)
+    assert pooled.dtype == kind
+    torch.testing.assert_close(pooled, make_avg_pool((2, 2, 2))(x.float()).to(kind), rtol=0, atol=0)
