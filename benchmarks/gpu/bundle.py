@@ -35,7 +35,7 @@ PLATFORMS = (
     "manylinux_2_17_x86_64",
     "manylinux2014_x86_64",
 )
-LEFT_OUT = ("cv2/data/haar", "scipy/datasets/", "scipy/stats/_sobol")
+LEFT_OUT = ("cv2/data/haar", "scipy/datasets/", "scipy/stats/_sobol_direction")
 
 
 def download(folder: Path) -> list[Path]:
