@@ -140,7 +140,10 @@ def build_optimizer(
     groups = parameter_groups(model, trunk, options)
     if not groups:
         raise ValueError("no parameter is trainable: everything is frozen; lower backbone.frozen_stages")
-    optimizer = make(groups)
+    try:
+        optimizer = make(groups)
+    except RuntimeError as error:  # such as fused and foreach together
+        raise ValueError(f"the options of model.optimizer cannot be used: {error}") from error
     for group in optimizer.param_groups:
         group["lr"] *= group["lr_factor"]
     return optimizer

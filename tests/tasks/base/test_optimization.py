@@ -153,3 +153,10 @@ def test_a_copy_of_a_model_does_not_copy_what_made_its_optimiser(tiny):
     task = tiny.classifier(optimizer=made[0], lr_scheduler=made[1])
     (optimizer,), (schedule,) = copy.deepcopy(task).configure_optimizers()
     assert optimizer.param_groups[0]["lr"] == 0.1 and schedule["scheduler"].step_size == 3
+
+
+def test_options_that_torch_refuses_name_the_section():
+    model = Model()
+    both = partial(torch.optim.SGD, lr=0.1, fused=True, foreach=True)
+    with pytest.raises(ValueError, match=r"model.optimizer cannot be used: .*fused.*foreach"):
+        build_optimizer(both, model, model.trunk, OptimizationOptions())
