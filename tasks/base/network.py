@@ -187,6 +187,20 @@ class Network(WithConstants, LightningModule):
         # Images are brought to the network's type by normalise().
         strategy.precision_plugin.convert_input = lambda data: data  # type: ignore[method-assign]
 
+    def require_sound_precision(self, device: torch.device, precision: str) -> None:
+        """Refuse to train where torch computes wrong gradients.
+
+        Raises:
+            ValueError: for volumes in bfloat16 on a CPU. There (torch 2.15) the gradient of the weights of a
+                3-D convolution over small maps reads memory that nobody has written.
+        """
+        volumes = len(self.backbone.levels[0].stride) == 3
+        if volumes and device.type == "cpu" and precision.startswith("bf16"):
+            raise ValueError(
+                f"trainer.precision is {precision}, in which torch computes wrong gradients of 3-D "
+                "convolutions on a CPU: give --trainer.precision 32-true"
+            )
+
     def require_fitting_trunk(self, channels: int, axes: int) -> None:
         """Raise a ValueError unless the trunk takes images with these numbers of channels and axes."""
         images = "scans (three axes)" if axes == 3 else "2D (two axes)"

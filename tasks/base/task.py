@@ -139,6 +139,8 @@ class Task(Network):
 
     def setup(self, stage: str) -> None:
         self.prepare_device(self.trainer.strategy)
+        if stage == "fit":
+            self.require_sound_precision(self.trainer.strategy.root_device, str(self.trainer.precision))
         data = self.trainer.datamodule
         self._predicting = stage == "predict"
         if data is None:

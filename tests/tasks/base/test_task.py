@@ -129,10 +129,22 @@ def test_setup_prepares_the_device(monkeypatch, device, shards):
         precision_plugin=SimpleNamespace(),
     )
     monkeypatch.setattr(
-        Detection, "trainer", SimpleNamespace(strategy=strategy, datamodule=None), raising=False
+        Detection,
+        "trainer",
+        SimpleNamespace(strategy=strategy, datamodule=None, precision="32-true"),
+        raising=False,
     )
     task = detector(matmul_precision="high")
     task.setup("fit")
     assert set_to == ([] if device == "cpu" else ["high"])
     places = {task.pixel_factor.device.type, task.head.rpn.anchors.base.device.type}
     assert places == {"meta" if shards else "cpu"}  # strategies that shard never call .to()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_volumes_in_bfloat16_are_not_trained_on_a_cpu(tiny, tmp_path, precision):
+    run = tiny.trainer(tmp_path, precision=precision)
+    with pytest.raises(ValueError, match=r"wrong gradients of 3-D .* --trainer.precision 32-true"):
+        run.fit(tiny.classifier(ndim=3), tiny.Memory(ndim=3))
+    images = tiny.classifier()  # which are not concerned
+    tiny.trainer(tmp_path, precision=precision, limit_val_batches=0).fit(images, tiny.Memory())

@@ -30,7 +30,7 @@ TINY = [
     "--data.batch_size=3",
     "--trainer.log_every_n_steps=1",
 ]
-SMALL_SCANS = ["--data.size=[16, 16, 16]"]
+SMALL_SCANS = ["--data.size=[16, 16, 16]", "--trainer.precision=32-true"]
 
 
 def command(monkeypatch, *words):
