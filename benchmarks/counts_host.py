@@ -15,7 +15,6 @@ import collections
 import contextlib
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import boxes as tv_boxes
 
 from common import write_result
-from pairs import RESULTS, device_name, synchronise
+from pairs import RESULTS, device_name, synchronisations, synchronise
 from trunkline.data.shared.canvas import CanvasBatchSampler, default_canvases, scaled_sizes
 from trunkline.heads.detection.boxes import device_paths
 
@@ -102,14 +101,7 @@ def syncs_and_operators(run: Callable[[], Any]) -> tuple[int, int]:
     started = sum(n for name, n in seen.counts.items() if name.split("::")[1] not in VIEWS)
     if DEVICE == "cpu":
         return sum(seen.counts[name] for name in SYNCHRONISING), started
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught), started
+    return len(synchronisations(run)), started
 
 
 def graph_breaks(run: Callable[..., Any], *inputs: Any) -> int:

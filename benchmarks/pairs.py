@@ -13,6 +13,7 @@ import dataclasses
 import gc
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,18 @@ def synchronise() -> None:
     """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def synchronisations(call: Callable[[], Any]) -> list[str]:
+    """What torch says of each time that a call synchronises the GPU."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
 
 
 def peak_memory(call: Callable[[], Any]) -> int:

@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 
 from common import write_result
-from pairs import Pair, compare, timed
+from pairs import Pair, compare, synchronisations, timed
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.cuda.is_available()
@@ -128,14 +127,7 @@ def waits(call: Callable[[], Any]) -> int:
     if not CUDA:
         call()
         return 0
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            call()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    found = [str(w.message) for w in caught if "synchroniz" in str(w.message)]
+    found = synchronisations(call)
     for text in found:
         print(f"  {text}")
     return len(found)
