@@ -55,6 +55,7 @@ def test_a_plan_trains_as_it_is(root, tmp_path, monkeypatch, capsys):
     ]
     here = [
         "--trainer.accelerator=cpu",
+        "--trainer.precision=32-true",  # the plan is for a GPU
         f"--trainer.default_root_dir={tmp_path}",
         "--trainer.log_every_n_steps=1",
     ]
