@@ -92,6 +92,7 @@ class ImageClassification(SplitData[ClassIndex]):
             [0, 4095]; images of 8 bits stay as they are. auto looks at training images: 0 and the largest
             value of as many bits as theirs need; of signed and 32-bit values, the lowest and highest.
         seed: fixes order and augmentation; if null, the seed given to seed_everything, else 0.
+        **shared: what every ``SplitData`` takes.
     """
 
     label_kinds = ("classification",)
@@ -121,8 +122,9 @@ class ImageClassification(SplitData[ClassIndex]):
         check_images: CheckImages = "header",
         pixel_range: PixelRange = "auto",
         seed: int | None = None,
+        **shared: Any,
     ):
-        super().__init__()
+        super().__init__(**shared)
         # The arguments stay in self.hparams, which goes into checkpoints.
         self.save_hyperparameters(logger=False)
         self.keep_arguments()

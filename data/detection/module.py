@@ -94,6 +94,7 @@ class CocoDetection(SplitData[CocoIndex]):
             [0, 4095]; images of 8 bits stay as they are. auto looks at training images: 0 and the largest
             value of as many bits as theirs need; of signed and 32-bit values, the lowest and highest.
         seed: fixes order, scales and augmentation; if null, the seed given to seed_everything, else 0.
+        **shared: what every ``SplitData`` takes.
     """
 
     label_kinds: ClassVar[tuple[str, ...]] = ("detection",)
@@ -125,16 +126,16 @@ class CocoDetection(SplitData[CocoIndex]):
         skip_images_without_boxes: bool = False,
         pixel_range: PixelRange = "auto",
         seed: int | None = None,
+        **shared: Any,
     ):
-        super().__init__()
+        super().__init__(**shared)
         short_sides = [short_side] if isinstance(short_side, int) else list(short_side)
         require_positive(batch_size=batch_size, eval_batch_size=eval_batch_size, long_side=long_side)
         if not short_sides or min(short_sides) < 1 or max(short_sides) > long_side:
             raise ValueError(
                 f"short_side {short_side} must be at least 1 and at most long_side ({long_side})"
             )
-        # The arguments stay in self.hparams, which goes into checkpoints.
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False)  # which goes into checkpoints
         self.keep_arguments()
         self.batch_size = batch_size
         self.short_sides = short_sides

@@ -92,6 +92,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         workers: loader processes per device for training, and cases prepared at a time; fewer if there are
             fewer processor cores. 0 loads in the main process. Whole cases are loaded by one, as each may
             take gigabytes.
+        **shared: what every ``SplitData`` takes.
 
     Raises:
         ValueError: if an argument is out of range or does not fit the others.
@@ -125,8 +126,9 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         cache: Literal["disk", "memory", "none"] = "disk",
         cache_folder: str | None = None,
         workers: int = 4,
+        **shared: Any,
     ):
-        super().__init__()
+        super().__init__(**shared)
         # The arguments stay in self.hparams, which goes into checkpoints.
         self.save_hyperparameters(logger=False)
         self.keep_arguments()

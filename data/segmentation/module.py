@@ -102,6 +102,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
             [0, 4095]; images of 8 bits stay as they are. auto looks at training images: 0 and the largest
             value of as many bits as theirs need; of signed and 32-bit values, the lowest and highest.
         seed: fixes order and augmentation; if null, the seed given to seed_everything, else 0.
+        **shared: what every ``SplitData`` takes.
     """
 
     label_kinds = ("segmentation",)
@@ -135,8 +136,9 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         check_masks: bool = True,
         pixel_range: PixelRange = "auto",
         seed: int | None = None,
+        **shared: Any,
     ):
-        super().__init__()
+        super().__init__(**shared)
         require_positive(
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,

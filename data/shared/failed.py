@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import Dataset
+
+OnBadImage = Literal["error", "skip"]
+OnChangedData = Literal["error", "accept"]
 
 READING_ERRORS = (ValueError, OSError, MemoryError)
 

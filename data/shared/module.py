@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from .batches import Batch
 from .common import without_paths
-from .failed import FailedImage
-from .labels.classes import LabelClass
+from .contract import DataContractError as DataContractError
+from .contract import TrunklineData
+from .contract import VolumeSettings as VolumeSettings
+from .failed import FailedImage, OnBadImage, OnChangedData
 from .loading import global_seed, leave_out_done, ranks_of
 from .locate import DataNotFoundError
-from .summary import SplitSummary
 
 logger = logging.getLogger("trunkline")
 
@@ -30,144 +28,20 @@ Index = TypeVar("Index")
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
-@dataclass(frozen=True)
-class VolumeSettings:
-    """What a task that segments scans has to know of its data.
-
-    Attributes:
-        patch: voxels of a training patch, per axis of the network; empty if not known.
-        slice_axis: the axis of prepared scans along which a 2D network goes through volumes; None
-            for networks for volumes.
-        regions: the labels of each region that is evaluated, by name; empty for every class but the first.
-        preparation: how scans are prepared, in plain values that can be compared.
-        region_labels: the label that each region is written as, by name; empty if nothing is said.
-        spacing: mm between voxels, per axis of prepared scans, that the network is trained with; empty if
-            not known.
-    """
-
-    patch: Sequence[int] = ()
-    slice_axis: int | None = None
-    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    preparation: Mapping[str, Any] = field(default_factory=dict)
-    region_labels: Mapping[str, int] = field(default_factory=dict)
-    spacing: Sequence[float] = ()
-
-
-class DataContractError(ValueError):
-    """A data module lacks what a task needs of it."""
-
-
-class TrunklineData(pl.LightningDataModule):
-    """The contract of data modules with the tasks that train on them.
-
-    Tasks ask for the classes of the labels, the truth to evaluate against, the files to predict on and the
-    kind of images. What a task needs and a module does not have is an error that names the method. Methods
-    take the kind of labels: ``detection``, ``segmentation``, ``classification``, ``volumes`` for scans, or
-    the ``kind`` of a branch of your own. They also take the name of the head, which is empty unless several
-    heads are trained at once.
-
-    Attributes:
-        label_kinds: the kinds of labels that the module has.
-    """
-
-    label_kinds: ClassVar[tuple[str, ...]] = ()
-    hparams: Any  # Lightning declares neither the arguments
-    trainer: Any  # nor many of the trainer's attributes
-
-    def image_layout(self) -> tuple[int, int]:
-        """Return the number of channels and of spatial axes (2 or 3) of the images."""
-        raise self.missing("image_layout()", "the number of channels and of spatial axes of the images")
-
-    def label_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
-        """Return the classes of the labels: label k is ``label_classes(kind)[k]``.
-
-        Empty in prediction if they are not known; the checkpoint names them then.
-        """
-        raise self.missing("label_classes(kind, head)", f"the classes of its {kind} labels")
-
-    def read_classes(self, stage: str) -> None:
-        """Read as much as :meth:`label_classes` needs, before the model is built (``num_classes: auto``).
-
-        There is no trainer yet, ``prepare_data`` has not been called, and every process does it. A module
-        that downloads in ``prepare_data`` reads its classes from elsewhere here.
-
-        Args:
-            stage: ``fit``, ``validate``, ``test`` or ``predict``.
-        """
-        self.setup(stage)
-
-    def label_counts(self, kind: str, head: str = "") -> Sequence[int]:
-        """Return how often each class occurs in the training data, for ``balanced`` class weights."""
-        raise self.missing("label_counts(kind, head)", "how often each class occurs, for balanced weights")
-
-    def multi_label(self, head: str = "") -> bool:
-        """Return whether an image may have any number of classes. For classification."""
-        return False
-
-    def evaluation_truth(self, kind: str, stage: str, head: str = "") -> Any:
-        """Return what predictions are evaluated against, where it does not travel in the batches.
-
-        Args:
-            kind: of the labels. For ``detection`` it is a COCO instances dictionary.
-            stage: ``fit`` and ``validate`` evaluate the validation data, ``test`` the test data.
-            head: see the class.
-
-        Returns:
-            What the evaluators of that kind take; None if there are no data for the stage.
-        """
-        raise self.missing("evaluation_truth(kind, stage, head)", "the annotations to evaluate against")
-
-    def take_classes(self, kind: str, classes: Sequence[LabelClass], head: str = "") -> bool:
-        """Give the labels the numbers and ids of a checkpoint's classes, which have the same names.
-
-        Called where the classes of the data and of a checkpoint differ, after ``setup`` and before the
-        loaders are made.
-
-        Returns:
-            Whether it was done. If not, the difference is an error.
-        """
-        return False
-
-    def prediction_classes(self, kind: str, head: str = "") -> Sequence[LabelClass]:
-        """Return the classes with the ids that predictions are to be written with; empty for the model's."""
-        return ()
-
-    def prediction_paths(self) -> Mapping[int, Path]:
-        """Return the file of each image to predict on, by its id in the batches."""
-        raise self.missing("prediction_paths()", "the files to predict on, by the ids of the images")
-
-    def prediction_failures(self) -> Sequence[FailedImage]:
-        """Return the images to predict on that were found before the work to be unreadable.
-
-        They are in ``prediction_paths`` too, and in no batch.
-        """
-        return ()
-
-    def volume_settings(self) -> VolumeSettings:
-        """Return what segmentation of scans has to know: patch, slices, regions and preparation."""
-        raise self.missing("volume_settings()", "patches, slices, regions and preparation of scans")
-
-    def summaries(self) -> Mapping[str, SplitSummary]:
-        """Return what there is to learn and to evaluate, by split, for the table at the start of ``fit``.
-
-        Called after ``setup("fit")``. Without counts there is no table, and no check that there is something
-        to learn.
-        """
-        return {}
-
-    def missing(self, method: str, what: str) -> DataContractError:
-        """Return the error for a method that a task needs and that a module does not have."""
-        return DataContractError(
-            f"{type(self).__name__} has no {method}, which tells the task {what}; implement it as "
-            "trunkline.data.shared.TrunklineData describes"
-        )
-
-
 class SplitData(TrunklineData, Generic[Index]):
     """A data module whose splits are read from disk, each once in the life of the module.
 
     A subclass calls :meth:`keep_arguments` in its constructor and implements ``has_split``, ``read_split``,
-    ``read_prediction`` and ``make_loader``.
+    ``read_prediction`` and ``make_loader``. It hands on what it does not know by ``**shared``.
+
+    Args:
+        on_bad_image: what training does with an image (or mask, or scan) that cannot be read: error, or skip,
+            which shows another one in its place, and evaluates without it.
+        max_bad_images: how many different images may be skipped in a whole run; more are an error.
+        on_changed_data: what going on from a checkpoint does if the data are not those of its run: error, or
+            accept.
+        allow_outside_root: whether files that lists and annotations name may lie outside the folder that they
+            are relative to.
 
     Attributes:
         stand_ins: by a split that there is not, the one whose data take its place.
@@ -177,13 +51,28 @@ class SplitData(TrunklineData, Generic[Index]):
     batch_size: int = 0  # where the module has one
     stand_ins: ClassVar[Mapping[str, str]] = {"test": "val"}
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        on_bad_image: OnBadImage = "error",
+        max_bad_images: int = 20,
+        on_changed_data: OnChangedData = "error",
+        allow_outside_root: bool = False,
+    ) -> None:
         super().__init__()
+        if max_bad_images < 0:
+            raise ValueError(f"data.max_bad_images is {max_bad_images}; it must be at least 0")
+        self.on_bad_image, self.max_bad_images = on_bad_image, max_bad_images
+        self.on_changed_data, self.allow_outside_root = on_changed_data, allow_outside_root
         self.splits: dict[str, Index] = {}
         self.unreadable: list[FailedImage] = []  # of the images to predict on, found by read_prediction
 
     def keep_arguments(self) -> None:
-        """Turn paths in ``self.hparams`` into text: checkpoints that open with weights_only hold no Path."""
+        """Turn paths in ``self.hparams`` into text: checkpoints that open with weights_only hold no Path.
+
+        The options of this class are added.
+        """
+        for name in ("on_bad_image", "max_bad_images", "on_changed_data", "allow_outside_root"):
+            self.hparams[name] = vars(self)[name]
         for name, value in self.hparams.items():
             self.hparams[name] = without_paths(value)
 
