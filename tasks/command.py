@@ -24,6 +24,7 @@ from ..data.detection import CocoDetection  # noqa: F401
 from ..data.multitask import CocoDetectionAndMasks  # noqa: F401
 from ..data.scans.module import ScanSegmentation  # noqa: F401
 from ..data.segmentation import ImageSegmentation  # noqa: F401
+from ..data.shared.trusted import imports_as_before
 from ..heads import (  # noqa: F401
     FCN,
     Classifier,
@@ -42,13 +43,13 @@ from .detection import Detection  # noqa: F401
 from .multitask import MultiTask  # noqa: F401
 from .run.resume import refuse_before_start, with_checkpoint_settings, with_found_checkpoint
 from .segmentation import SemanticSegmentation  # noqa: F401
-from .settings.class_paths import check_class_paths
 from .settings.nulls import check_nulls
 from .settings.num_classes import fill_in
 from .settings.parser import CommandParser, keep_whole_numbers, placed
 from .settings.precision import warn_of_precision
 from .settings.run_folder import SaveRunConfig, check_counts, new_run_folder
 from .settings.sources import SettingError, read_sources, with_names_as_text
+from .settings.trust import OPTION, trust
 from .volumes import VolumeSegmentation  # noqa: F401
 
 DUMPS = ("Does not validate against any of the Union", "Problem with given class_path")  # of jsonargparse
@@ -92,24 +93,27 @@ class TrunklineCLI(LightningCLI):
         warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
         # Said better by the data modules: there is no validation.
         warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
-        super().__init__(
-            model_class=Task,
-            datamodule_class=LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            save_config_callback=SaveRunConfig,
-            trainer_defaults={"default_root_dir": "runs"},
-            parser_class=CommandParser,
-            auto_configure_optimizers=False,
-            **kwargs,
-        )
+        with imports_as_before():  # a checkpoint may limit them
+            super().__init__(
+                model_class=Task,
+                datamodule_class=LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                save_config_callback=SaveRunConfig,
+                trainer_defaults={"default_root_dir": "runs"},
+                parser_class=CommandParser,
+                auto_configure_optimizers=False,
+                **kwargs,
+            )
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         keep_whole_numbers(parser)
+        about = "import and call whatever classes --ckpt_path names: it is trusted as a program is"
+        parser.add_argument(f"--{OPTION}", action="store_true", help=about)
         if subcommand == "predict":
             parser.add_class_arguments(Output, "output")
             parser.set_defaults({"return_predictions": False})  # they go to disk, not into memory
@@ -121,8 +125,8 @@ class TrunklineCLI(LightningCLI):
         words = with_found_checkpoint(given)
         if args is None:  # other processes of the run, which are started by these words, take the same file
             sys.argv[1:] = words
-        words = with_checkpoint_settings(words)
-        check_class_paths(words)
+        words, user_words = with_checkpoint_settings(words), words
+        trust(user_words, words)
         with placed(given, sources):
             self.config = parser.parse_args(with_names_as_text(words))
             command = self.config.get("subcommand")  # none with run=False

@@ -26,6 +26,8 @@ from ...backbones.weights.load import (
     pretrained_is_skipped,
     skip_pretrained,
 )
+from ...data.shared.trusted import checked_settings
+from ...evaluation.base import Evaluator
 from ...heads.base import Head
 from .optimization import OptimizationOptions, Recipe
 
@@ -134,11 +136,16 @@ class Network(WithConstants, LightningModule):
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """Rebuild a task from a checkpoint; the trunk's pretrained weights are not fetched again.
 
-        Opens the file with ``weights_only=True`` unless told otherwise. Arguments as in
-        ``LightningModule.load_from_checkpoint``.
+        Opens the file with ``weights_only=True`` unless told otherwise. Then classes that the file names have
+        to be of this package, of the libraries that it builds on, or of packages whose models, metrics or
+        data modules the program has imported. Arguments as in ``LightningModule.load_from_checkpoint``.
+
+        Raises:
+            UntrustedClassError: if the file names others; ``weights_only=False`` trusts it as a program.
         """
         kwargs.setdefault("weights_only", True)
-        with skip_pretrained():
+        checked = checked_settings(checkpoint_path, "hyper_parameters", kwargs["weights_only"], [Evaluator])
+        with skip_pretrained(), checked:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def load_state_dict(

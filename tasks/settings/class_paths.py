@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 
+from ...data.shared.trusted import class_paths, names_of, transform_paths
 
-def check_class_paths(words: list[str]) -> None:
+
+def check_class_paths(words: list[str]) -> set[str]:
     """Make the user's modules importable, and import every class that the command names by its path.
 
     Python looks in the working directory, and in the folders of the configs; both come last, so that they
@@ -20,6 +22,9 @@ def check_class_paths(words: list[str]) -> None:
     Args:
         words: of the command, after the names of shipped configs became files.
 
+    Returns:
+        What the words name, as ``data.shared.trusted.names_of`` has it: classes, functions and transforms.
+
     Raises:
         ValueError: naming the option, the path, and what could not be imported and why.
     """
@@ -27,16 +32,39 @@ def check_class_paths(words: list[str]) -> None:
     files = [Path(config) for config in configs if not config.lstrip().startswith("{")]
     folders = list(dict.fromkeys(map(str, (Path.cwd(), *(file.resolve().parent for file in files)))))
     sys.path += [folder for folder in folders if folder not in sys.path]
+    named: set[str] = set()
     for config in configs:
         inline = config.lstrip().startswith("{")
-        for option, path in _class_paths(_parsed(config if inline else Path(config)), ""):
+        content = _parsed(config if inline else Path(config))
+        for option, path in class_paths(content):
             _require_class(f"{option} in {'--config' if inline else config}", path, folders)
+        named.update(*map(names_of, _dotted(content)))
     for option, value in options_of(words):
         if _takes_class(option) and _looks_like_class(value):
             _require_class(f"--{option}", value, folders)
+            named |= names_of(value)
         elif value[:1] in ("[", "{") and option not in ("config", "c"):
-            for place, path in _class_paths(_parsed(value), option):
+            content = _parsed(value)
+            for place, path in class_paths(content, option):
                 _require_class(f"--{place}", path, folders)
+            named.update(*map(names_of, _dotted(content, option)))
+    return named
+
+
+def _dotted(content: Any, place: str = "") -> Iterator[str]:
+    """Yield the class paths and transforms of a config, and any other text that may name a function."""
+    yield from (path for _, path in transform_paths(content, place))
+    for value in (
+        content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    ):
+        if isinstance(value, str) and _is_path(value):
+            yield value
+        yield from _dotted(value)
+
+
+def _is_path(value: str) -> bool:
+    parts = value.split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
 def _parsed(source: str | Path) -> Any:
@@ -59,20 +87,6 @@ def options_of_words(words: list[str]) -> Iterator[tuple[str, str]]:
         yield (option.lstrip("-"), value if equals else after) if option.startswith("-") else ("", "")
 
 
-def _class_paths(content: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Yield the place and the value of every ``class_path`` with a module in a config."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            inside = f"{place}.{key}" if place else str(key)
-            if key == "class_path" and isinstance(value, str) and "." in value:
-                yield inside, value
-            else:
-                yield from _class_paths(value, inside)
-    elif isinstance(content, list):
-        for number, value in enumerate(content):
-            yield from _class_paths(value, f"{place}[{number}]")
-
-
 def _takes_class(option: str) -> bool:
     """Whether the value of an option may be a class; other values may be files, such as ``photo.JPG``."""
     option = option.removesuffix("+")
@@ -82,8 +96,7 @@ def _takes_class(option: str) -> bool:
 
 def _looks_like_class(value: str) -> bool:
     """Whether a value may be a module and a class in it, such as ``my_heads.RetinaNet``, and not a file."""
-    parts = value.split(".")
-    return len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()
+    return _is_path(value) and value.rpartition(".")[2][0].isupper()
 
 
 def _require_class(option: str, path: str, folders: list[str]) -> None:

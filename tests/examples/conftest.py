@@ -51,7 +51,8 @@ class Runs:
     def predict(self, pictures, *more):
         """Predict by the checkpoint alone, and return the folder of the results."""
         out = self.folder / "out"
-        words = [f"--ckpt_path={self.checkpoint()}", f"--data.predict={pictures}", f"--output.folder={out}"]
+        words = [f"--ckpt_path={self.checkpoint()}", "--trust_checkpoint", f"--data.predict={pictures}"]
+        words += [f"--output.folder={out}"]
         self("predict", *words, *QUIET, "--trainer.logger=false", "--output.pictures=false", *more)
         return out
 
