@@ -13,13 +13,16 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ...compat import upgrade_settings
 from ...data.shared.home import expanded
-from .checkpoints import newest_checkpoint, read_checkpoint
+from .checkpoints import read_checkpoint
+from .found import newest_checkpoint
+from .kept_files import check_kept_files
 from .restored import check_restored, contradiction, names_of
 
 logger = logging.getLogger("trunkline")
 
 RUNS = "runs"  # where runs are written unless trainer.default_root_dir says otherwise
 FOUND = ("last", "best")  # words for checkpoints that are looked for
+RUN_SECTIONS = ("trainer", "seed_everything")  # of a config, beside model and data
 LIGHTNINGS = ("hpc", "null")  # words that Lightning understands by itself
 
 # Settings whose state is in the checkpoint, so that others would have no effect, or not fit.
@@ -81,7 +84,8 @@ def stored_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
         arguments = {k: v for k, v in checkpoint.get(stored, {}).items() if not k.startswith("_")}
         if "_class_path" in checkpoint.get(stored, {}):
             settings[key] = {"class_path": checkpoint[stored]["_class_path"], "init_args": arguments}
-    return settings | checkpoint.get("run_settings", {})
+    run = checkpoint.get("run_settings", {})
+    return settings | {key: run[key] for key in RUN_SECTIONS if key in run}
 
 
 def run_folders(words: list[str]) -> list[Path]:
@@ -235,6 +239,7 @@ def _keep_best(trainer: Any, checkpoint: dict[str, Any]) -> None:
     for each in trainer.checkpoint_callbacks:
         state = checkpoint.get("callbacks", {}).get(each.state_key)
         if isinstance(each, ModelCheckpoint) and state:
+            check_kept_files(state, str(each.dirpath))
             state["dirpath"] = each.dirpath
 
 
