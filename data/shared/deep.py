@@ -6,7 +6,6 @@ Letters in shapes: h w height and width in pixels, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -67,15 +66,13 @@ def depth_of(image: Image.Image) -> Depth:
     return Depth(8, signed, bands=bands)
 
 
-def deep_values(
-    image: Image.Image, depth: Depth, path: str | PathLike[str], content: bytes | None = None
-) -> np.ndarray:
+def deep_values(image: Image.Image, depth: Depth, path: object, content: bytes | None = None) -> np.ndarray:
     """Return the ``[h, w]`` grey or ``[h, w, 3]`` colour values of a deep image, not yet turned upright.
 
     Args:
         image: the opened file.
         depth: of it, see ``depth_of``.
-        path: the file.
+        path: the file, as its text says.
         content: its bytes, if they do not lie at ``path``.
 
     Raises:
@@ -84,7 +81,7 @@ def deep_values(
     if depth.reduced:
         import cv2  # comes with albumentations; Pillow cannot decode these at their depth
 
-        encoded = Path(path).read_bytes() if content is None else content
+        encoded = Path(str(path)).read_bytes() if content is None else content
         values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
         if values is None or values.shape[:2] != image.size[::-1] or values.dtype.itemsize != 2:
             raise ValueError("its 16-bit colours cannot be decoded; save it with 8 bits, or as grey")

@@ -5,23 +5,20 @@ Letters in shapes: h w height and width in pixels. Images are ``[h, w, 3]`` uint
 
 from __future__ import annotations
 
-import io
-import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
-from os import PathLike
-from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch.nn import functional
 
 from .common import number_of
 from .deep import FULL, Depth, Range, deep_values, depth_of, range_of_values, to_bytes
+from .opening import ImageError as ImageError
+from .opening import ImagePath, bytes_of, content_of
+from .opening import image_error as image_error
+from .opening import opened as opened
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
@@ -38,10 +35,6 @@ _LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
 _PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
-class ImageError(ValueError):
-    """An image file is missing, is no image, is damaged, or is not what the annotations say."""
-
-
 class MaskPixels(NamedTuple):
     """What the file of a mask holds.
 
@@ -56,7 +49,7 @@ class MaskPixels(NamedTuple):
 
 
 def read_image(
-    path: str | PathLike[str],
+    path: ImagePath,
     content: bytes | None = None,
     enough: tuple[int, int] | None = None,
     pixel_range: Range | Literal["own"] | None = None,
@@ -68,7 +61,7 @@ def read_image(
     mapped by ``pixel_range``. Of an animation the first frame is read, and bands beside colours are left out.
 
     Args:
-        path: a file in any format that Pillow reads.
+        path: a file in any format that Pillow reads; also at an address or in tar shards.
         content: the bytes of the file if they do not lie at ``path`` (but in an archive); errors name path.
         enough: height and width that the upright image is needed at. A JPEG at least twice as large in both
             comes back at a half, a quarter or an eighth of its size, rounded up, and no smaller than needed.
@@ -83,7 +76,9 @@ def read_image(
     Raises:
         ImageError: if the file is missing, is no image, is truncated, or holds floating-point pixels without
             a range.
+        StorageError: if a server does not answer.
     """
+    content = content_of(path, content)
     with opened(path, content) as image:
         if enough is not None:
             swapped = image.getexif().get(_ORIENTATION, 1) in _SWAPPED
@@ -98,34 +93,21 @@ def read_image(
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-@contextmanager
-def opened(path: str | PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image by its header; whatever a decoder raises inside becomes an ``ImageError``.
+def image_size(path: ImagePath, content: bytes | None = None) -> tuple[int, int]:
+    """Read height and width of the upright image without decoding its pixels.
 
     Args:
         path: the file.
         content: its bytes, as in ``read_image``.
-    """
-    try:
-        with Image.open(_regular(path) if content is None else io.BytesIO(content)) as image:
-            yield image
-    except ImageError:
-        raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise image_error(path, error) from error
-
-
-def image_size(path: str | PathLike[str]) -> tuple[int, int]:
-    """Read height and width of the upright image without decoding its pixels.
 
     Raises:
         ImageError: if the file is missing or is no image. Damaged pixels are not noticed.
     """
-    stored, swapped = stored_size(path)
+    stored, swapped = stored_size(path, content)
     return stored[::-1] if swapped else stored
 
 
-def stored_size(path: str | PathLike[str], content: bytes | None = None) -> tuple[tuple[int, int], bool]:
+def stored_size(path: ImagePath, content: bytes | None = None) -> tuple[tuple[int, int], bool]:
     """Read ``(height, width)`` as stored in the file, and whether EXIF orientation exchanges the two.
 
     Args:
@@ -181,7 +163,7 @@ def _enlarge(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return planes.transpose(1, 2, 0)  # [3, h, w] -> [h, w, 3]
 
 
-def read_mask(path: str | PathLike[str]) -> np.ndarray:
+def read_mask(path: ImagePath) -> np.ndarray:
     """Decode a mask to the values it holds, turned upright by its EXIF orientation.
 
     Grey masks hold values of 8 or 16 bits, 1-bit masks 0 and 1, palette masks the indices of their colours
@@ -200,12 +182,13 @@ def read_mask(path: str | PathLike[str]) -> np.ndarray:
     return read_mask_pixels(path).values
 
 
-def read_mask_pixels(path: str | PathLike[str]) -> MaskPixels:
+def read_mask_pixels(path: ImagePath) -> MaskPixels:
     """Decode a mask as ``read_mask`` does, and keep what else the file says of its values."""
-    with opened(path) as image:
-        _check_one_lossless_frame(image, path)
+    content = content_of(path)
+    with opened(path, content) as image:
+        _check_one_lossless_frame(image, path, content)
         depth = depth_of(image)
-        _check_type(image, depth, path)
+        _check_type(image, depth, path, content)
         upright = ImageOps.exif_transpose(image)
         return MaskPixels(_mask_values(upright, image.format, path), _palette(upright))
 
@@ -226,15 +209,7 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return functional.interpolate(labels, tuple(size), mode="nearest-exact")[0, 0].numpy()
 
 
-def _regular(path: str | PathLike[str]) -> str | PathLike[str]:
-    """Return a path that may be opened: opening a FIFO would wait for a writer without end."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ImageError(f"{path}: is a pipe, a socket or a device, not an image file; remove or rename it")
-    return path
-
-
-def _check_one_lossless_frame(image: Image.Image, path: str | PathLike[str]) -> None:
+def _check_one_lossless_frame(image: Image.Image, path: ImagePath, content: bytes | None) -> None:
     """Refuse masks of several pages, and WebP that changed values; both are seen before decoding."""
     try:
         image.seek(1)
@@ -244,7 +219,7 @@ def _check_one_lossless_frame(image: Image.Image, path: str | PathLike[str]) -> 
         raise ImageError(
             f"{path}: has several pages or frames; a mask has one: save each as a file of its own"
         )
-    if image.format == "WEBP" and _lossy_webp(Path(path).read_bytes()):
+    if image.format == "WEBP" and _lossy_webp(bytes_of(path, content)):
         raise ImageError(f"{path}: a lossy WEBP changes the values of a mask; save the mask as PNG")
 
 
@@ -262,7 +237,7 @@ def _lossy_webp(content: bytes) -> bool:
 def _deep_to_rgb(
     image: Image.Image,
     depth: Depth,
-    path: str | PathLike[str],
+    path: ImagePath,
     content: bytes | None,
     pixel_range: Range | Literal["own"] | None,
 ) -> np.ndarray:
@@ -283,7 +258,7 @@ def _deep_to_rgb(
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)  # [h, w] -> [h, w, 3]
 
 
-def _mask_values(image: Image.Image, form: str | None, path: str | PathLike[str]) -> np.ndarray:
+def _mask_values(image: Image.Image, form: str | None, path: ImagePath) -> np.ndarray:
     if form in _LOSSY_FORMATS:
         raise ImageError(f"{path}: a {form} changes the values of a mask; save the mask as PNG")
     if image.mode in ("RGB", "RGBA"):
@@ -298,16 +273,20 @@ def _mask_values(image: Image.Image, form: str | None, path: str | PathLike[str]
     raise ImageError(f"{path}: a mask cannot have pixels of mode {image.mode}; save it with 8 or 16 bits")
 
 
-def _check_type(image: Image.Image, depth: Depth, path: str | PathLike[str]) -> None:
+def _check_type(image: Image.Image, depth: Depth, path: ImagePath, content: bytes | None) -> None:
     """Refuse masks of which Pillow would drop a part, or read the sign as a large number."""
     if depth.bands:
         raise ImageError(
             f"{path}: has {number_of(depth.bands, 'band')} beside grey or colours; a mask has one value or "
             "one colour per pixel: save that alone"
         )
-    if depth.reduced and (deep_values(image, depth, path).astype(np.uint16) % 257).any():  # no 257 v
+    if depth.reduced and (deep_values(image, depth, path, content).astype(np.uint16) % 257).any():  # no 257 v
         raise ImageError(f"{path}: has colours of 16 bits; save the mask with 8 bits, or as 16-bit grey")
-    if depth.signed and depth.bits == 8 and (low := deep_values(image, depth, path).min(initial=0)) < 0:
+    if (
+        depth.signed
+        and depth.bits == 8
+        and (low := deep_values(image, depth, path, content).min(initial=0)) < 0
+    ):
         raise ImageError(f"{path}: values from {low}; a mask has no negative values")
 
 
@@ -320,22 +299,7 @@ def _palette(image: Image.Image) -> np.ndarray | None:
     return None if (colours == grey).all() else colours
 
 
-def _png_may_be_turned(path: str | PathLike[str], content: bytes | None) -> bool:
+def _png_may_be_turned(path: ImagePath, content: bytes | None) -> bool:
     """Whether a PNG can name an orientation at all: Pillow decodes the whole image to find out."""
-    content = Path(path).read_bytes() if content is None else content
+    content = bytes_of(path, content)
     return any(mark in content for mark in _PNG_ORIENTATION_MARKS)
-
-
-def image_error(path: str | PathLike[str], error: Exception) -> ImageError:
-    """Say in an ``ImageError`` what a decoder's error means and what to do."""
-    if isinstance(error, FileNotFoundError):
-        return ImageError(f"{path}: no such file; check the image folder and the file name")
-    if isinstance(error, IsADirectoryError):
-        return ImageError(f"{path}: is a folder, not an image file")
-    if isinstance(error, PermissionError):
-        return ImageError(f"{path}: may not be read; check the permissions of the file")
-    if isinstance(error, UnidentifiedImageError):
-        return ImageError(f"{path}: is no image that Pillow can read; convert, replace or remove it")
-    if isinstance(error, Image.DecompressionBombError):
-        return ImageError(f"{path}: {error}; cut the image into tiles or set PIL.Image.MAX_IMAGE_PIXELS")
-    return ImageError(f"{path}: damaged image ({type(error).__name__}: {error}); replace or remove it")
