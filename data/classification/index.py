@@ -5,7 +5,6 @@ Letters in shapes: I images, K classes.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..shared.common import PackedNames, in_threads, listing, number_of
+from ..shared.common import PackedNames, in_threads, listing
 from ..shared.extras import tell_extras
+from ..shared.faults import SkippedImages, raise_or_skip
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.loading import ImageRequest
 from ..shared.locate import CheckImages
 from ..shared.pixel_range import Picture
+from ..shared.storage import is_stored, joined
 from .archive import Archive, read_member
 from .archive_names import ArchiveError
 from .names import LabelError
@@ -57,6 +58,10 @@ class ClassIndex:
 
     def __post_init__(self) -> None:
         scans = [is_scan(name) for name in self.names]
+        if any(scans) and self.members is None and is_stored(path := self.path(scans.index(True))):
+            raise ImageError(
+                f"{path}: scans are read from a disk only; copy them to one, or mount the storage"
+            )
         if any(scans) and not all(scans):
             scan, picture = self.path(scans.index(True)), self.path(scans.index(False))
             raise ImageError(
@@ -78,7 +83,7 @@ class ClassIndex:
 
     def path(self, index: int) -> str:
         """Return where one image lies; inside a zip, the zip's path and the member's name."""
-        return os.path.join(self.folder, self.names[index])
+        return joined(self.folder, self.names[index])
 
     def named(self, request: ImageRequest) -> tuple[int, str]:
         """Return id (the position) and file of the image that a request of a sampler asks for."""
@@ -149,7 +154,9 @@ def index_of_archive(
     return ClassIndex(archive.path, names, labels, tuple(classes), rows)
 
 
-def check_class_images(indices: Sequence[ClassIndex], mode: CheckImages = "header") -> None:
+def check_class_images(
+    indices: Sequence[ClassIndex], mode: CheckImages = "header", skipped: SkippedImages | None = None
+) -> None:
     """Check that every file is there and can be read, and that all scans have the same number of channels.
 
     Args:
@@ -157,6 +164,7 @@ def check_class_images(indices: Sequence[ClassIndex], mode: CheckImages = "heade
         mode: ``header`` reads the beginning of each file; ``decode`` decodes all of it, which takes far
             longer and also finds damaged files and scans with voxels that are no numbers; ``off`` does
             nothing.
+        skipped: takes files with problems; None for an error.
 
     Raises:
         ImageError: listing the first 20 files with problems, with the line of the CSV where there is one.
@@ -168,10 +176,9 @@ def check_class_images(indices: Sequence[ClassIndex], mode: CheckImages = "heade
         lambda image: _channels_or_problem(image[0], image[1], mode), images, "checking images"
     )
     problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
-    if problems:
-        raise ImageError(
-            f"{len(problems)} of {number_of(len(images), 'image')} cannot be used:\n{listing(problems)}"
-        )
+    raise_or_skip(ImageError, problems, len(images), "cannot be used", skipped)
+    images = [each for each, found in zip(images, outcomes, strict=True) if not isinstance(found, str)]
+    outcomes = [outcome for outcome in outcomes if not isinstance(outcome, str)]
     if indices and not indices[0].scans:
         paths = [index.path(position) for index, position in images]
         tell_extras(paths, lambda n: images[n][0].content(images[n][1]))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..shared.common import require_positive
 from ..shared.io import ImageError, Interpolation
 from ..shared.labels.classes import LabelClass
-from ..shared.loading import ImageBatchSampler, PlainErrorLoader, batch_loader
+from ..shared.loading import ImageBatchSampler, PlainErrorLoader
 from ..shared.locate import CheckImages, DataNotFoundError
 from ..shared.module import SplitData
 from ..shared.on_device import AugmentOn
 from ..shared.pixel_range import PixelRange, PixelRanges
+from ..shared.storage import Location, located
 from ..shared.summary import SplitSummary
 from .batches import collate_classification
 from .dataset import ClassificationDataset
@@ -162,7 +162,7 @@ class ImageClassification(SplitData[ClassIndex]):
         """
         indices = {s: index for s, index in self.indices(self.stage).items() if s != "predict"}
         # One bad file to predict on costs no other.
-        check_class_images(list(indices.values()), self.hparams.check_images)
+        check_class_images(list(indices.values()), self.hparams.check_images, self.to_skip())
         if self.hparams.check_images != "off":
             tell_copies(indices)
 
@@ -229,10 +229,10 @@ class ImageClassification(SplitData[ClassIndex]):
         """
         return self._any_index().multi_label
 
-    def prediction_paths(self) -> dict[int, Path]:
+    def prediction_paths(self) -> dict[int, Location]:
         """Return the file of each image to predict on, by its position in the index."""
         index = self.index_of("predict")
-        return {position: Path(index.path(position)) for position in range(len(index))}
+        return {position: located(index.path(position)) for position in range(len(index))}
 
     def has_split(self, split: str) -> bool:
         """Return whether there are images with classes; if the user named some, they have to be there."""
@@ -278,11 +278,9 @@ class ImageClassification(SplitData[ClassIndex]):
             repeats=given.repeated_augmentation if training else 1,
             spread=split != "predict",
         )
-        predicting = split == "predict"
-        channels = index.layout()[0] if predicting else None
+        channels = index.layout()[0] if split == "predict" else None
         dataset = ClassificationDataset(index, self._transform(index, training), channels, self.pixels.value)
-        named = index.named if predicting else None
-        return batch_loader(dataset, sampler, collate_classification, given.workers, self.trainer, named)
+        return self.readable_loader(split, dataset, sampler, collate_classification, index.named)
 
     def _any_index(self) -> ClassIndex:
         if not self.splits:

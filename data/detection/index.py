@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -27,12 +26,14 @@ from ..shared.coco.annotations import (
 )
 from ..shared.coco.boxes import BoxColumns, OnBadBox, check_boxes, no_boxes
 from ..shared.coco.outlines import Outlines
-from ..shared.common import PackedNames, in_threads, listing
+from ..shared.common import PackedNames, in_threads
 from ..shared.extras import tell_extras
 from ..shared.failed import FailedImage
+from ..shared.faults import SkippedImages, raise_or_skip
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.labels.classes import LabelClass
 from ..shared.locate import CheckImages
+from ..shared.storage import Location, joined, located
 from .instances import InstanceColumns, KeypointClasses, read_instances
 from .truth import TruthRows
 
@@ -95,9 +96,9 @@ class CocoIndex:
         """Return the file name of one image as the annotation file gives it."""
         return self.names[index]
 
-    def path(self, index: int) -> Path:
+    def path(self, index: int) -> Location:
         """Return where one image lies."""
-        return Path(self.folder) / self.file_name(index)
+        return located(joined(self.folder, self.file_name(index)))
 
     def named(self, request: Any) -> tuple[int, str]:
         """Return id and file of the image that a request of a sampler asks for."""
@@ -194,8 +195,8 @@ class CocoIndex:
 
 
 def read_coco(
-    json_path: str | PathLike[str],
-    image_folder: str | PathLike[str],
+    json_path: str | PathLike[str] | Location,
+    image_folder: str | PathLike[str] | Location,
     on_bad_box: OnBadBox = "error",
     boxes: bool = True,
     instances: Sequence[InstanceKind] = (),
@@ -208,7 +209,7 @@ def read_coco(
     pycocotools does; only where ``instances`` are read, what is dropped is missing there too.
 
     Args:
-        json_path: the annotation file.
+        json_path: the annotation file; also at an address.
         image_folder: where the images lie, which ``file_name`` is relative to.
         on_bad_box: ``error`` lists the first 20; ``clip`` clips them to the image and drops those of which
             nothing is left; ``drop`` drops them all. Annotations with a wrong mask or wrong keypoints are
@@ -222,7 +223,7 @@ def read_coco(
             has duplicate ids. Also for an annotation with an image or category that is not listed, a bad box,
             a wrong mask or wrong keypoints.
     """
-    source = Path(json_path)
+    source = located(json_path)
     content = load_instances(source, boxes, instances)
     records = content["categories"] if boxes else content.get("categories") or []
     categories = read_categories(records, source) if boxes or records else ()
@@ -241,7 +242,7 @@ def read_coco(
     return replace(index, truth=more, dropped=dropped)
 
 
-def index_of_files(paths: Sequence[Path]) -> tuple[CocoIndex, list[FailedImage]]:
+def index_of_files(paths: Sequence[Location]) -> tuple[CocoIndex, list[FailedImage]]:
     """Index image files that have no annotations; their ids are 1..I in the given order.
 
     Returns:
@@ -254,7 +255,7 @@ def index_of_files(paths: Sequence[Path]) -> tuple[CocoIndex, list[FailedImage]]
     found = list(zip(paths, outcomes, strict=True))
     problems = [(str(path), outcome) for path, outcome in found if isinstance(outcome, str)]
     if len(problems) == len(paths):
-        _raise_image_errors([text for _, text in problems], len(paths))
+        raise_or_skip(ImageError, [text for _, text in problems], len(paths), "cannot be used", None)
     sizes = [outcome for outcome in outcomes if not isinstance(outcome, str)]
     names = [str(path) for path, outcome in found if not isinstance(outcome, str)]
     ids = np.arange(1, len(names) + 1)
@@ -262,13 +263,16 @@ def index_of_files(paths: Sequence[Path]) -> tuple[CocoIndex, list[FailedImage]]
     return _build("", (), ids, np.asarray(sizes), names, no_boxes(), InstanceColumns()), failed
 
 
-def check_images(index: CocoIndex, mode: CheckImages = "header") -> None:
+def check_images(
+    index: CocoIndex, mode: CheckImages = "header", skipped: SkippedImages | None = None
+) -> None:
     """Check that every image is there and has the size that its annotations were made for.
 
     Args:
         index: what to check.
         mode: ``header`` reads the beginning of each file; ``decode`` decodes all of it, which also finds
             truncated files and takes far longer; ``off`` does nothing.
+        skipped: takes images with problems; None for an error.
 
     Raises:
         ImageError: listing the first 20 images with problems, each with its id, and their number.
@@ -276,7 +280,7 @@ def check_images(index: CocoIndex, mode: CheckImages = "header") -> None:
     if mode == "off":
         return
     outcomes = in_threads(lambda i: _image_problem(index, i, mode), range(len(index)), "checking images")
-    _raise_image_errors([problem for problem in outcomes if problem], len(index))
+    raise_or_skip(ImageError, [each for each in outcomes if each], len(index), "cannot be used", skipped)
     tell_extras([str(index.path(position)) for position in range(len(index))])
 
 
@@ -305,17 +309,12 @@ def _image_problem(index: CocoIndex, position: int, mode: CheckImages) -> str | 
     return text + "; correct the record, or restore the image that was annotated"
 
 
-def _upright_size(path: Path) -> tuple[int, int] | str:
+def _upright_size(path: Location) -> tuple[int, int] | str:
     try:
         stored, swapped = stored_size(path)
     except ImageError as error:
         return str(error)
     return stored[::-1] if swapped else stored
-
-
-def _raise_image_errors(problems: list[str], count: int) -> None:
-    if problems:
-        raise ImageError(f"{len(problems)} of {count} images cannot be used:\n{listing(problems)}")
 
 
 def _build(

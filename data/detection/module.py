@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch.utils.data import DataLoader
@@ -16,13 +15,12 @@ from ..shared.coco.annotations import InstanceKind, load_instances, read_categor
 from ..shared.coco.boxes import OnBadBox
 from ..shared.coco.fields import AnnotationError
 from ..shared.common import require_positive
-from ..shared.home import expanded
 from ..shared.labels.classes import LabelClass
-from ..shared.loading import batch_loader
 from ..shared.locate import ANNOTATION_PLACES, IMAGE_PLACES, CheckImages, DataNotFoundError, find, list_images
 from ..shared.module import SplitData
 from ..shared.on_device import AugmentOn, require_flips
 from ..shared.pixel_range import PixelRange, PixelRanges, file_of
+from ..shared.storage import Location, located
 from ..shared.summary import SplitSummary
 from .batches import DetectionBatch, collate_detection
 from .classes import renumbered
@@ -153,7 +151,7 @@ class CocoDetection(SplitData[CocoIndex]):
         """
         for split, index in self.indices(self.stage).items():
             if split != "predict":  # where one bad file costs none of the others
-                check_images(index, self.hparams.check_images)
+                check_images(index, self.hparams.check_images, self.to_skip())
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs.
@@ -233,11 +231,11 @@ class CocoDetection(SplitData[CocoIndex]):
         index = self.splits.get("test" if stage == "test" else "val")
         return None if index is None else index.as_coco()
 
-    def prediction_paths(self) -> dict[int, Path]:
+    def prediction_paths(self) -> dict[int, Location]:
         """Return the file of each image to predict on, by its id."""
         index = self.index_of("predict")
         paths = {image_id: index.path(n) for n, image_id in enumerate(index.image_ids.tolist())}
-        return paths | {image.image_id: Path(image.file_name) for image in self.unreadable}
+        return paths | {image.image_id: located(image.file_name) for image in self.unreadable}
 
     def has_split(self, split: str) -> bool:
         """Return whether there are annotations for ``train``, ``val`` or ``test``."""
@@ -263,7 +261,7 @@ class CocoDetection(SplitData[CocoIndex]):
     def read_prediction(self, given: list[str]) -> CocoIndex:
         """List the images to predict on, or read them from one COCO JSON."""
         if len(given) == 1 and given[0].lower().endswith(".json"):
-            source = expanded(given[0])
+            source = located(given[0])
             index = read_coco(source, "", boxes=False)
             folder = folder_of_images(source, index.names, self.hparams.predict_images, self.hparams.root)
             return replace(index, folder=str(folder))
@@ -285,8 +283,7 @@ class CocoDetection(SplitData[CocoIndex]):
             **self.sampler_options(split),
         )
         dataset = self.make_dataset(split, index, self._augmentation() if split == "train" else None)
-        named = index.named if split == "predict" else None
-        return batch_loader(dataset, sampler, self.collate, self.hparams.workers, self.trainer, named)
+        return self.readable_loader(split, dataset, sampler, self.collate, index.named)
 
     def make_dataset(
         self, split: str, index: CocoIndex, augmentation: Augmentation | None
@@ -308,7 +305,7 @@ class CocoDetection(SplitData[CocoIndex]):
             require_flips(made.flips)
         return made
 
-    def _find(self, split: str, what: str) -> Path:
+    def _find(self, split: str, what: str) -> Location:
         places = ANNOTATION_PLACES if what == "annotations" else IMAGE_PLACES
         return find(self.hparams.root, self.hparams[f"{split}_{what}"], places, split, what)
 

@@ -104,7 +104,7 @@ class CocoDetectionAndMasks(CocoDetection):
         super().prepare_data()
         splits = [split for split in self.indices(self.stage) if split != "predict"]
         indices = {split: self._read_masks(split) for split in splits}
-        counts = check_indices(indices, "off", self.hparams.check_masks)
+        counts = check_indices(indices, "off", self.hparams.check_masks, self.to_skip())
         for split, index in indices.items():
             if self.hparams.check_masks:
                 check_classes(split, index, counts.get(split))

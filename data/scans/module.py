@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
@@ -12,12 +12,12 @@ from typing import Any, Literal, cast
 
 from torch.utils.data import DataLoader
 
+from ..shared.faults import on_unreadable
 from ..shared.labels.classes import LabelClass
 from ..shared.loading import (
     ImageBatchSampler,
     PlainErrorLoader,
     RequestedBatches,
-    batch_loader,
     capped_workers,
     global_seed,
     ranks_of,
@@ -129,8 +129,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         **shared: Any,
     ):
         super().__init__(**shared)
-        # The arguments stay in self.hparams, which goes into checkpoints.
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False)  # which goes into checkpoints
         self.keep_arguments()
         check_arguments(self.hparams)
         self.preparation = as_preparation(preparation)
@@ -158,7 +157,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         sources = [self.source_of(split) or split for split in SPLITS[stage]]
         unchecked = [split for split in sources if split not in self._checked]
         if unchecked:
-            check_cases(self._dataset(), unchecked)
+            check_cases(self._dataset(), unchecked, self.to_skip())
             self._checked |= set(unchecked)
         if self.hparams.cache == "disk":
             self.indices(stage)
@@ -216,8 +215,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         made = PreparedCases(
             cases, self.preparation, found.classes, found.ignore_id, given.cache, given.cache_folder
         )
-        made.build(capped_workers(given.workers, len(cases)))
-        return made
+        return made.built(capped_workers(given.workers, len(cases)), self.to_skip())
 
     def read_prediction(self, given: list[str]) -> CasesToPredict:
         """Find the cases to predict on; classes and channels too if the training data are there."""
@@ -234,7 +232,8 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
             return self._case_loader(cast(CasesToPredict, index))
         cases = cast(PreparedCases, index)
         if split != "train":
-            return self._case_loader(LabelledCases(cases))
+            whole, first = LabelledCases(cases), itemgetter(0)
+            return self._case_loader(*on_unreadable(self.on_bad_image, False, whole, first, cases.named))
         given = self.hparams
         sampler = PatchSampler(
             len(index),
@@ -246,9 +245,11 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
         )
         patch = cast(Sequence[int], self.patch)
         dataset = PatchDataset(cases, patch, self.slice_axis, self._augmentation)
-        return batch_loader(dataset, sampler, collate_patches, given.workers, self.trainer)
+        return self.readable_loader(split, dataset, sampler, collate_patches, cases.named)
 
-    def _case_loader(self, dataset: LabelledCases | CasesToPredict) -> PlainErrorLoader:
+    def _case_loader(
+        self, dataset: Any, collate: Callable[[list[Any]], Any] = itemgetter(0)
+    ) -> PlainErrorLoader:
         """Build the loader of single cases: each once over all ranks, in their order.
 
         A rank for which there is none gets one that another has too: without a case it would block the
@@ -263,7 +264,7 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
             RequestedBatches(dataset, fixed=list(sampler) if overfit else None),
             batch_size=None,  # the sampler yields whole batches, of one case
             sampler=sampler,
-            collate_fn=itemgetter(0),
+            collate_fn=collate,
             num_workers=workers,
             prefetch_factor=1 if workers else None,
         )

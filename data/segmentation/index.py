@@ -6,7 +6,6 @@ Letters in shapes: I images, K classes.
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,13 @@ from torch import Tensor
 from ..shared.common import PackedNames, in_threads, listing, number_of
 from ..shared.extras import tell_extras
 from ..shared.failed import FailedImage
+from ..shared.faults import SkippedImages, raise_or_skip
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import MaskError
 from ..shared.loading import ImageRequest
 from ..shared.locate import CheckImages
+from ..shared.storage import joined
 from .codings import check_codings
 from .masks import MaskSource, Survey, described
 
@@ -54,18 +55,23 @@ class SegmentationIndex:
 
     def path(self, position: int) -> str:
         """Return where one image lies."""
-        return os.path.join(self.folder, self.names[position])
+        return joined(self.folder, self.names[position])
 
-    def sizes(self) -> np.ndarray:
+    def sizes(self, skipped: SkippedImages | None = None) -> np.ndarray:
         """Read height and width of every upright image, ``[I, 2]`` int64.
+
+        Args:
+            skipped: takes those that cannot be read, whose sizes are 1; None for an error.
 
         Raises:
             ImageError: listing the files that are missing or no images.
         """
         positions = range(len(self))
         outcomes = in_threads(lambda p: _image_size(self.path(p), "header"), positions, "reading image sizes")
-        _raise_listed(ImageError, [o for o in outcomes if isinstance(o, str)], len(self), "cannot be used")
-        return np.array([outcome.upright for outcome in outcomes], dtype=np.int64).reshape(-1, 2)
+        problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        raise_or_skip(ImageError, problems, len(self), "cannot be used", skipped)
+        sizes = [(1, 1) if isinstance(outcome, str) else outcome.upright for outcome in outcomes]
+        return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
     def named(self, request: ImageRequest) -> tuple[int, str]:
         """Return id (the position) and file of the image that a request of a sampler asks for."""
@@ -82,7 +88,7 @@ class SegmentationIndex:
         sizes = {n: o.upright for n, o in enumerate(outcomes) if not isinstance(o, str)}
         problems = [(paths[n], o) for n, o in enumerate(outcomes) if isinstance(o, str)]
         if not sizes:
-            _raise_listed(ImageError, [text for _, text in problems], len(self), "cannot be used")
+            raise_or_skip(ImageError, [text for _, text in problems], len(self), "cannot be used", None)
         failed = [FailedImage(number, *problem) for number, problem in enumerate(problems, len(sizes))]
         index = self.subset(list(sizes)) if failed else self
         return index, np.array(list(sizes.values()), dtype=np.int64).reshape(-1, 2), failed
@@ -125,7 +131,10 @@ class _Outcome(NamedTuple):
 
 
 def check_indices(
-    indices: Mapping[str, SegmentationIndex], images: CheckImages, masks: bool
+    indices: Mapping[str, SegmentationIndex],
+    images: CheckImages,
+    masks: bool,
+    skipped: SkippedImages | None = None,
 ) -> dict[str, Tensor]:
     """Check images and masks before training.
 
@@ -133,6 +142,7 @@ def check_indices(
         indices: by split.
         images: ``header`` reads the beginning of each image, ``decode`` decodes it, ``off`` leaves it out.
         masks: whether to look through all masks, as far as that is not known already.
+        skipped: takes images that are missing or damaged, or do not fit their masks; None for an error.
 
     Returns:
         By split, ``[I, K + 1]`` int64: the pixels of each label, last of what is ignored; only for splits
@@ -152,8 +162,9 @@ def check_indices(
         lambda picture: _check(picture[1], picture[2], images, masks), pictures, "checking images and masks"
     )
     count = len(pictures)
-    _raise_listed(ImageError, [o.damaged for o in outcomes if o.damaged], count, "cannot be used")
-    _raise_listed(MaskError, [o.misfit for o in outcomes if o.misfit], count, "do not fit their masks")
+    damaged, misfits = [o.damaged for o in outcomes if o.damaged], [o.misfit for o in outcomes if o.misfit]
+    raise_or_skip(ImageError, damaged, count, "cannot be used", skipped)
+    raise_or_skip(MaskError, misfits, count, "do not fit their masks", skipped)
     if images != "off":
         tell_extras([index.path(position) for _, index, position in pictures])
     _raise_unknown(pictures, outcomes)
@@ -162,6 +173,8 @@ def check_indices(
     for split in indices:
         surveys = [o.survey for picture, o in zip(pictures, outcomes, strict=True) if picture[0] == split]
         counted = [survey.counts for survey in surveys if survey is not None]
+        if counted and skipped is not None:  # of images that are skipped, none
+            counted = [np.zeros_like(counted[0]) if each is None else each.counts for each in surveys]
         if counted and len(counted) == len(surveys):
             found[split] = torch.from_numpy(np.stack(counted))
     return found
@@ -298,8 +311,3 @@ def _check_codings(
     ]
     if surveyed:
         check_codings(surveyed, cast(MaskSource, pictures[0][1].masks).table)
-
-
-def _raise_listed(kind: type[ValueError], problems: Sequence[str], count: int, what: str) -> None:
-    if problems:
-        raise kind(f"{len(problems)} of {number_of(count, 'image')} {what}:\n{listing(problems)}")

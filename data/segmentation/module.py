@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from ..shared.augment.transforms import MaskAugmentation
 from ..shared.common import require_positive
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import Background, MaskError
-from ..shared.loading import PlainErrorLoader, batch_loader
+from ..shared.loading import PlainErrorLoader
 from ..shared.locate import CheckImages, DataNotFoundError, Missing
 from ..shared.module import SplitData
 from ..shared.on_device import AugmentOn, require_flips
 from ..shared.pixel_range import PixelRange, PixelRanges, file_of
+from ..shared.storage import Location, located
 from ..shared.summary import SplitSummary
 from .batches import collate_segmentation
 from .coco_masks import Overlaps
@@ -178,7 +178,7 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         indices = {s: index for s, index in self.indices(self.stage).items() if index not in self._checked}
         indices.pop("predict", None)  # where one bad file costs none of the others
         given = self.hparams
-        self._counts |= check_indices(indices, given.check_images, given.check_masks)
+        self._counts |= check_indices(indices, given.check_images, given.check_masks, self.to_skip())
         for split, index in indices.items():
             if given.check_masks and index.masks is not None:
                 check_classes(split, index, self._counts.get(split))
@@ -260,11 +260,11 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
             if split in ("train", "val")
         }
 
-    def prediction_paths(self) -> dict[int, Path]:
+    def prediction_paths(self) -> dict[int, Location]:
         """Return the file of each image to predict on, by its position in the index."""
         index = self.index_of("predict")
-        paths = {position: Path(index.path(position)) for position in range(len(index))}
-        return paths | {image.image_id: Path(image.file_name) for image in self.unreadable}
+        paths = {position: located(index.path(position)) for position in range(len(index))}
+        return paths | {image.image_id: located(image.file_name) for image in self.unreadable}
 
     def has_split(self, split: str) -> bool:
         """Return whether there are images and masks; if the user named some, they have to be there."""
@@ -301,11 +301,10 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
             sizes = np.zeros((len(index), 2))
         else:
             if split not in self._sizes:
-                self._sizes[split] = index.sizes()
+                self._sizes[split] = index.sizes(self.to_skip())
             sizes = evaluation_sizes(self._sizes[split], given.eval_short_side, given.eval_long_side)
         sampler = SegmentationBatchSampler(sizes, **self.sampler_options(split), spread=split != "predict")
         augmentation = self._augmentation if training else None
         wanted, on_device = None if training else sizes, given.augment_on == "device"
         dataset = SegmentationDataset(index, augmentation, wanted, self.pixels.value, on_device)
-        named = index.named if split == "predict" else None
-        return batch_loader(dataset, sampler, collate_segmentation, given.workers, self.trainer, named)
+        return self.readable_loader(split, dataset, sampler, collate_segmentation, index.named)

@@ -1,4 +1,4 @@
-"""Images to predict on that cannot be read: they are reported, and cost none of the others.
+"""Images that cannot be read, in the place of their samples: they cost none of the others.
 
 Letters in shapes: B images.
 """
@@ -20,7 +20,7 @@ READING_ERRORS = (ValueError, OSError, MemoryError)
 
 @dataclass
 class FailedImage:
-    """An image that cannot be predicted on, in the place of its sample.
+    """An image that cannot be read, in the place of its sample.
 
     Attributes:
         image_id: as in the batches.
@@ -67,11 +67,18 @@ class SkipUnreadable(Dataset):
     Args:
         dataset: raises ValueError or OSError for a sample that it cannot read.
         named: returns the id and the file of the image that a request asks for.
+        delivered: whether an error becomes a ``FailedImage``; None for all errors of reading.
     """
 
-    def __init__(self, dataset: Any, named: Callable[[Any], tuple[int, str]]) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        named: Callable[[Any], tuple[int, str]],
+        delivered: Callable[[BaseException], bool] | None = None,
+    ) -> None:
         self.dataset = dataset
         self.named = named
+        self.delivered = delivered
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -80,6 +87,8 @@ class SkipUnreadable(Dataset):
         try:
             return self.dataset[request]
         except READING_ERRORS as error:
+            if self.delivered is not None and not self.delivered(error):
+                raise
             return FailedImage(*self.named(request), why(error))
 
 

@@ -7,19 +7,22 @@ Write a data module of your own as a ``TrunklineData``, or, if it has splits tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .batches import Batch
+from .canvas import CanvasBatchSampler
 from .common import without_paths
 from .contract import DataContractError as DataContractError
 from .contract import TrunklineData
 from .contract import VolumeSettings as VolumeSettings
-from .failed import FailedImage, OnBadImage, OnChangedData
-from .loading import global_seed, leave_out_done, ranks_of
+from .failed import FailedBatch, FailedImage, OnBadImage, OnChangedData
+from .faults import SkippedImages, on_unreadable
+from .loading import PlainErrorLoader, batch_loader, global_seed, ranks_of
 from .locate import DataNotFoundError
+from .resumed import EpochProgress
 
 logger = logging.getLogger("trunkline")
 
@@ -46,6 +49,7 @@ class SplitData(TrunklineData, Generic[Index]):
     Attributes:
         stand_ins: by a split that there is not, the one whose data take its place.
         splits: what was read, by ``train``, ``val``, ``test`` and ``predict``.
+        skipped: the images that were skipped, in this process; see ``on_bad_image``.
     """
 
     batch_size: int = 0  # where the module has one
@@ -63,6 +67,8 @@ class SplitData(TrunklineData, Generic[Index]):
             raise ValueError(f"data.max_bad_images is {max_bad_images}; it must be at least 0")
         self.on_bad_image, self.max_bad_images = on_bad_image, max_bad_images
         self.on_changed_data, self.allow_outside_root = on_changed_data, allow_outside_root
+        self.skipped = SkippedImages(max_bad_images)
+        self.progress = EpochProgress()
         self.splits: dict[str, Index] = {}
         self.unreadable: list[FailedImage] = []  # of the images to predict on, found by read_prediction
 
@@ -184,13 +190,27 @@ class SplitData(TrunklineData, Generic[Index]):
         return None if self.trainer is None else self.trainer.state.fn
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Let the device do what the loader has left to it (``augment_on: device``)."""
+        """Count skipped images; let the device do what the loader has left to it (``augment_on: device``)."""
+        if isinstance(batch, Batch | FailedBatch) and batch.failed and self.stage != "predict":
+            self.skipped.add(batch.failed)
         return batch.rendered() if isinstance(batch, Batch) else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the skipped images, which count for the whole run, and the epoch."""
+        state: dict[str, Any] = {"skipped": skipped} if (skipped := self.skipped.state()) else {}
+        if self.trainer is not None and self.batch_size:
+            state["progress"] = self.progress.state(self.trainer, self.batch_size)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the epoch, and the skipped images; their budget is looked at with the next one."""
+        self.progress.restore(state_dict.get("progress", {}))
+        self.skipped.join([state_dict.get("skipped", {})])
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of augmented, shuffled training batches."""
         loader = self._loader("train")
-        leave_out_done(loader, self.trainer)
+        self.progress.apply(loader, self.trainer)
         return loader
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
@@ -204,6 +224,34 @@ class SplitData(TrunklineData, Generic[Index]):
     def predict_dataloader(self) -> DataLoader:
         """Return the loader of images to predict on."""
         return self._loader("predict")
+
+    def readable_loader(
+        self,
+        split: str,
+        dataset: Dataset,
+        sampler: DistributedSampler,
+        collate: Callable[[list[Any]], Any],
+        named: Callable[[Any], tuple[int, str]],
+    ) -> PlainErrorLoader:
+        """Return the loader of a split, which does with unreadable images what ``on_bad_image`` says.
+
+        In prediction they are delivered as failed, whatever it says.
+
+        Args:
+            split: ``train``, ``val``, ``test`` or ``predict``.
+            dataset, sampler, collate: as in ``batch_loader``.
+            named: returns the id and the file of the image that a request asks for.
+        """
+        workers, predicting = self.hparams.workers, split == "predict"
+        if not predicting:
+            groups = sampler.groups if isinstance(sampler, CanvasBatchSampler) else None
+            what, training = self.on_bad_image, split == "train"
+            dataset, collate = on_unreadable(what, training, dataset, collate, named, groups)
+        return batch_loader(dataset, sampler, collate, workers, self.trainer, named if predicting else None)
+
+    def to_skip(self) -> SkippedImages | None:
+        """Return where images that a check before the run finds are counted; None where they are an error."""
+        return self.skipped if self.on_bad_image == "skip" else None
 
     def _loader(self, split: str) -> DataLoader:
         return self.make_loader(split, self.index_of(split))

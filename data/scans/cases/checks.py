@@ -13,6 +13,7 @@ import numpy as np
 
 from ....constants import IGNORE_INDEX
 from ...shared.common import in_threads_singly, listing, number_of
+from ...shared.faults import SkippedImages
 from ...shared.loading import capped_workers
 from ..formats.files import read_grid, read_labels
 from ..formats.scan import Grid, difference
@@ -35,7 +36,7 @@ class Header(NamedTuple):
     problems: list[str]
 
 
-def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
+def check_cases(dataset: ScanDataset, splits: Sequence[str], skipped: SkippedImages | None = None) -> None:
     """Read the headers of all scans, and then all labels, of some splits.
 
     Every case of ``train`` and ``val`` needs labels. Channels and labels of a case lie on one grid, to a
@@ -46,6 +47,7 @@ def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
     Args:
         dataset: the cases.
         splits: which of ``train``, ``val`` and ``test`` to read.
+        skipped: takes files that cannot be read, of cases that are left out later; None for an error.
 
     Raises:
         CasesError: with all problems, of which 20 are listed: the file, what is wrong with it, what to do.
@@ -57,7 +59,8 @@ def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
     ]
     cases = [(split, case) for split in splits for case in dataset.cases.get(split, ())]
     headers = _mapped(lambda item: _header(*item), cases, "Reading headers")
-    problems += [problem for header in headers for problem in header.problems]
+    bad = [problem for header in headers for problem in header.problems]
+    problems += bad if skipped is None else []
     problems += _unlike(dataset, [case for _, case in cases], headers)
     _warn_of_copies(cases)
     if len(problems) < _ENOUGH:
@@ -67,7 +70,8 @@ def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
             if case.label is not None and not header.problems
         ]
         found = _mapped(lambda item: _label(dataset, item[1]), labelled, "Checking labels")
-        problems += [problem for _, problem in found if problem is not None]
+        bad += (wrong := [problem for _, problem in found if problem is not None])
+        problems += wrong if skipped is None else []
         if not problems:
             names = [case.label or case.name for _, case in labelled]
             check_ignored(dataset, names, np.array([held for held, _ in found]))
@@ -75,6 +79,8 @@ def check_cases(dataset: ScanDataset, splits: Sequence[str]) -> None:
             pairs = zip(labelled, found, strict=True)
             trained = [held for (split, _), (held, _) in pairs if split == "train"]
             _warn_of_absent(dataset, np.any(trained, axis=0)[:-1])
+    if skipped is not None:
+        skipped.found_before(CasesError, bad, len(cases), "cannot be used")
     if problems:
         raise CasesError(
             f"{number_of(len(problems), 'problem')} in {number_of(len(cases), 'case')}:\n{listing(problems)}"

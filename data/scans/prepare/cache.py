@@ -23,7 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ....constants import IGNORE_INDEX
-from ...shared.common import in_threads_singly, number_of
+from ...shared.common import in_threads_singly, listing, number_of
+from ...shared.faults import SkippedImages
 from ...shared.labels.classes import LabelClass
 from ..cases.types import Case, CasesError
 from .entries import UNFINISHED, CacheError, DamagedEntry, Entry, read_entry, store_entry
@@ -34,7 +35,6 @@ logger = logging.getLogger("trunkline")
 
 _VERSION = 1  # of what entries hold: another number leaves older ones unused
 _MOST_LOCATIONS = 10_000  # of each label
-_MOST_REPORTED = 20
 _MOST_CONSTANT = 5
 _MOST_HEADER = 2**16  # bytes
 _REMAINS_AFTER = 24 * 3600  # seconds after which an unfinished entry belongs to a process that ended
@@ -129,6 +129,30 @@ class PreparedCases:
         """Return where a prepared case lies in the grid of its file; it is remembered."""
         return self._places[index] if index in self._places else self._entry(index).prepared.placement
 
+    def named(self, request: Any) -> tuple[int, str]:
+        """Return id (the position) and first file of the case that a request of a sampler asks for."""
+        return request.index, self.cases[request.index].images[0]
+
+    def built(self, workers: int, skipped: SkippedImages | None) -> PreparedCases:
+        """Do ``build``, and return the cases that could be prepared: itself if that is all.
+
+        Args:
+            workers: as in ``build``.
+            skipped: takes cases that cannot be prepared; None for an error.
+        """
+        if skipped is None:
+            self.build(workers)
+            return self
+        bad = self._build(workers)
+        skipped.found_before(CasesError, list(bad.values()), len(self), "cannot be prepared")
+        if not bad:
+            return self
+        good = [case for number, case in enumerate(self.cases) if number not in bad]
+        folder = self.folder if self.cache == "disk" else None
+        made = PreparedCases(good, self.how, self.classes, self.ignore_id, self.cache, folder)
+        made.build(workers)
+        return made
+
     def build(self, workers: int = 0) -> None:
         """Prepare what is not there yet, with a progress bar. With ``none`` there is nothing to do.
 
@@ -139,21 +163,24 @@ class PreparedCases:
             CasesError: if cases cannot be prepared, naming up to 20 of them; the others have been.
             CacheError: if the cache cannot be written.
         """
+        problems = list(self._build(workers).values())
+        if problems:
+            raise CasesError(
+                f"{number_of(len(problems), 'case')} cannot be prepared; repair or leave out:\n"
+                + listing(problems)
+            )
+
+    def _build(self, workers: int) -> dict[int, str]:
+        """Do ``build``; return what is wrong with the cases that cannot be prepared, by position."""
         if self.cache == "none":
-            return
+            return {}
         if self.cache == "disk":
             self._remove_remains()
         missing = [index for index in range(len(self)) if not self._is_there(index)]
         outcomes = in_threads_singly(self._try, missing, "preparing scans", workers)
         self._warn_of_constant()
-        problems = [problem for problem in outcomes if problem is not None]
-        if problems:
-            more = len(problems) - _MOST_REPORTED
-            shown = problems[:_MOST_REPORTED] + ([f"and {more} more"] if more > 0 else [])
-            raise CasesError(
-                f"{number_of(len(problems), 'case')} cannot be prepared; repair or leave out:\n  "
-                + "\n  ".join(shown)
-            )
+        found = zip(missing, outcomes, strict=True)
+        return {index: problem for index, problem in found if problem is not None}
 
     def _warn_of_constant(self) -> None:
         """Say which scans hold one value everywhere, of which nothing can be learned."""
