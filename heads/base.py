@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.export import register_dataclass
 
@@ -37,6 +38,11 @@ def class_number(num_classes: NumClasses, least: int = 1) -> int:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < least:
         raise ValueError(f"head.num_classes must be at least {least} and a whole number, got {num_classes!r}")
     return num_classes
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return ``x`` in float32, and float64 as it is: the type that losses and boxes are computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def exportable(kind: type[Outputs]) -> type[Outputs]:

@@ -22,9 +22,11 @@ from .base import (
     ClassTargets,
     NumClasses,
     RawClassification,
+    at_least_float32,
     balanced_weights,
     class_number,
 )
+from .totals import divisor
 
 Pool = Literal["average", "max", "average_max"]
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
@@ -157,7 +159,7 @@ class Classifier(WithConstants, ClassificationHead):
         Raises:
             ValueError: if the labels are neither ``[B]`` nor ``[B, K]``, or class weights are not known yet.
         """
-        label, logits = targets.label, raw.logits.float()
+        label, logits = targets.label, at_least_float32(raw.logits)
         if label.ndim != 1 and label.shape != logits.shape:
             raise ValueError(
                 f"labels must be [{len(logits)}] or {list(logits.shape)} (images, classes), "
@@ -189,6 +191,11 @@ def _cross_entropy(logits: Tensor, label: Tensor, weights: Tensor | None, smooth
     """Weighted mean over the labelled rows of ``logits`` ``[B, K]``; labels are ``[B]`` or ``[B, K]``."""
     known = label >= 0 if label.ndim == 1 else (label >= 0).all(1)  # [B]
     label = label.clamp(min=0)
+    # Where, not times: a row without label may hold anything, NaN too, whose gradient would be NaN.
+    logits = torch.where(known[:, None], logits, 0.0)
+    weights = None if weights is None else weights.to(logits.dtype)
+    if label.ndim == 2:
+        label = label.to(logits.dtype)
     rows = F.cross_entropy(logits, label, weights, reduction="none", label_smoothing=smoothing)  # [B]
     if weights is None:
         total = known.sum()
@@ -196,8 +203,8 @@ def _cross_entropy(logits: Tensor, label: Tensor, weights: Tensor | None, smooth
         # A sum of products, not a matrix product, which autocast would compute in half precision.
         of_rows = weights[label] if label.ndim == 1 else (label * weights).sum(1)  # [B]
         total = torch.where(known, of_rows, 0.0).sum()
-    # Where, not times: a row without label may hold anything. The smallest normal number: 0 / 0 would be NaN.
-    return torch.where(known, rows, 0.0).sum() / total.clamp(min=torch.finfo(torch.float32).tiny)
+    # The smallest normal number: 0 / 0 would be NaN.
+    return torch.where(known, rows, 0.0).sum() / divisor(total, torch.finfo(torch.float32).tiny)
 
 
 def _binary_cross_entropy(
@@ -205,9 +212,11 @@ def _binary_cross_entropy(
 ) -> Tensor:
     """Mean over the labelled rows and all classes; logits and labels are ``[B, K]``."""
     known = (label >= 0).all(1, keepdim=True)  # [B, 1]
-    label = label.clamp(min=0) * (1 - smoothing) + smoothing / outcomes
+    logits = torch.where(known, logits, 0.0)  # see _cross_entropy
+    label = label.to(logits.dtype).clamp(min=0) * (1 - smoothing) + smoothing / outcomes
+    weights = None if weights is None else weights.to(logits.dtype)
     terms = F.binary_cross_entropy_with_logits(logits, label, pos_weight=weights, reduction="none")  # [B, K]
-    return torch.where(known, terms, 0.0).sum() / (known.sum() * logits.shape[1]).clamp(min=1)
+    return torch.where(known, terms, 0.0).sum() / divisor(known.sum() * logits.shape[1], 1)
 
 
 def _check(

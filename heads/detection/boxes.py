@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..base import at_least_float32
+
 Weights = tuple[float, float, float, float]
 UNIT_WEIGHTS: Weights = (1.0, 1.0, 1.0, 1.0)
 
@@ -46,7 +48,10 @@ def pairwise_intersection(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor, intersection: Tensor | None = None) -> Tensor:
-    """Intersection over union of all pairs within each image; 0 where both boxes have no area.
+    """Intersection over union of all pairs within each image.
+
+    It is 0 where both boxes have no area, and where one has x2 < x1 or y2 < y1. NaN stays NaN. Areas must not
+    exceed what the type can hold.
 
     Args:
         boxes: ``[B, M, 4]``.
@@ -59,7 +64,8 @@ def pairwise_iou(boxes: Tensor, others: Tensor, intersection: Tensor | None = No
     if intersection is None:
         intersection = pairwise_intersection(boxes, others)
     union = box_areas(boxes)[:, :, None] + box_areas(others)[:, None] - intersection
-    return torch.where(union > 0, intersection / union, 0)
+    # Not where(union > 0, ...), whose gradient is NaN where there is no area.
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
 def encode(boxes: Tensor, references: Tensor, weights: Weights = UNIT_WEIGHTS) -> Tensor:
@@ -88,9 +94,9 @@ def decode(deltas: Tensor, references: Tensor, weights: Weights = UNIT_WEIGHTS) 
         weights: those given to :func:`encode`.
 
     Returns:
-        ``[..., 4]`` float32, not clipped.
+        ``[..., 4]`` in float32 (float64 if one of the two is), not clipped.
     """
-    deltas = deltas.float()
+    deltas = at_least_float32(deltas)
     wx, wy, ww, wh = weights
     size = references[..., 2:] - references[..., :2]
     center = references[..., :2] + 0.5 * size

@@ -1,7 +1,7 @@
 """Losses on boxes and, for dense heads, on the classes and boxes of all anchors.
 
 Letters in shapes: B images, A anchors of all levels, M box rows of the ground truth, K classes, ``...`` any
-leading axes. Boxes are x1 y1 x2 y2 in pixels. Everything is computed in float32.
+leading axes. Boxes are x1 y1 x2 y2 in pixels. Everything is computed in float32 (float64 stays what it is).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base import BoxTargets
+from ..base import BoxTargets, at_least_float32
+from ..totals import divisor
 from .boxes import UNIT_WEIGHTS, Weights, box_areas, decode, encode, gather_rows
 from .matching import Matches
 from .options import BoxLoss
@@ -33,11 +34,12 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: floa
         gamma: at least 0; the larger it is, the less do well-classified entries count.
 
     Returns:
-        ``[...]`` float32, one loss per entry.
+        ``[...]``, one loss per entry.
     """
     # With the sign turned for true entries, both kinds have one formula, -(1-p)^gamma log(p), and 1-p keeps
     # its digits where p is close to 1.
-    wrong = torch.where(targets, -logits.float(), logits.float())
+    logits = at_least_float32(logits)
+    wrong = torch.where(targets, -logits, logits)
     loss = F.softplus(wrong) * (gamma * F.logsigmoid(wrong)).exp()
     return loss if alpha < 0 else loss * torch.where(targets, alpha, 1 - alpha)
 
@@ -94,7 +96,7 @@ def dense_box_loss(
     Returns:
         A float32 scalar.
     """
-    wanted = gather_rows(targets.boxes.float(), matches.index)  # [B, A, 4]
+    wanted = gather_rows(at_least_float32(targets.boxes), matches.index)  # [B, A, 4]
     loss = box_losses(deltas, anchors, wanted, matches.positive, weights=weights, kind=kind, beta=beta)
     return per_positive(loss, matches.positive, per_image)
 
@@ -114,7 +116,7 @@ def per_positive(loss: Tensor, positive: Tensor, per_image: bool = False) -> Ten
     """
     if per_image:
         return (loss.sum(1) / positive.sum(1).clamp(min=1)).mean()
-    return loss.sum() / positive.sum().clamp(min=1)
+    return loss.sum() / divisor(positive.sum(), 1)
 
 
 def box_loss(
@@ -162,7 +164,8 @@ def box_losses(
     targets = torch.where(positive[..., None], targets, unit)
     if kind == "smooth_l1":
         wanted = encode(targets, references, weights)
-        loss = F.smooth_l1_loss(deltas.float(), wanted, beta=beta, reduction="none").sum(-1)
+        deltas = at_least_float32(deltas)
+        loss = F.smooth_l1_loss(deltas, wanted.to(deltas.dtype), beta=beta, reduction="none").sum(-1)
     else:
         loss = iou_loss(decode(deltas, references, weights), targets, kind)
     return torch.where(positive, loss, 0)

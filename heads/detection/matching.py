@@ -65,12 +65,16 @@ class Sample(NamedTuple):
 
 
 def object_rows(targets: BoxTargets) -> Tensor:
-    """Rows of the ground truth to learn from, ``[B, M]``: no padding, no crowd region, and with an area."""
+    """Rows of the ground truth to learn from, ``[B, M]``: no padding, no crowd region, and with an area.
+
+    The area must be above 0 and finite in float32, as what the boxes are compared by; so no corner is NaN.
+    """
     return _object_rows(targets.boxes, targets.labels, targets.crowd)
 
 
 def _object_rows(truth: Tensor, labels: Tensor, crowd: Tensor) -> Tensor:
-    return (labels >= 0) & ~crowd & (truth[..., 2:] > truth[..., :2]).all(-1)
+    areas = box_areas(truth.float())  # positive too where both sides are below 0
+    return (labels >= 0) & ~crowd & (truth[..., 2] > truth[..., 0]) & (areas > 0) & (areas < torch.inf)
 
 
 class Matcher:
@@ -79,7 +83,8 @@ class Matcher:
     A box is positive from ``fg_iou`` on and negative below ``bg_iou``. With ``low_quality`` the boxes that
     have the highest IoU with some object (all of them in a tie) are positive too, if they touch it. Each
     learns the object with which it itself has the highest IoU, as in torchvision. A negative of which at
-    least the share ``crowd_overlap`` lies in one crowd region is ignored instead.
+    least the share ``crowd_overlap`` lies in one crowd region is ignored instead. So is a box with a NaN or
+    an infinity, or with an area that float32 cannot hold; objects and regions like that count for nothing.
 
     Args:
         fg_iou, bg_iou: thresholds in 0..1, ``bg_iou <= fg_iou``.
@@ -153,7 +158,12 @@ def match_by_torch(
     low_quality: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do what :func:`match_boxes` says by operators of torch, a block of objects at a time."""
-    objects, regions = _object_rows(truth, labels, crowd), crowd & (labels >= 0)
+    boxes, truth = boxes.float(), truth.float()
+    areas = box_areas(boxes)
+    sound = torch.isfinite(areas)  # which they are only if all corners are
+    boxes = torch.where(sound[..., None], boxes, 0)
+    objects = _object_rows(truth, labels, crowd)
+    regions = crowd & (labels >= 0) & torch.isfinite(box_areas(truth))
     images, number = labels.shape[0], boxes.shape[1]
     rows = rows_needed(objects | regions)
     most = _PAIRS.get(boxes.device.type, _PAIRS_ON_DEVICES)
@@ -165,11 +175,11 @@ def match_by_torch(
         closest = more if closest is None else _closer(closest, more, start)
     if closest is None:  # no rows at all
         index = labels.new_zeros((images, number))
-        return index, index.bool(), ~index.bool()
-    positive = (closest.iou >= fg_iou) | closest.is_best
+        return index, index.bool(), sound.expand_as(index).clone()
+    positive = ((closest.iou >= fg_iou) | closest.is_best) & sound
     # A box without area is in no crowd region: 0 >= 0 must not count.
-    in_crowd = (closest.in_crowd >= crowd_overlap * box_areas(boxes)) & (closest.in_crowd > 0)
-    return closest.index, positive, (closest.iou < bg_iou) & ~positive & ~in_crowd
+    in_crowd = (closest.in_crowd >= crowd_overlap * areas) & (closest.in_crowd > 0)
+    return closest.index, positive, (closest.iou < bg_iou) & ~positive & ~in_crowd & sound
 
 
 def _closest(boxes: Tensor, truth: Tensor, objects: Tensor, regions: Tensor, low_quality: bool) -> _Closest:

@@ -81,8 +81,9 @@ def _row(truth, labels, crowd, place):
     right, bottom = tl.load(truth + place * 4 + 2), tl.load(truth + place * 4 + 3)
     filled = tl.load(labels + place) >= 0
     region = tl.load(crowd + place).to(tl.int32)
-    is_object = filled & (region == 0) & (right > left) & (bottom > top)
-    return left, top, right, bottom, is_object, filled & (region != 0)
+    area = (right - left) * (bottom - top)
+    is_object = filled & (region == 0) & (right > left) & (area > 0) & (area < float("inf"))
+    return left, top, right, bottom, is_object, filled & (region != 0) & (tl.abs(area) < float("inf"))
 
 
 @triton.jit
@@ -95,7 +96,7 @@ def _intersection(left, top, right, bottom, left2, top2, right2, bottom2):
 @triton.jit
 def _iou(intersection, area, area2):
     union = (area + area2) - intersection
-    return tl.where(union > 0, tl.div_rn(intersection, tl.where(union > 0, union, 1.0)), 0.0)
+    return tl.div_rn(intersection, tl.maximum(union, 1.1754943508222875e-38))  # the smallest normal number
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -149,10 +150,11 @@ def _closest_of_boxes(
                     bits = tl.load(highest + place)
                     touches = (iou > 0) & (iou.to(tl.int32, bitcast=True) == bits)
                     is_best = is_best | touches.to(tl.int32)
-    learns = (best >= fg_iou) | (is_best != 0)
+    sound = tl.abs(area) < float("inf")  # false for NaN
+    learns = ((best >= fg_iou) | (is_best != 0)) & sound
     # A box without area is in no crowd region: 0 >= 0 must not count.
     ignored = (in_crowd >= crowd_overlap * area) & (in_crowd > 0)
     target = image * number + box
     tl.store(index + target, chosen.to(tl.int64), mask=inside)
     tl.store(positive + target, learns, mask=inside)
-    tl.store(negative + target, (best < bg_iou) & (learns == 0) & (ignored == 0), mask=inside)
+    tl.store(negative + target, (best < bg_iou) & (learns == 0) & (ignored == 0) & sound, mask=inside)

@@ -39,8 +39,10 @@ def nms_keep(
         scores: ``[B, N]``; None if the rows come best first.
         groups: ``[B, N]`` int64, at least 0; boxes of different groups do not suppress each other. None if
             those of an image are one group.
-        valid: ``[B, N]`` bool; other rows are ignored, and so are rows with a NaN or infinity.
-        threshold: of two boxes with a larger IoU, the one with the lower score goes.
+        valid: ``[B, N]`` bool; other rows are ignored, and so are rows with a NaN or infinity, and boxes
+            whose area float32 cannot hold.
+        threshold: of two boxes with a larger IoU, the one with the lower score goes. A box without area, in
+            float32, has none with any: it stays and drops nothing, and so does one with x2 < x1 or y2 < y1.
 
     Returns:
         ``[B, N]`` bool, the rows that stay.
@@ -61,7 +63,7 @@ def _nms_keep(
         from . import nms_triton
 
         return nms_triton.suppress(boxes, scores, groups, valid, threshold)
-    valid = valid & torch.isfinite(boxes).all(-1)
+    valid = valid & torch.isfinite(box_areas(boxes))  # which it is only if all corners are
     if groups is None:
         groups = torch.zeros_like(valid, dtype=torch.int64)
     if scores is not None:
@@ -92,10 +94,11 @@ def _by_kernel(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, thr
     """
     images = torch.arange(len(boxes), device=boxes.device)[:, None]
     ids = groups + images * (groups.max() + 1) if groups.numel() else groups
-    rows = valid.flatten().nonzero().squeeze(1)
+    solid = box_areas(boxes) > 0  # in float32, as elsewhere
+    rows = (valid & solid).flatten().nonzero().squeeze(1)
     chosen = boxes.flatten(0, 1)[rows].double(), scores.flatten()[rows].double(), ids.flatten()[rows]
     kept = batched_nms(*chosen, threshold)
-    keep = torch.zeros_like(valid).flatten()
+    keep = (valid & ~solid).flatten()
     keep[rows[kept]] = True
     return keep.view_as(valid)
 
@@ -150,7 +153,8 @@ def _overlaps(
 ) -> Tensor:
     """Which boxes ``[B, R, 4]`` overlap which others ``[B, S, 4]`` of their group too much: ``[B, R, S]``."""
     (images, rows), columns = groups.shape, other_groups.shape[1]
-    areas, other_areas = box_areas(boxes), box_areas(others)
+    # An area below 0 would make the union so.
+    areas, other_areas = box_areas(boxes).clamp(min=0), box_areas(others).clamp(min=0)
     over = torch.empty((images, rows, columns), dtype=torch.bool, device=boxes.device)
     step = max(1, _PAIRS // max(1, images * columns))
     for start in range(0, rows, step):

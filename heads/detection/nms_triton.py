@@ -124,8 +124,8 @@ def _too_close(boxes, groups, place, inside, others, others_inside, threshold):
     """Compare rows ``[R]`` with others ``[C]``: ``[R, C]``, of one group and with a larger IoU."""
     left, top, right, bottom = _corners(boxes, place, inside)
     left2, top2, right2, bottom2 = _corners(boxes, others, others_inside)
-    area = (right - left) * (bottom - top)
-    area2 = (right2 - left2) * (bottom2 - top2)
+    area = tl.maximum((right - left) * (bottom - top), 0.0)
+    area2 = tl.maximum((right2 - left2) * (bottom2 - top2), 0.0)
     width = tl.minimum(right[:, None], right2[None]) - tl.maximum(left[:, None], left2[None])
     height = tl.minimum(bottom[:, None], bottom2[None]) - tl.maximum(top[:, None], top2[None])
     overlap = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
@@ -179,7 +179,7 @@ def _scan(
         place = _place(order, image, number, start + row, inside)
         left, top, right, bottom = _corners(boxes, place, inside)
         usable = inside & (tl.load(source + place, mask=inside, other=0) != 0)
-        usable = usable & _finite(left) & _finite(top) & _finite(right) & _finite(bottom)
+        usable = usable & _finite((right - left) * (bottom - top))
         if scores is not None:  # sorted already
             score = tl.load(scores + image * number + start + row, mask=inside, other=0.0)
             usable = usable & _finite(score)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchvision.ops import roi_align
 
+from ..base import at_least_float32
 from .anchors import map_sizes
 from .boxes import box_areas, runs_on_cpu
 from .weighted_rows import WeightedRows
@@ -35,6 +36,8 @@ _BEFORE, _AFTER = 1, 2
 # Steps per cell to which boxes are brought where the number of samples depends on their size: few enough
 # that moving a box within an atlas of up to 2048 cells leaves every bit of its size as it was.
 _STEPS = 2**13
+# Off every map, in pixels: a box there has features of 0.
+_FAR_OFF = -float(2**20)
 
 Corner = tuple[int, int]
 
@@ -56,15 +59,19 @@ def pool_boxes(
     Args:
         features: ``[B, C, H_i, W_i]`` per level, finest first.
         strides: pixels per cell (vertical, horizontal) of each level.
-        boxes: ``[B, N, 4]`` in pixels, inside the padded image.
+        boxes: ``[B, N, 4]`` in pixels, inside the padded image; they get no gradient. One with a NaN or an
+            infinity has features of 0.
         pool_size: Q.
         sampling_ratio: bilinear samples per pooled cell and axis; 0 for one per cell of the map, rounded up.
         aligned: move boxes by half a cell up and left, to where the map's cells have their values.
         canonical_size, canonical_level: see :func:`level_of_box`.
 
     Returns:
-        ``[B*N, C, Q, Q]``, computed in float32, in the type of the features.
+        ``[B*N, C, Q, Q]``, computed in float32 (float64 stays what it is), in the type of the features.
     """
+    # For a NaN the kernel would read anywhere in memory, which may end the process.
+    finite = torch.isfinite(boxes).all(-1, keepdim=True)
+    boxes = torch.where(finite, boxes.detach(), _FAR_OFF)
     regions = _regions_of(boxes, map_sizes(features), strides, canonical_size, canonical_level)
     # Where the number of samples depends on the box, only the kernel can be used.
     rows = sampling_ratio > 0 and (runs_on_cpu(boxes) or torch.are_deterministic_algorithms_enabled())
@@ -169,7 +176,8 @@ def _pool_by_rows(
     """
     channels, images = features[0].shape[1], features[0].shape[0]
     # [B, C, H, W] -> [B, H, W, C] -> [B*H*W, C], one level below the other; no copy if channels lie last
-    table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels).float() for feature in features])
+    table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
+    table = at_least_float32(table)
     cells = [feature.shape[-2] * feature.shape[-1] for feature in features]
     firsts = [0, *accumulate(images * number for number in cells[:-1])]
     # [N], first row of the box's map
@@ -183,6 +191,7 @@ def _pool_by_rows(
     bag = (2 * sampling_ratio) ** 2
     index = (row[:, :, None, :, None] + column[:, None, :, None, :]).reshape(-1, bag)
     weight = (row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]).reshape(-1, bag)
+    weight = weight.to(table.dtype)
     if runs_on_cpu(table):
         pooled = F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")  # [N*Q*Q, C]
     else:
@@ -250,15 +259,16 @@ def _atlas_corners(sizes: Sequence[tuple[int, int]]) -> tuple[list[Corner], tupl
 class _Atlas(torch.autograd.Function):
     """Copies all levels into one map, each with its border repeated around it.
 
-    The map is float32, whatever the levels are. Slices and ``cat`` would do the same; this copies (and
-    converts) every value once in each direction.
+    The map is float32, or float64 where the levels are. Slices and ``cat`` would do the same; this copies
+    (and converts) every value once in each direction.
     """
 
     @staticmethod
     def forward(ctx, *levels: Tensor) -> Tensor:
         ctx.sizes, ctx.types = map_sizes(levels), [level.dtype for level in levels]
         corners, size = _atlas_corners(ctx.sizes)
-        atlas = levels[0].new_zeros(levels[0].shape[:2] + size, dtype=torch.float32)
+        exact = torch.promote_types(levels[0].dtype, torch.float32)
+        atlas = levels[0].new_zeros(levels[0].shape[:2] + size, dtype=exact)
         for level, (height, width), corner in zip(levels, ctx.sizes, corners, strict=True):
             area = _area(atlas, corner, height, width)
             middle = area[:, :, _BEFORE : _BEFORE + height]
@@ -328,7 +338,7 @@ def _pool_by_kernel(
         x1, y1, x2, y2 = ((side * _STEPS).round() / _STEPS for side in (x1, y1, x2, y2))
     image = regions.image.to(x1)
     boxes = torch.stack([image, x1 + column, y1 + row, x2 + column, y2 + row], dim=-1)  # [N, 5]
-    pooled = roi_align(atlas, boxes, pool_size, 1.0, sampling_ratio, aligned)
+    pooled = roi_align(atlas, boxes.to(atlas.dtype), pool_size, 1.0, sampling_ratio, aligned)
     if not aligned:
         samples = max(1, sampling_ratio)  # a box narrower than a cell of the map gets one per pooled cell
         inside_y = _share_inside(y1, y2, regions.height, pool_size, samples)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
-from ..base import BoxTargets
+from ..base import BoxTargets, at_least_float32
+from ..totals import divisor
 from .base import Detections, RoIStage, SampledBoxes
 from .boxes import clip, decode, gather_rows, large_enough, rows_needed, runs_on_cpu
 from .losses import box_loss
@@ -152,14 +153,14 @@ class RoI(RoIStage):
         """
         boxes, labels, index, positive, sampled = self._sample(proposals, valid, targets)
         logits, deltas = self(features, boxes)
-        number = sampled.sum().clamp(min=1)
+        number = divisor(sampled.sum(), 1)
         cross_entropy = F.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_NO_CLASS, reduction="sum"
+            at_least_float32(logits.flatten(0, 1)), labels.flatten(), ignore_index=_NO_CLASS, reduction="sum"
         )
         box = box_loss(
             _of_class(deltas, torch.where(positive, labels, 0)),
             boxes,
-            gather_rows(targets.boxes.float(), index),
+            gather_rows(at_least_float32(targets.boxes), index),
             positive,
             weights=_WEIGHTS,
             kind=self.options.box_loss,
@@ -238,7 +239,7 @@ class RoI(RoIStage):
         column = row * deltas.shape[2] + labels.clamp(max=deltas.shape[2] - 1)
         deltas = gather_rows(deltas.flatten(1, 2), column)  # [B, P, K, 4] -> [B, P*K, 4] -> [B, T, 4]
         return select_detections(
-            decode(deltas, gather_rows(proposals, row), _WEIGHTS),
+            decode(deltas.float(), gather_rows(proposals, row), _WEIGHTS),
             scores,
             labels,
             image_sizes,
@@ -265,7 +266,7 @@ class RoI(RoIStage):
             boxes ``[B, N, 4]`` float32 in the same rows, and which of them are valid ``[B, N]``: no longer
             those that are not finite or smaller than ``min_box_size``. Other rows are zero. No gradient.
         """
-        refined = decode(_of_class(deltas, logits[..., :-1].argmax(-1)), boxes, _WEIGHTS)
+        refined = decode(_of_class(deltas, logits[..., :-1].argmax(-1)).float(), boxes, _WEIGHTS)
         valid = valid & torch.isfinite(refined).all(-1)
         refined = clip(refined, image_sizes)
         valid = valid & large_enough(refined, self.options.min_box_size)

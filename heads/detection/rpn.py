@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backbones.base import FeatureLevel
-from ..base import BoxTargets, exportable
+from ..base import BoxTargets, at_least_float32, exportable
+from ..totals import divisor
 from .anchors import Anchors, flatten_levels, map_sizes
 from .boxes import UNIT_WEIGHTS, clip, decode, gather_rows, large_enough
 from .losses import box_loss
@@ -160,20 +161,21 @@ class RPN(nn.Module):
         chosen = sample(
             matches.positive, matches.negative, keys, options.batch_size, options.positive_fraction
         )
-        logits = raw.objectness.gather(1, chosen.index).float()
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, chosen.positive.float(), reduction="none")
+        logits = at_least_float32(raw.objectness.gather(1, chosen.index))
+        truth = chosen.positive.to(logits.dtype)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
 
         rows = matches.index.gather(1, chosen.index)
         box = box_loss(
             gather_rows(raw.deltas, chosen.index),
             raw.anchors[chosen.index],
-            gather_rows(targets.boxes.float(), rows),
+            gather_rows(at_least_float32(targets.boxes), rows),
             chosen.positive,
             weights=UNIT_WEIGHTS,
             kind=options.box_loss,
             beta=options.smooth_l1_beta,
         )
-        number = chosen.valid.sum().clamp(min=1)
+        number = divisor(chosen.valid.sum(), 1)
         return {
             "rpn_objectness": torch.where(chosen.valid, cross_entropy, 0).sum() / number,
             "rpn_box": box / number,
@@ -233,7 +235,7 @@ class RPN(nn.Module):
         """Do it for the best ``pre_nms`` anchors of each level and image."""
         scores, index = top_candidates(raw.objectness, pre_nms, raw.anchors_per_level)
         scores = scores.float()
-        boxes = decode(gather_rows(raw.deltas, index), raw.anchors[index])
+        boxes = decode(gather_rows(raw.deltas, index).float(), raw.anchors[index])
         # Before clipping, which would turn an infinite corner into one on the border.
         valid = (scores > -torch.inf) & all_finite(boxes)
         boxes = clip(boxes, image_sizes)

@@ -18,6 +18,7 @@ from ...backbones.constants import WithConstants
 from ...backbones.layers import check_choice
 from ...constants import IGNORE_INDEX
 from ..base import balanced_weights
+from ..totals import divisor
 from .pixels import Pixels
 
 ClassWeights = list[float] | Literal["balanced"] | None
@@ -204,19 +205,20 @@ class WeightedLoss(SharedLoss):
     ) -> Tensor:
         """Divide the sum of ``rows`` ``[B, *S]`` (weighted already) by the sum of their weights.
 
+        The sum of the weights is that of all processes in a training step, see :mod:`..totals`.
         With regions ``rows`` is ``[B, R, *S]``, and weights are None. Pixels that are not ``counted`` are
         left out; without it, those that are not labelled.
         """
         if counted is None:
             if pixels.complete and weights is None:
-                return rows.sum() / max(1, rows.numel())
+                return rows.sum() / divisor(torch.tensor(rows.numel(), device=rows.device), 1)
             counted = pixels.valid
         if rows.ndim > counted.ndim:
             counted = counted[:, None].expand_as(rows)
         share = None if weights is None else torch.where(counted, weights[pixels.labels], 0.0)
         total = counted.sum() if share is None else share.sum()
         # The smallest normal number: 0 / 0 would be NaN.
-        return torch.where(counted, rows, 0.0).sum() / total.clamp(min=torch.finfo(rows.dtype).tiny)
+        return torch.where(counted, rows, 0.0).sum() / divisor(total, torch.finfo(rows.dtype).tiny)
 
 
 def check_number(name: str, value: float, zero: bool) -> None:

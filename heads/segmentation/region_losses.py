@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.layers import check_choice
+from ..totals import added, divisor
 from .loss_base import SegmentationLoss, SharedLoss, check_number
 from .pixels import Pixels
 
@@ -52,7 +53,7 @@ class RegionLoss(SharedLoss):
         losses, counted = self.per_class(pixels)  # [G, K] each
         losses = torch.where(counted, losses, 0.0)
         groups = losses.sum(1) / counted.sum(1).clamp(min=1)  # [G]
-        return groups.sum() / counted.any(1).sum().clamp(min=1)
+        return groups.sum() / divisor(counted.any(1).sum(), 1)
 
     def per_class(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
         """Return the loss of each class and whether it counts, ``[G, K]``; class 0 only if it takes part.
@@ -76,8 +77,8 @@ class OverlapLoss(RegionLoss):
         common, predicted, number = pixels.sums(self.squared) if plain else self._region_sums(pixels)
         labelled_pixels = pixels.valid.flatten(1).any(1, keepdim=True)  # [B, 1]
         if not self.per_image:
-            common, predicted, number = (x.sum(0, keepdim=True) for x in (common, predicted, number))
-            labelled_pixels = labelled_pixels.any(0, keepdim=True)
+            common, predicted, number = (added(x.sum(0, keepdim=True)) for x in (common, predicted, number))
+            labelled_pixels = added(labelled_pixels.sum(0, keepdim=True)) > 0
         counted = number > 0 if self.classes == "present" else labelled_pixels.expand_as(number)
         losses = self.overlap(common, predicted, number)
         first = 0 if self.include_background else 1
