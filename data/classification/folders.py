@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..shared.common import listing, number_of
 from ..shared.io import IMAGE_SUFFIXES
 from ..shared.locate import SPLIT_NAMES, DataNotFoundError
+from ..shared.storage import Address, Location, stored
 from .archive import Archive
+from .archive_names import hidden_member
 from .left_out import LeftOut
 from .names import LabelError, is_hidden, require_class_names, unknown_classes
 from .scans import SCAN_SUFFIXES
@@ -48,17 +49,23 @@ class Tree(NamedTuple):
     left_out: LeftOut
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Return the sorted names of the class folders in a folder."""
+def class_folders(folder: Location) -> list[str]:
+    """Return the sorted names of the class folders in a folder; at an address and in shards none is empty."""
+    if (address := stored(folder)) is not None:
+        return sorted(
+            {name.split("/")[0] for name in address.files() if "/" in name and not hidden_member(name)}
+        )
     return sorted(entry.name for entry in _entries(folder) if entry.is_dir() and not is_hidden(entry.name))
 
 
-def tree_of_folder(folder: Path) -> Tree:
+def tree_of_folder(folder: Location) -> Tree:
     """Find the images in class folders, each with those of the folders inside it, sorted by name.
 
     Raises:
         LabelError: if a folder may not be read.
     """
+    if (address := stored(folder)) is not None:
+        return _tree_of_address(address)
     left_out = LeftOut()
     folders = class_folders(folder)
     stray: list[str] = []
@@ -81,25 +88,39 @@ def tree_of_archive(archive: Archive, inside: str) -> Tree:
     start = f"{inside}/" if inside else ""
     left_out = _hidden_of(archive, start)
     folders = {name[len(start) :].split("/")[0] for name in archive.folders if name.startswith(start)}
-    found: list[tuple[str, str, int]] = []
+    names = ((name[len(start) :], n) for n, name in enumerate(archive.names) if name.startswith(start))
+    return _tree_of_names(names, folders, left_out)
+
+
+def _tree_of_address(folder: Address) -> Tree:
+    left_out = LeftOut()
+    names: list[tuple[str, str]] = []
+    for name in folder.files():
+        if hidden_member(name):
+            left_out.add(name, _HIDDEN)
+        else:
+            names.append((name, name))
+    return _tree_of_names(names, set(), left_out)
+
+
+def _tree_of_names(names: Iterable[tuple[str, Any]], folders: set[str], left_out: LeftOut) -> Tree:
+    """Sort names into class folders; ``folders`` are those known to be there, which may be empty."""
+    found: list[tuple[str, str, Any]] = []
     stray: list[str] = []
-    for position, name in enumerate(archive.names):
-        if not name.startswith(start):
-            continue
-        below = name[len(start) :]
+    for below, chosen in names:
         first, slash, _ = below.partition("/")
         if slash:
             folders.add(first)
         if not below.lower().endswith(SUFFIXES):
             left_out.add(below, _OTHER)
         elif slash:
-            found.append((first, below, position))
+            found.append((first, below, chosen))
         else:
             stray.append(below)
     found.sort()
     folders.discard("")
-    classes, names = [row[0] for row in found], [row[1] for row in found]
-    return Tree(sorted(folders), classes, [row[2] for row in found], names, stray, left_out)
+    classes, named = [row[0] for row in found], [row[1] for row in found]
+    return Tree(sorted(folders), classes, [row[2] for row in found], named, stray, left_out)
 
 
 def images_of_archive(archive: Archive) -> list[int]:
@@ -189,7 +210,7 @@ def _check_meaning(where: str, tree: Tree, class_names: Sequence[str]) -> None:
         )
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+def _entries(folder: str | Location) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -197,7 +218,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         raise LabelError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
 
 
-def _images_below(folder: Path, below: str, left_out: LeftOut) -> Iterator[str]:
+def _images_below(folder: Location, below: str, left_out: LeftOut) -> Iterator[str]:
     """Yield the images in a folder and those inside it, as ``below``/name; hidden ones are left out."""
     for entry in _entries(folder):
         name = f"{below}/{entry.name}"
@@ -212,7 +233,7 @@ def _images_below(folder: Path, below: str, left_out: LeftOut) -> Iterator[str]:
             yield name
 
 
-def _holds(link: str, folder: Path) -> bool:
+def _holds(link: str, folder: Location) -> bool:
     target, here = os.path.realpath(link), os.path.realpath(folder)
     return os.path.commonpath([target, here]) == target
 

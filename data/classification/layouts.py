@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 
 from ..shared.common import PackedNames
-from ..shared.home import expanded
 from ..shared.locate import SPLIT_NAMES, DataNotFoundError, list_images
+from ..shared.storage import Location, located, stored
 from .archive import Archive, read_archive
 from .folders import (
     SUFFIXES,
@@ -39,7 +39,7 @@ class SplitSource(NamedTuple):
         split: the split that rows of a CSV have to be of; None for all rows.
     """
 
-    path: Path
+    path: Location
     inside: str = ""
     split: str | None = None
 
@@ -54,7 +54,7 @@ class SplitSource(NamedTuple):
         return self.path.suffix.lower() == ".zip" and not self.path.is_dir()
 
     def __str__(self) -> str:
-        return os.path.join(self.path, self.inside) if self.inside else str(self.path)
+        return os.path.join(str(self.path), self.inside) if self.inside else str(self.path)
 
 
 class ClassSources:
@@ -67,10 +67,10 @@ class ClassSources:
     """
 
     def __init__(self, root: str | None, given: dict[str, str | None]):
-        self.root = None if root is None else expanded(root)
+        self.root = None if root is None else located(root)
         self.given = given
-        self._archives: dict[Path, Archive] = {}
-        self._tables: dict[Path, ImageTable] = {}
+        self._archives: dict[Location, Archive] = {}
+        self._tables: dict[Location, ImageTable] = {}
 
     def find(self, split: str) -> SplitSource:
         """Return where a split is.
@@ -146,7 +146,7 @@ class ClassSources:
         Raises:
             DataNotFoundError: if something does not exist, or there is no image.
         """
-        path = expanded(given[0])
+        path = located(given[0])
         if len(given) == 1 and path.exists() and SplitSource(path).is_table:
             index = read_image_table(path, labelled=False).index(None, None, self.root)
         elif len(given) == 1 and path.exists() and SplitSource(path).is_archive:
@@ -167,12 +167,12 @@ class ClassSources:
                 raise DataNotFoundError(f"data.{split}: {self.root} has no folder {given}")
             return SplitSource(self.root, inside)
         base = Path() if self.root is None else self.root if self.root.is_dir() else self.root.parent
-        path = base / expanded(given)
+        path = base / located(given)
         if not path.exists():
             raise DataNotFoundError(f"data.{split}: {path} does not exist; it is relative to data.root")
         return self._source_at(path, split)
 
-    def _source_at(self, path: Path, split: str) -> SplitSource:
+    def _source_at(self, path: Location, split: str) -> SplitSource:
         if SplitSource(path).is_table:
             return self._find_rows(path, split) if self._table(path).splits is not None else SplitSource(path)
         if SplitSource(path).is_archive:
@@ -184,7 +184,7 @@ class ClassSources:
             return SplitSource(path)
         raise DataNotFoundError(f"data.{split}: {path} is neither a folder nor a .zip nor a .csv")
 
-    def _find_rows(self, path: Path, split: str) -> SplitSource:
+    def _find_rows(self, path: Location, split: str) -> SplitSource:
         table = self._table(path)
         if table.splits is None:
             raise DataNotFoundError(
@@ -200,17 +200,22 @@ class ClassSources:
             return tree_of_archive(self._archive(source.path), source.inside)
         return tree_of_folder(source.path)
 
-    def _archive(self, path: Path) -> Archive:
+    def _archive(self, path: Location) -> Archive:
+        if stored(path) is not None:
+            raise DataNotFoundError(
+                f"{path}: a zip cannot be read from an address; copy it to a disk, unpack it, or make a tar "
+                "of its files"
+            )
         if path not in self._archives:
-            self._archives[path] = read_archive(path)
+            self._archives[path] = read_archive(Path(str(path)))
         return self._archives[path]
 
-    def _table(self, path: Path) -> ImageTable:
+    def _table(self, path: Location) -> ImageTable:
         if path not in self._tables:
             self._tables[path] = read_image_table(path)
         return self._tables[path]
 
-    def _top(self, path: Path) -> str:
+    def _top(self, path: Location) -> str:
         """Return the topmost folder of a zip in which there is a choice: below it lie several, or images."""
         archive, top = self._archive(path), ""
         inner = {os.path.dirname(n) for n in archive.names if n.lower().endswith(SUFFIXES)}
@@ -223,7 +228,7 @@ class ClassSources:
                 return top
             top = start + below.pop()
 
-    def _folder_inside(self, path: Path, name: str) -> str | None:
+    def _folder_inside(self, path: Location, name: str) -> str | None:
         """Return the complete name of a folder of a zip, also below folders that hold everything."""
         archive = self._archive(path)
         folders = {os.path.dirname(member) for member in archive.names} | set(archive.folders)
@@ -234,6 +239,6 @@ class ClassSources:
                 found.add(folder[: start + len(name)])
         return min(found, key=lambda folder: (folder.count("/"), folder), default=None)
 
-    def _has_class_folders(self, path: Path, inside: str) -> bool:
+    def _has_class_folders(self, path: Location, inside: str) -> bool:
         start = f"{inside}/"
         return any("/" in name[len(start) :] for name in self._archive(path).names if name.startswith(start))

@@ -8,9 +8,9 @@ import re
 import stat
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..shared.common import listing
+from ..shared.storage import Location, stored
 
 logger = logging.getLogger("trunkline")
 
@@ -39,9 +39,10 @@ def number_written(name: str) -> float | None:
     return float(name) if len(name) < 16 and _NUMBER.fullmatch(name) else None
 
 
-def require_file(path: Path) -> None:
+def require_file(path: Location) -> None:
     """Raise a LabelError for what is there and is no file: to open a pipe waits without end."""
-    if path.exists() and not stat.S_ISREG(os.stat(path).st_mode):
+    plain = stored(path) is not None or not path.exists() or stat.S_ISREG(os.stat(str(path)).st_mode)
+    if not plain or path.is_dir():
         raise LabelError(f"{path}: is a pipe, a device or a folder, not a file")
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ..shared.common import PackedNames, listing
+from ..shared.storage import Location
 from .index import ClassIndex
 from .names import LabelError, unknown_classes
 
@@ -36,7 +36,7 @@ class ImageTable:
         named: whether the form is one of the first two.
     """
 
-    source: Path
+    source: Location
     paths: list[str]
     splits: list[str] | None
     labels: list[tuple[str, ...]]
@@ -58,7 +58,9 @@ class ImageTable:
         named = {name for row in self.rows(split) for name in self.labels[row]}
         return tuple(name for name in self.classes if name in named)
 
-    def index(self, split: str | None, class_names: Sequence[str] | None, root: Path | None) -> ClassIndex:
+    def index(
+        self, split: str | None, class_names: Sequence[str] | None, root: Location | None
+    ) -> ClassIndex:
         """Index the rows of a split.
 
         Paths are relative to the folder of the CSV, or to ``root`` if the first file is only found there.
@@ -99,7 +101,7 @@ class ImageTable:
             flags[position, [number[name] for name in self.labels[row]]] = 1
         return flags
 
-    def _folder(self, rows: list[int], root: Path | None) -> Path:
+    def _folder(self, rows: list[int], root: Location | None) -> Location:
         near = self.source.parent
         if root is None or not root.is_dir() or not rows or (near / self.paths[rows[0]]).exists():
             return near

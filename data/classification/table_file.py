@@ -7,10 +7,10 @@ import io
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..shared.common import listing, number_of
 from ..shared.locate import SPLIT_NAMES
+from ..shared.storage import Location
 from .names import LabelError, control_characters, number_written, require_class_names, require_file
 from .table import ImageTable
 
@@ -50,7 +50,7 @@ _SHOWN = 80  # letters of a header that a message quotes
 Record = tuple[int, list[str]]  # the line where it ends, and its fields
 
 
-def read_image_table(source: Path, labelled: bool = True) -> ImageTable:
+def read_image_table(source: Location, labelled: bool = True) -> ImageTable:
     """Read a CSV with a header.
 
     Args:
@@ -79,12 +79,12 @@ def read_image_table(source: Path, labelled: bool = True) -> ImageTable:
     return table
 
 
-def _read_records(source: Path) -> tuple[list[str], list[Record]]:
+def _read_records(source: Location) -> tuple[list[str], list[Record]]:
     require_file(source)
     try:
         content = source.read_bytes()
     except OSError as error:
-        raise LabelError(f"{source}: cannot be read ({error.strerror})") from error
+        raise LabelError(f"{source}: cannot be read ({error.strerror or error})") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -110,7 +110,7 @@ def _read_records(source: Path) -> tuple[list[str], list[Record]]:
     return header, records
 
 
-def _require_columns(source: Path, header: list[str], labelled: bool) -> None:
+def _require_columns(source: Location, header: list[str], labelled: bool) -> None:
     if "path" not in header:
         hint = "; the first line names the columns, one of them path"
         if len(header) == 1 and any(sign in header[0] for sign in ";\t"):
@@ -129,7 +129,7 @@ def _require_columns(source: Path, header: list[str], labelled: bool) -> None:
         raise LabelError(f"{source}, line 1: column {wrong[0]}: write {wrong[0].lower()}, in small letters")
 
 
-def _class_columns(source: Path, header: list[str]) -> list[str]:
+def _class_columns(source: Location, header: list[str]) -> list[str]:
     if "label" in header and "labels" in header:
         raise LabelError(f"{source}, line 1: has both label (one class) and labels (several); remove one")
     for name in ("label", "labels"):
@@ -150,7 +150,7 @@ def _class_columns(source: Path, header: list[str]) -> list[str]:
 
 
 def _read_rows(
-    source: Path, header: list[str], columns: list[str], records: list[Record], problems: list[str]
+    source: Location, header: list[str], columns: list[str], records: list[Record], problems: list[str]
 ) -> ImageTable:
     """Read all rows, and write down what is wrong with which line."""
     paths: list[str] = []
@@ -158,7 +158,7 @@ def _read_rows(
     labels: list[tuple[str, ...]] = []
     lines: list[int] = []
     row_of: dict[str, int] = {}  # by path, its position among the lines
-    folder = os.path.abspath(source.parent)
+    folder = str(source.parent.absolute())
     for line, record in records:
         if len(record) != len(header):
             problems.append(f"line {line}: {len(record)} fields, the header has {len(header)}")
@@ -207,7 +207,7 @@ def _path_problem(path: str, folder: str) -> str | None:
     if control_characters(path):
         return f"the path {path!r} holds a control character; rename the file"
     if "://" in path:
-        return f"{path} is an address; download the file, and give its path"
+        return f"{path} is an address; give paths relative to the CSV, or to an address in data.root"
     if "\\" in path and os.sep == "/" and not os.path.exists(os.path.join(folder, path)):
         return f"{path} is a path of Windows, and there is no such file; write / in place of \\"
     return None

@@ -17,7 +17,7 @@ from ..shared.augment.flips import Flip
 from ..shared.augment.instances import Instances
 from ..shared.augment.transforms import Augmentation, AugmentationError
 from ..shared.canvas import Request, scaled_size
-from ..shared.io import ImageError, image_size, read_image, resize, resize_mask
+from ..shared.io import ImageError, content_of, image_size, read_image, resize, resize_mask
 from ..shared.on_device import RawImage, require_flips
 from .batches import DetectionSample
 from .index import CocoIndex
@@ -139,8 +139,9 @@ class CocoDetectionDataset(Dataset):
         path = self.index.path(request.index)
         expected = tuple(self.index.sizes[request.index].tolist())
         enough = self._scaled(expected, request) if self.reduced else None
-        image = read_image(path, enough=enough, pixel_range=self.pixel_range)
-        size = image_size(path) if self.reduced else image.shape[:2]
+        content = content_of(path)
+        image = read_image(path, content, enough, self.pixel_range)
+        size = image_size(path, content) if self.reduced else image.shape[:2]
         if size != expected:
             raise ImageError(
                 f"{path}: is {size[0]}x{size[1]} pixels (height x width), the annotations say "

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 
 from ..shared.common import PackedNames
-from ..shared.home import expanded
 from ..shared.locate import IMAGE_PLACES, DataNotFoundError
+from ..shared.storage import Location, located
 
 MOST_MISSING = 1000  # images of a JSON that may be missing before the first that shows the folder
 
 
-def folder_of_images(source: Path, names: PackedNames, given: str | None, root: str | None) -> Path:
+def folder_of_images(source: Location, names: PackedNames, given: str | None, root: str | None) -> Location:
     """Find the image folder of a JSON to predict on by where its first image is; some may be missing.
 
     Args:
@@ -25,9 +24,9 @@ def folder_of_images(source: Path, names: PackedNames, given: str | None, root: 
         DataNotFoundError: naming the folders looked at.
     """
     if given is not None:
-        return expanded(given)
+        return located(given)
     near = source.parent, source.parent.parent
-    bases = near if root is None else (*near, expanded(root))
+    bases = near if root is None else (*near, located(root))
     split = source.stem.removeprefix("instances_").removesuffix("2017")
     folders = [base / place.format(split=split) for base in bases for place in (*IMAGE_PLACES, ".")]
     for name in islice(names, MOST_MISSING):

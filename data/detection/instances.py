@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..shared.coco.outlines import NO_OUTLINE, Outline, Outlines, size_problem
 from ..shared.coco.units import require_pixels
 from ..shared.common import listing, number_of
 from ..shared.labels.classes import LabelClass
+from ..shared.storage import Location
 
 logger = logging.getLogger("trunkline")
 
@@ -78,7 +78,7 @@ def _other_side(name: str) -> str:
 
 
 def read_keypoint_classes(
-    records: list[dict], categories: Sequence[LabelClass], source: Path
+    records: list[dict], categories: Sequence[LabelClass], source: Location
 ) -> KeypointClasses:
     """Read names and skeletons from the categories of a COCO file.
 
@@ -141,7 +141,7 @@ def read_instances(
     sizes: np.ndarray,
     wanted: Sequence[InstanceKind],
     on_bad_box: OnBadBox,
-    source: Path,
+    source: Location,
 ) -> tuple[BoxColumns, InstanceColumns]:
     """Read masks and keypoints of annotations, and leave out those that have wrong ones.
 
@@ -186,7 +186,7 @@ def read_instances(
     )
 
 
-def _report(problems: dict[int, str], columns: BoxColumns, on_bad_box: OnBadBox, source: Path) -> None:
+def _report(problems: dict[int, str], columns: BoxColumns, on_bad_box: OnBadBox, source: Location) -> None:
     of_all = f"{len(problems)} of {number_of(len(columns.ids), 'annotation')}"
     if on_bad_box == "drop":
         logger.warning("%s: dropped %s with a wrong mask or wrong keypoints", source, of_all)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from ..shared.common import PackedNames, listing, number_of
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import UNKNOWN, Background, ClassTable, row_id
 from ..shared.locate import DataNotFoundError
+from ..shared.storage import Location
 from .coco_masks import DrawnInstances, Overlaps, PanopticMasks, Shapes
 from .pairs import Unpaired
 
@@ -33,7 +33,7 @@ OUTLINES_IN_PIXELS = "multiply each x by the image's width and each y by its hei
 
 
 def read_mask_json(
-    source: Path,
+    source: Location,
     ignore: Sequence[str | int] = (),
     categories: Sequence[str | int] | None = None,
     background: Background = "class",
@@ -78,7 +78,7 @@ def read_mask_json(
     return names, DrawnInstances(source, table, ids, torch.from_numpy(sizes), shapes, overlaps)
 
 
-def _load(source: Path) -> dict[str, Any]:
+def _load(source: Location) -> dict[str, Any]:
     content = read_json(source, with_packed_outline)
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
@@ -87,7 +87,7 @@ def _load(source: Path) -> dict[str, Any]:
 
 
 def _shapes(
-    source: Path, table: ClassTable, records: list[dict], image_ids: np.ndarray, sizes: np.ndarray
+    source: Location, table: ClassTable, records: list[dict], image_ids: np.ndarray, sizes: np.ndarray
 ) -> Shapes:
     position_of = {int(image_id): position for position, image_id in enumerate(image_ids)}
     known = {row.id for row in table.rows}
@@ -135,7 +135,7 @@ def _annotation_problem(record: Any, position_of: dict[int, int], known: set[int
     return size_problem(outline, sizes[position_of[image_id]].tolist())
 
 
-def _pack(kept: list[tuple[int, int, dict]], images: int, source: Path) -> Shapes:
+def _pack(kept: list[tuple[int, int, dict]], images: int, source: Location) -> Shapes:
     positions = np.array([position for position, _, _ in kept], dtype=np.int64)
     records = [record for _, _, record in kept]
     return Shapes(
@@ -148,7 +148,7 @@ def _pack(kept: list[tuple[int, int, dict]], images: int, source: Path) -> Shape
 
 
 def _panoptic(
-    source: Path,
+    source: Location,
     table: ClassTable,
     records: list[Any],
     image_ids: np.ndarray,
@@ -228,7 +228,7 @@ def _panoptic_problem(record: Any, position_of: dict[int, int], known: set[int])
     return ""
 
 
-def _panoptic_folder(source: Path, first: str) -> Path:
+def _panoptic_folder(source: Location, first: str) -> Location:
     """Find the folder of the PNGs by where the first of them is."""
     folders = [source.with_suffix(""), source.parent / "masks", source.parent]
     for folder in folders:
@@ -238,7 +238,7 @@ def _panoptic_folder(source: Path, first: str) -> Path:
     raise DataNotFoundError(f"{source}: no panoptic PNGs found, looked for {first} in\n{looked}")
 
 
-def _category_colour(record: dict[str, Any], source: Path) -> tuple[int, int, int] | None:
+def _category_colour(record: dict[str, Any], source: Location) -> tuple[int, int, int] | None:
     """Return the colour of a category: three numbers 0..255, or their hexadecimal digits after a #."""
     colour = record.get("color")
     if colour is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..shared.common import PackedNames
 from ..shared.io import ImageError, read_mask
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import UNKNOWN, ClassTable, MaskError
+from ..shared.storage import Location, located
 from .masks import MaskFiles, Survey, described
 
 Overlaps = Literal["smaller", "ignore"]
@@ -65,7 +65,7 @@ class DrawnInstances:
 
     def __init__(
         self,
-        source: Path,
+        source: Location,
         table: ClassTable,
         image_ids: Tensor,
         sizes: Tensor,
@@ -141,7 +141,7 @@ class DrawnInstances:
         """Return the masks at some positions."""
         chosen = self.positions[torch.as_tensor(positions, dtype=torch.int64)]
         return DrawnInstances(
-            Path(self.source), self.table, self.image_ids, self.sizes, self.shapes, self.overlaps, chosen
+            located(self.source), self.table, self.image_ids, self.sizes, self.shapes, self.overlaps, chosen
         )
 
     def renumbered(self, classes: Sequence[LabelClass]) -> DrawnInstances | None:
@@ -151,7 +151,7 @@ class DrawnInstances:
             return None
         shapes = replace(self.shapes, labels=torch.from_numpy(found[1])[self.shapes.labels.long()])
         return DrawnInstances(
-            Path(self.source), found[0], self.image_ids, self.sizes, shapes, self.overlaps, self.positions
+            located(self.source), found[0], self.image_ids, self.sizes, shapes, self.overlaps, self.positions
         )
 
     def _annotations(self, position: int) -> range:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from ...constants import IGNORE_INDEX
 from ..shared.common import PackedNames, in_threads
-from ..shared.home import expanded
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.lists import (
     CITYSCAPES_IGNORED,
@@ -36,6 +36,7 @@ from ..shared.locate import (
     find,
     list_images,
 )
+from ..shared.storage import Location, joined, located
 from .coco_json import read_mask_json
 from .coco_masks import Overlaps
 from .index import SegmentationIndex
@@ -71,9 +72,9 @@ class SplitPaths(NamedTuple):
         listed: a text file with the names of the images, or None for all in the folder.
     """
 
-    images: Path
-    masks: Path
-    listed: Path | None = None
+    images: Location
+    masks: Location
+    listed: Location | None = None
 
     def __str__(self) -> str:
         return str(self.listed or self.images)
@@ -163,7 +164,7 @@ class SegmentationSources:
             DataNotFoundError: if something does not exist, or there is no image.
         """
         if len(given) == 1 and given[0].lower().endswith(".txt"):
-            source = expanded(given[0])
+            source = located(given[0])
             if not source.is_file():
                 raise DataNotFoundError(f"data.predict: no such file: {source}")
             folder = self._listed_folder("predict", None, source)
@@ -179,8 +180,8 @@ class SegmentationSources:
         return pair_list(paths.listed, paths.images, paths.masks, missing)
 
     @property
-    def _base(self) -> Path:
-        return Path() if self.root is None else expanded(self.root)
+    def _base(self) -> Location:
+        return Path() if self.root is None else located(self.root)
 
     def _usual_paths(self, split: str) -> Iterator[SplitPaths]:
         for folder in VOC_FOLDERS:
@@ -223,7 +224,7 @@ class SegmentationSources:
             find(self.root, masks, [*mask_places, *MASK_FOLDERS], split, "masks"),
         )
 
-    def _listed_folder(self, split: str, masks: str | None, listed: Path) -> Path:
+    def _listed_folder(self, split: str, masks: str | None, listed: Location) -> Location:
         """Find the folder that the names in a list are relative to."""
         bases = [*(self._base / folder for folder in VOC_FOLDERS), *listed.absolute().parents[:3]]
         names = ("JPEGImages", *IMAGE_FOLDERS)
@@ -280,9 +281,9 @@ class SegmentationSources:
         )  # fmt: skip
         return same
 
-    def _class_file(self, paths: SplitPaths) -> Path | None:
+    def _class_file(self, paths: SplitPaths) -> Location | None:
         if isinstance(self.choices.classes, str):
-            path = self._base / expanded(self.choices.classes)
+            path = self._base / located(self.choices.classes)
             if not path.is_file():
                 raise DataNotFoundError(f"data.classes: {path} does not exist; it is relative to data.root")
             return path
@@ -292,7 +293,7 @@ class SegmentationSources:
     def _rows_of_values(self, pairs: Pairs) -> Sequence[LabelClass]:
         """Number the values that occur in training masks."""
         pairs = self._training_pairs() or pairs
-        files = [str(Path(pairs.mask_folder) / name) for name in pairs.mask_names]
+        files = [joined(pairs.mask_folder, name) for name in pairs.mask_names]
         found = in_threads(lambda file: occurring(values_of(file))[0], files, "looking for classes in masks")
         values = sorted({int(value) for of_file in found for value in of_file} - {IGNORE_INDEX})
         if not values or values[-1] >= IGNORE_INDEX:
@@ -330,7 +331,7 @@ class SegmentationSources:
 
 def _known_layout(paths: SplitPaths, pairs: Pairs) -> tuple[Sequence[LabelClass], str, Sequence[int]] | None:
     """Know classes, and the ids to ignore, by the names of the files; None for other layouts."""
-    first = Path(pairs.mask_names[0]).stem
+    first = os.path.splitext(os.path.basename(pairs.mask_names[0]))[0]
     if first.endswith(CITYSCAPES_MASKS[0]):
         return CITYSCAPES_ROWS, "Cityscapes", CITYSCAPES_IGNORED
     if first.endswith(CITYSCAPES_MASKS[1]):
@@ -344,5 +345,5 @@ def _named(classes: Sequence[LabelClass]) -> str:
     return ", ".join(entry.name for entry in classes[:20]) + (", ..." if len(classes) > 20 else "")
 
 
-def _is_json(path: str | Path) -> bool:
+def _is_json(path: str | Location) -> bool:
     return str(path).lower().endswith(".json")

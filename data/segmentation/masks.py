@@ -6,7 +6,6 @@ classes, V different values of a mask.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -17,6 +16,7 @@ from ..shared.common import PackedNames
 from ..shared.io import ImageError, MaskPixels, image_size, read_mask_pixels
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import UNKNOWN, ClassTable, MaskError
+from ..shared.storage import joined
 from .palettes import PaletteLabels, used_entries, written_colour
 
 _NONE = np.empty(0, dtype=np.uint32)
@@ -108,7 +108,7 @@ class MaskFiles:
 
     def name(self, position: int) -> str:
         """Return the path of a mask."""
-        return os.path.join(self.folder, self.names[position])
+        return joined(self.folder, self.names[position])
 
     def size(self, position: int) -> tuple[int, int]:
         """Return height and width from the file's header.

@@ -6,7 +6,6 @@ import logging
 import os
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..shared.common import listing, number_of
@@ -14,6 +13,7 @@ from ..shared.io import IMAGE_SUFFIXES
 from ..shared.labels.lists import read_list
 from ..shared.labels.table import MaskError
 from ..shared.locate import MASK_ENDINGS, DataNotFoundError, Missing, image_names
+from ..shared.storage import Location, joined, stored
 
 logger = logging.getLogger("trunkline")
 
@@ -35,7 +35,7 @@ class Pairs(NamedTuple):
 _NAMED = 5  # files that a warning names
 
 
-def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pairs:
+def pair_folders(images: Location, masks: Location, missing: Unpaired = "error") -> Pairs:
     """Pair the images of two folders, also in folders inside, by their names without the suffix.
 
     If no name of a mask is that of an image, a common ending is taken off the masks: ``_mask``, ``_label``,
@@ -73,7 +73,7 @@ def pair_folders(images: Path, masks: Path, missing: Unpaired = "error") -> Pair
     )
 
 
-def pair_list(source: Path, images: Path, masks: Path, missing: Unpaired = "error") -> Pairs:
+def pair_list(source: Location, images: Location, masks: Location, missing: Unpaired = "error") -> Pairs:
     """Pair the images that a text file lists, one a line, with their masks.
 
     A line names an image below ``images``, with or without its suffix; as in Pascal VOC. What stands after
@@ -104,7 +104,7 @@ def pair_list(source: Path, images: Path, masks: Path, missing: Unpaired = "erro
     )
 
 
-def listed_keys(source: Path, images: Path, pictures: dict[str, str] | None = None) -> list[str]:
+def listed_keys(source: Location, images: Location, pictures: dict[str, str] | None = None) -> list[str]:
     """Return the keys of the images below ``images`` that a list names; see ``pair_list``.
 
     Raises:
@@ -140,7 +140,7 @@ def _listed(written: str, pictures: dict[str, str]) -> str | None:
     return next((k for n in names for k in (n, os.path.splitext(n)[0]) if k in pictures), None)
 
 
-def pictures_below(folder: Path) -> dict[str, str]:
+def pictures_below(folder: Location) -> dict[str, str]:
     """Return the images in a folder and in those inside: name without suffix to name, sorted.
 
     Raises:
@@ -150,7 +150,7 @@ def pictures_below(folder: Path) -> dict[str, str]:
     return _files(folder, "images")
 
 
-def _files(folder: Path, what: str, apart: Path | None = None) -> dict[str, str]:
+def _files(folder: Location, what: str, apart: Location | None = None) -> dict[str, str]:
     """Return the images below a folder by key, without those below ``apart`` if that lies inside."""
     names = image_names(folder, inside=True, apart=apart)
     if not names:
@@ -170,8 +170,9 @@ def _key(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _require_two_folders(images: Path, masks: Path) -> None:
-    if images.exists() and masks.exists() and os.path.samefile(images, masks):
+def _require_two_folders(images: Location, masks: Location) -> None:
+    apart = stored(images) or stored(masks) or not images.exists() or not masks.exists()
+    if images == masks or not apart and os.path.samefile(str(images), str(masks)):
         raise MaskError(
             f"{images}: is the folder of both images and masks, so each image would be its own mask; put "
             "the masks into a folder of their own"
@@ -182,9 +183,9 @@ def _checked(pairs: Pairs) -> Pairs:
     """Refuse images that are their own masks, by whatever links or names."""
     same = []
     for name, mask_name in zip(pairs.names, pairs.mask_names, strict=True):
-        image, mask = os.path.join(pairs.folder, name), os.path.join(pairs.mask_folder, mask_name)
+        image, mask = joined(pairs.folder, name), joined(pairs.mask_folder, mask_name)
         try:
-            if os.path.samefile(image, mask):
+            if image == mask or os.path.samefile(image, mask):
                 same.append(f"{image} and {mask}")
         except OSError:
             continue  # a link to nothing, which the check of the images names

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 
 from .failed import FailedImage
 from .labels.classes import LabelClass
+from .storage import Location
 from .summary import SplitSummary
 
 
@@ -116,7 +116,7 @@ class TrunklineData(pl.LightningDataModule):
         """Return the classes with the ids that predictions are to be written with; empty for the model's."""
         return ()
 
-    def prediction_paths(self) -> Mapping[int, Path]:
+    def prediction_paths(self) -> Mapping[int, Location]:
         """Return the file of each image to predict on, by its id in the batches."""
         raise self.missing("prediction_paths()", "the files to predict on, by the ids of the images")
 

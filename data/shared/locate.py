@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from .common import number_of
-from .home import expanded
 from .io import IMAGE_SUFFIXES
+from .storage import Address, Location, joined, located, stored, unlisted
 
 logger = logging.getLogger("trunkline")
 
@@ -46,7 +46,7 @@ class DataNotFoundError(FileNotFoundError):
     """A file or folder that the configuration names, or that is looked for by default, is not there."""
 
 
-def find(root: str | None, given: str | None, places: Sequence[str], split: str, what: str) -> Path:
+def find(root: str | None, given: str | None, places: Sequence[str], split: str, what: str) -> Location:
     """Return the path a user gave, or the first of the usual places that exists.
 
     Args:
@@ -59,10 +59,10 @@ def find(root: str | None, given: str | None, places: Sequence[str], split: str,
     Raises:
         DataNotFoundError: naming what was looked for.
     """
-    base = expanded(root) if root is not None else Path()
+    base = located(root) if root is not None else Path()
     if given is not None:
-        path = base / expanded(given)
-        if not path.exists():
+        path = base / located(given)
+        if not path.exists() and not unlisted(path):
             raise DataNotFoundError(
                 f"data.{split}_{what}: {path} does not exist; it is relative to data.root"
             )
@@ -79,10 +79,10 @@ def find(root: str | None, given: str | None, places: Sequence[str], split: str,
 
 
 def image_names(
-    folder: Path,
+    folder: Location,
     suffixes: tuple[str, ...] = IMAGE_SUFFIXES,
     inside: bool = False,
-    apart: Path | None = None,
+    apart: Location | None = None,
 ) -> list[str]:
     """Return the names of the images in a folder, sorted; one warning tells what is left out and why.
 
@@ -97,11 +97,17 @@ def image_names(
             relative to ``folder`` then.
         apart: a folder that is not looked into, if it lies inside.
     """
-    search = _Search(suffixes, inside, None if apart is None or not apart.exists() else _identity(apart))
-    names = sorted(search.below(str(folder), "", {_identity(folder)}))
-    if search.left:
-        kinds = [f"{len(found)} {why} ({_shown(found)})" for why, found in search.left.items()]
-        count = sum(map(len, search.left.values()))
+    left: dict[str, list[str]] = {}
+    address = stored(folder)
+    if address is not None:
+        names = _names_at(address, suffixes, inside, apart, left)
+    else:
+        beside = None if apart is None or stored(apart) or not apart.exists() else _identity(str(apart))
+        here = str(folder)
+        names = sorted(_Search(suffixes, inside, beside, left).below(here, "", {_identity(here)}))
+    if left:
+        kinds = [f"{len(found)} {why} ({_shown(found)})" for why, found in left.items()]
+        count = sum(map(len, left.values()))
         logger.warning("%s: left out %s: %s", folder, number_of(count, "file"), "; ".join(kinds))
     return names
 
@@ -109,11 +115,17 @@ def image_names(
 class _Search:
     """Looks for images; ``left`` collects what is left out, by the reason."""
 
-    def __init__(self, suffixes: tuple[str, ...], inside: bool, apart: tuple[int, int] | None):
+    def __init__(
+        self,
+        suffixes: tuple[str, ...],
+        inside: bool,
+        apart: tuple[int, int] | None,
+        left: dict[str, list[str]],
+    ):
         self.suffixes = suffixes
         self.inside = inside
         self.apart = apart
-        self.left: dict[str, list[str]] = {}
+        self.left = left
 
     def below(self, folder: str, start: str, above: set[tuple[int, int]]) -> Iterator[str]:
         """Yield names; ``above`` keeps links from leading round in a circle."""
@@ -139,25 +151,55 @@ class _Search:
 
     def _reason(self, entry: os.DirEntry[str]) -> str | None:
         """Return why a file is left out, empty if that needs no word; None for an image."""
-        name = entry.name.lower()
-        if not name.endswith(self.suffixes):
-            return _KIND if name.endswith(_OTHER_PICTURES) and name[0] != "." else ""
-        if name[0] == ".":
-            return _APPLE if name[:2] == "._" else _HIDDEN
+        if (why := _reason(entry.name, self.suffixes)) is not None:
+            return why
         regular = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
         return _SPECIAL if not regular and os.path.exists(entry.path) else None
+
+
+def _reason(name: str, suffixes: tuple[str, ...]) -> str | None:
+    """Return why a file of this name is left out, empty if that needs no word; None for an image."""
+    name = name.lower()
+    if not name.endswith(suffixes):
+        return _KIND if name.endswith(_OTHER_PICTURES) and name[0] != "." else ""
+    if name[0] == ".":
+        return _APPLE if name[:2] == "._" else _HIDDEN
+    return None
+
+
+def _names_at(
+    folder: Address,
+    suffixes: tuple[str, ...],
+    inside: bool,
+    apart: Location | None,
+    left: dict[str, list[str]],
+) -> list[str]:
+    """Return the names of the images at an address or in shards, sorted; fill ``left``."""
+    names: list[str] = []
+    without = f"{apart}/"
+    for name in folder.files(inside):
+        *folders, last = name.split("/")
+        if any(each[0] == "." or each == "__MACOSX" for each in folders if each):
+            continue
+        if apart is not None and joined(str(folder), name).startswith(without):
+            continue
+        if (why := _reason(last, suffixes)) is None:
+            names.append(name)
+        elif why:
+            left.setdefault(why, []).append(name)
+    return names
 
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
-def _identity(path: str | Path) -> tuple[int, int]:
+def _identity(path: str) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
 
 
-def list_images(given: Sequence[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+def list_images(given: Sequence[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Location]:
     """Return the given files and, sorted by name, the images directly inside the given folders, each once.
 
     Args:
@@ -167,11 +209,11 @@ def list_images(given: Sequence[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     Raises:
         DataNotFoundError: listing what does not exist, or if no image is left.
     """
-    paths = [expanded(path) for path in given]
+    paths = [located(path) for path in given]
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise DataNotFoundError(f"data.predict: no such file or folder: {', '.join(missing[:20])}")
-    found: list[Path] = []
+    found: list[Location] = []
     for path in paths:
         found += [path / name for name in image_names(path, suffixes)] if path.is_dir() else [path]
     if not found:

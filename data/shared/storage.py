@@ -242,6 +242,11 @@ def stored(path: Location) -> Address | None:
     return Address(text) if is_stored(text) else None
 
 
+def unlisted(path: Location) -> bool:
+    """Whether a folder cannot be asked for: web servers may have files without showing their folders."""
+    return scheme_of(str(path)) in ("http", "https")
+
+
 def size_of(path: Location) -> int:
     """Return the number of bytes of a file; -1 if a server does not tell."""
     address = stored(path)

@@ -16,6 +16,7 @@ import numpy as np
 from ...data.shared.io import read_image
 from ...data.shared.labels import LabelClass
 from ...data.shared.module import DataContractError, TrunklineData
+from ...data.shared.storage import Location
 from ...evaluation.base import (
     EvaluationContext,
     Evaluator,
@@ -300,7 +301,7 @@ class Branch(ABC):
         return None if picture is None else self.compare(picture, prediction, batch, index, min_score)
 
     def prediction_picture(
-        self, prediction: Prediction, path: Path, batch: Any, min_score: float
+        self, prediction: Prediction, path: Location, batch: Any, min_score: float
     ) -> tuple[str, np.ndarray] | None:
         """Return name (without suffix) and pixels of the picture of a prediction; None for none."""
         picture = draw_all(

@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from ...data.shared.failed import FailedImage
 from ...data.shared.io import read_image
 from ...data.shared.module import DataContractError
+from ...data.shared.storage import Location, located
 from ...evaluation.base import Prediction
 from ...evaluation.files import shown, write_json
 from ...evaluation.names import safe_name
@@ -48,11 +49,11 @@ SMALLEST_PICTURE = 320
 class FileWriter(ABC):
     """Writes the predictions of one branch."""
 
-    def begin(self, paths: Mapping[int, Path]) -> None:  # noqa: B027, many need nothing
+    def begin(self, paths: Mapping[int, Location]) -> None:  # noqa: B027, many need nothing
         """Learn which images there are, by id, before the first prediction."""
 
     @abstractmethod
-    def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
+    def add(self, prediction: Prediction, path: Location, batch: Any, index: int) -> None:
         """Write, or keep, the prediction on one image.
 
         Args:
@@ -98,7 +99,7 @@ class PredictionWriter(BasePredictionWriter):
         self.min_score = min_score
         self.existing: Existing = existing
         self._files: dict[str, FileWriter] = {}
-        self._paths: dict[int, Path] = {}
+        self._paths: dict[int, Location] = {}
         self._failures = Failures(self.folder)
         self._attempts = Attempts()
 
@@ -126,7 +127,7 @@ class PredictionWriter(BasePredictionWriter):
                 f"prediction_paths() of {type(data).__name__} returned a {type(paths).__name__}; it has to "
                 "be a dictionary from the ids of the images to their files"
             )
-        self._paths = {int(i): Path(path) for i, path in paths.items()}
+        self._paths = {int(i): located(path) for i, path in paths.items()}
         self._files = {
             name: branch.file_writer(self.folder / name, self.min_score, self.pictures)
             for name, branch in self.branches.items()
@@ -164,13 +165,15 @@ class PredictionWriter(BasePredictionWriter):
             elif self.pictures:
                 self._attempts.attempt(str(path), partial(self._draw, each, path, batch))
 
-    def _draw(self, each: dict[str, Prediction], path: Path, batch: Any) -> None:
+    def _draw(self, each: dict[str, Prediction], path: Location, batch: Any) -> None:
         drawn = self._picture(each, path, batch)
         if drawn is not None:
             # The id keeps files of one name in different folders apart.
             save_picture(self.folder / "pictures" / f"{safe_name(drawn[0])}.jpg", drawn[1])
 
-    def _picture(self, each: dict[str, Prediction], path: Path, batch: Any) -> tuple[str, np.ndarray] | None:
+    def _picture(
+        self, each: dict[str, Prediction], path: Location, batch: Any
+    ) -> tuple[str, np.ndarray] | None:
         (name, branch), *others = self.branches.items()
         if not others:
             return branch.prediction_picture(each[name], path, batch, self.min_score)

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ...data.shared.module import TrunklineData
+from ...data.shared.storage import Location
 from ...evaluation.base import EvaluationContext, Evaluator, Prediction
 from ...evaluation.classification import ClassificationEvaluator
 from ...evaluation.distributed import gather_objects
@@ -97,7 +98,7 @@ class ClassificationBranch(Branch):
         return draw_label(picture, text, int(row.argmax()), truth)
 
     def prediction_picture(
-        self, prediction: Prediction, path: Path, batch: Any, min_score: float
+        self, prediction: Prediction, path: Location, batch: Any, min_score: float
     ) -> tuple[str, np.ndarray] | None:
         """Return nothing: the first pictures come together, on one sheet."""
         return None
@@ -129,7 +130,7 @@ class ClassFiles(FileWriter):
         self._drawn: list[np.ndarray] = []
         self._attempts = Attempts()
 
-    def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
+    def add(self, prediction: Prediction, path: Location, batch: Any, index: int) -> None:
         self._rows[prediction["image_id"]] = str(path), prediction["probabilities"].numpy()
         if len(self._drawn) < self._room:
             self._attempts.attempt(str(path), partial(self._draw, prediction, batch, index))

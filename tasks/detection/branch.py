@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...data.shared.labels import LabelClass
 from ...data.shared.module import TrunklineData
+from ...data.shared.storage import Location
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.detection import CocoEvaluator
 from ...evaluation.distributed import gather_objects
@@ -175,7 +176,7 @@ class DetectionFiles(FileWriter):
         self._results: list[dict[str, Any]] = []
         self._done: set[Path] = set()
 
-    def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
+    def add(self, prediction: Prediction, path: Location, batch: Any, index: int) -> None:
         self._results.extend(to_coco_results(prediction))
         self._done.add(path)
 

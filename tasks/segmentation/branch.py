@@ -19,6 +19,7 @@ from ...constants import IGNORE_INDEX
 from ...data.shared.io import resize_mask
 from ...data.shared.labels import LabelClass, voc_colour
 from ...data.shared.module import TrunklineData
+from ...data.shared.storage import Location, located
 from ...evaluation.base import Evaluator, Prediction
 from ...evaluation.distributed import gather_objects
 from ...evaluation.files import write_csv
@@ -147,10 +148,10 @@ class MaskFiles(FileWriter):
         self._names: dict[int, str] = {}
         self._rows: dict[int, list[Any]] = {}
 
-    def begin(self, paths: Mapping[int, Path]) -> None:
-        self._names = unique_names({number: Path(path).stem for number, path in paths.items()})
+    def begin(self, paths: Mapping[int, Location]) -> None:
+        self._names = unique_names({number: located(path).stem for number, path in paths.items()})
 
-    def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
+    def add(self, prediction: Prediction, path: Location, batch: Any, index: int) -> None:
         image_id, labels = prediction["image_id"], prediction["mask"].cpu().numpy()
         name = self._names[image_id]
         save_id_mask(self.folder / "masks" / f"{name}.png", self._values[labels], self._palette)

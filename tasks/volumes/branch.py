@@ -20,6 +20,7 @@ from ...data.scans.formats.files import prediction_suffix, read_scan, write_labe
 from ...data.scans.prepare.resample import count_labels
 from ...data.scans.summary import far_spacing
 from ...data.shared.module import TrunklineData, VolumeSettings
+from ...data.shared.storage import Location
 from ...evaluation.base import EvaluationContext, Evaluator, Prediction
 from ...evaluation.distributed import gather_objects
 from ...evaluation.files import write_csv, write_json
@@ -206,7 +207,7 @@ class VolumeBranch(SegmentationBranch):
         return self._slices(prediction, batch)
 
     def prediction_picture(
-        self, prediction: Prediction, path: Path, batch: Any, min_score: float
+        self, prediction: Prediction, path: Location, batch: Any, min_score: float
     ) -> tuple[str, np.ndarray] | None:
         return None if "error" in prediction else (batch.case.name, self._slices(prediction, batch))
 
@@ -234,7 +235,7 @@ class VolumeFiles(FileWriter):
         self._failed: set[str] = set()
         self._cases: dict[str, list[str]] = {}
 
-    def add(self, prediction: Prediction, path: Path, batch: Any, index: int) -> None:
+    def add(self, prediction: Prediction, path: Location, batch: Any, index: int) -> None:
         name, scan = batch.case.name, batch.case.images[0]
         self._cases[name] = [str(image) for image in batch.case.images]
         if "error" in prediction:

@@ -20,14 +20,14 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from ..common import number_of
+from ..limits import PIXELS, most_pixels
 from ..labels.classes import LabelClass
+from ..storage import Location
 from .boxes import BoxColumns, no_boxes
 from .fields import (
     LARGEST_ID,
@@ -52,7 +52,7 @@ InstanceKind = Literal["masks", "keypoints"]
 
 
 def load_instances(
-    source: Path, annotations: bool = True, instances: Sequence[InstanceKind] = ()
+    source: Location, annotations: bool = True, instances: Sequence[InstanceKind] = ()
 ) -> dict[str, Any]:
     """Parse a COCO instances file and check that it has the lists that it needs.
 
@@ -105,7 +105,7 @@ def _packed_numbers(values: Any) -> Any:
     return values
 
 
-def read_categories(records: list[dict], source: Path) -> tuple[LabelClass, ...]:
+def read_categories(records: list[dict], source: Location) -> tuple[LabelClass, ...]:
     """Return the categories in ascending id order. Two of one name are allowed, with a warning."""
     require(records, {"id": int, "name": str}, "category", source)
     if not records:
@@ -130,7 +130,7 @@ def read_categories(records: list[dict], source: Path) -> tuple[LabelClass, ...]
     return tuple(sorted(LabelClass(record["id"], record["name"]) for record in records))
 
 
-def read_images(records: list[dict], source: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def read_images(records: list[dict], source: Location) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return ids ``[I]``, sizes ``[I, 2]`` (height, width) and file names."""
     require(records, {"id": int, "file_name": str, "height": int, "width": int}, "image", source)
     if not records:
@@ -148,13 +148,12 @@ def read_images(records: list[dict], source: Path) -> tuple[np.ndarray, np.ndarr
         describe,
         f"{source}: images need a height and width of at least 1 pixel; correct these records",
     )
-    if Image.MAX_IMAGE_PIXELS is not None:
-        most = 2 * Image.MAX_IMAGE_PIXELS  # beyond that Pillow reads none
+    if (most := most_pixels()) is not None:
         raise_if(
             np.flatnonzero(sizes[:, 0].astype(np.float64) * sizes[:, 1] > most),
             describe,
-            f"{source}: images of more than {most:,} pixels (height x width) cannot be read; correct these "
-            "records, or cut the images into tiles",
+            f"{source}: images of more than {most:,} pixels (height x width) are not read; correct these "
+            f"records, cut the images into tiles, or set {PIXELS} in the environment to a larger number",
         )
     names = [record["file_name"] for record in records]
     if repeated := len(names) - len(set(names)):
@@ -168,7 +167,7 @@ def read_images(records: list[dict], source: Path) -> tuple[np.ndarray, np.ndarr
 
 
 def read_annotations(
-    records: list[dict], image_ids: np.ndarray, categories: tuple[LabelClass, ...], source: Path
+    records: list[dict], image_ids: np.ndarray, categories: tuple[LabelClass, ...], source: Location
 ) -> BoxColumns:
     """Return the annotations by column, with positions and labels in place of image and category ids."""
     if not records:
@@ -214,7 +213,7 @@ def read_annotations(
     )
 
 
-def _box_column(records: list[dict], source: Path) -> np.ndarray:
+def _box_column(records: list[dict], source: Location) -> np.ndarray:
     """Return ``[N, 4]`` float64 boxes."""
     require_each(
         records,

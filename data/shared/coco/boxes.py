@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ..storage import Location
 from .fields import raise_if
 from .units import other_form, require_pixels, warn_of_areas, warn_of_copies, warn_of_corner
 
@@ -72,7 +72,7 @@ def check_boxes(
     sizes: np.ndarray,
     names: list[str],
     on_bad_box: OnBadBox,
-    source: Path,
+    source: Location,
 ) -> CheckedBoxes:
     """Clip, drop or refuse boxes as ``read_coco`` says; counts go to the log.
 
@@ -120,7 +120,7 @@ def check_boxes(
     )
 
 
-def _other_units(columns: BoxColumns, sizes: np.ndarray, usable: np.ndarray, source: Path) -> str:
+def _other_units(columns: BoxColumns, sizes: np.ndarray, usable: np.ndarray, source: Location) -> str:
     """Refuse fractions, warn of what is odd about all boxes together, and return a guess at their form."""
     xywh, own = columns.xywh[usable], sizes[columns.image[usable]]
     high = xywh[:, :2] + xywh[:, 2:]
@@ -134,7 +134,9 @@ def _other_units(columns: BoxColumns, sizes: np.ndarray, usable: np.ndarray, sou
     return other_form(xywh, own)
 
 
-def _report(bad: np.ndarray, kept: np.ndarray, moved: np.ndarray, on_bad_box: OnBadBox, source: Path) -> None:
+def _report(
+    bad: np.ndarray, kept: np.ndarray, moved: np.ndarray, on_bad_box: OnBadBox, source: Location
+) -> None:
     rounded = int((moved & ~bad).sum())
     if rounded:
         logger.info("%s: %d boxes left their image by 1 pixel or less and were clipped", source, rounded)

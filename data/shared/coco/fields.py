@@ -5,12 +5,12 @@ from __future__ import annotations
 import reprlib
 import unicodedata
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..common import LISTED, listing
+from ..storage import Location
 
 LARGEST_ID = 2**53  # evaluation holds ids in float64
 _LARGEST_AREA = 1e18  # square pixels
@@ -43,7 +43,7 @@ def are_numbers(values: Sequence[Any]) -> bool:
     return kinds <= {float} or (kinds <= {int, float} and all(map(is_number, values)))
 
 
-def require(records: list[Any], fields: dict[str, type], kind: str, source: Path) -> None:
+def require(records: list[Any], fields: dict[str, type], kind: str, source: Location) -> None:
     """Raise unless every record is an object with these fields of these types (``true`` is no int)."""
     problems = []
     for number, record in enumerate(records):
@@ -63,7 +63,7 @@ def require(records: list[Any], fields: dict[str, type], kind: str, source: Path
         )
 
 
-def require_distinct(ids: np.ndarray, kind: str, source: Path) -> None:
+def require_distinct(ids: np.ndarray, kind: str, source: Location) -> None:
     """Raise if an id occurs twice."""
     values, counts = np.unique(ids, return_counts=True)
     raise_if(
@@ -93,7 +93,7 @@ def require_each(
     )
 
 
-def flags(records: Sequence[dict], source: Path) -> np.ndarray:
+def flags(records: Sequence[dict], source: Location) -> np.ndarray:
     """Return ``iscrowd`` as ``[N]`` bool: 0, 1, true, false; a missing one (or null) is 0.
 
     Raises:
@@ -115,7 +115,7 @@ def is_flag(value: Any) -> bool:
     return value is None or type(value) is bool or (type(value) in (int, float) and value in (0, 1))
 
 
-def areas(records: Sequence[dict], source: Path) -> np.ndarray:
+def areas(records: Sequence[dict], source: Location) -> np.ndarray:
     """Return ``area`` as ``[N]`` float64 in square pixels, NaN where it is missing (or null).
 
     Raises:
@@ -149,7 +149,7 @@ def text_problem(text: str, one_line: bool = False) -> str:
     return ""
 
 
-def require_texts(records: Sequence[dict], field: str, kind: str, source: Path, one_line: bool) -> None:
+def require_texts(records: Sequence[dict], field: str, kind: str, source: Location, one_line: bool) -> None:
     """Raise unless a text of every record can be used as a name, see :func:`text_problem`."""
     problems = {n: text_problem(record[field], one_line) for n, record in enumerate(records)}
     bad = [n for n, problem in problems.items() if problem]

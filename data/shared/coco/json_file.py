@@ -6,9 +6,9 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from ..storage import Location, size_of
 from .fields import AnnotationError, first_few, shown
 
 logger = logging.getLogger("trunkline")
@@ -22,7 +22,7 @@ _NO_JSON = {  # by the first bytes of a file
 }
 
 
-def read_json(source: Path, change: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+def read_json(source: Location, change: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Parse a JSON file in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
 
     Args:
@@ -35,7 +35,7 @@ def read_json(source: Path, change: Callable[[dict[str, Any]], Any] | None = Non
     """
     if not source.is_file():
         raise AnnotationError(f"{source}: no such annotation file; check root and the annotation path")
-    if (megabytes := source.stat().st_size / 2**20) > _LARGE:
+    if (megabytes := size_of(source) / 2**20) > _LARGE:
         logger.info("reading %s (%.0f MB)", source, megabytes)
     content = source.read_bytes()
 

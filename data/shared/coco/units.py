@@ -6,10 +6,10 @@ Letters in shapes: N boxes.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
+from ..storage import Location
 from .fields import AnnotationError
 
 logger = logging.getLogger("trunkline")
@@ -22,7 +22,7 @@ _OFTEN = 0.1  # share of boxes that leave their image
 _SLACK = 1.0  # pixels of rounding
 
 
-def require_pixels(what: str, ends: np.ndarray, sizes: np.ndarray, describe: str, source: Path) -> None:
+def require_pixels(what: str, ends: np.ndarray, sizes: np.ndarray, describe: str, source: Location) -> None:
     """Raise if most of the objects of a file lie within 0..1, as fractions of the image do.
 
     Args:
@@ -70,7 +70,7 @@ def other_form(xywh: np.ndarray, sizes: np.ndarray) -> str:
     )
 
 
-def warn_of_corner(high: np.ndarray, sizes: np.ndarray, source: Path) -> None:
+def warn_of_corner(high: np.ndarray, sizes: np.ndarray, source: Location) -> None:
     """Warn if no box reaches beyond the upper left quarter of its image: perhaps they are percentages.
 
     Args:
@@ -90,7 +90,7 @@ def warn_of_corner(high: np.ndarray, sizes: np.ndarray, source: Path) -> None:
         )  # fmt: skip
 
 
-def warn_of_areas(areas: np.ndarray, xywh: np.ndarray, source: Path) -> None:
+def warn_of_areas(areas: np.ndarray, xywh: np.ndarray, source: Location) -> None:
     """Warn if the areas of most objects contradict their boxes: the metrics by size go by the areas.
 
     Args:
@@ -108,7 +108,7 @@ def warn_of_areas(areas: np.ndarray, xywh: np.ndarray, source: Path) -> None:
         )  # fmt: skip
 
 
-def warn_of_copies(images: np.ndarray, labels: np.ndarray, xywh: np.ndarray, source: Path) -> None:
+def warn_of_copies(images: np.ndarray, labels: np.ndarray, xywh: np.ndarray, source: Location) -> None:
     """Warn of boxes that are there twice, as after merging files: a second object, which is never found.
 
     Args:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
+from ..storage import Location
 from .classes import Colour, LabelClass, voc_colour
 from .table import MaskError, has_control
 
@@ -60,7 +60,7 @@ def cityscapes_train_rows() -> tuple[LabelClass, ...]:
     return tuple(row._replace(id=number) for number, row in enumerate(CITYSCAPES_ROWS))
 
 
-def find_class_file(folder: Path) -> Path | None:
+def find_class_file(folder: Location) -> Location | None:
     """Return the list of classes in a folder by its usual names, or None."""
     for name in CLASS_FILES:
         for suffix in CLASS_SUFFIXES:
@@ -69,7 +69,7 @@ def find_class_file(folder: Path) -> Path | None:
     return None
 
 
-def read_class_rows(source: Path) -> list[LabelClass]:
+def read_class_rows(source: Location) -> list[LabelClass]:
     """Read a list of classes.
 
     - ``.txt``: one name a line, of the ids 0, 1, 2 and so on; or ``id: name`` in every line; or CVAT's and
@@ -91,7 +91,7 @@ def read_class_rows(source: Path) -> list[LabelClass]:
     return [row for _, row in rows]
 
 
-def _check_names(source: Path, rows: Sequence[tuple[int, LabelClass]]) -> None:
+def _check_names(source: Location, rows: Sequence[tuple[int, LabelClass]]) -> None:
     """Refuse names that are empty or hold control characters, and ids and names of two lines."""
     lines: dict[tuple[str, int | str], int] = {}
     for line, row in rows:
@@ -109,7 +109,7 @@ def _check_names(source: Path, rows: Sequence[tuple[int, LabelClass]]) -> None:
                 )
 
 
-def _whole(source: Path, line: int, written: str) -> int:
+def _whole(source: Location, line: int, written: str) -> int:
     """Parse an id."""
     if not (written.isascii() and written.isdecimal() and len(written) <= _MOST_DIGITS):
         shown = written if len(written) <= 20 else f"{written[:20]}..."
@@ -117,7 +117,7 @@ def _whole(source: Path, line: int, written: str) -> int:
     return int(written)
 
 
-def read_list(source: Path, what: str) -> str:
+def read_list(source: Location, what: str) -> str:
     """Return the text of a list.
 
     Args:
@@ -146,7 +146,7 @@ def read_list(source: Path, what: str) -> str:
     return text
 
 
-def has_numbers(source: Path) -> bool:
+def has_numbers(source: Location) -> bool:
     """Return whether a list of classes that can be read gives ids of its own, rather than places in it."""
     lines = source.read_text(encoding="utf-8-sig").splitlines()
     if source.suffix.lower() not in (".csv", ".tsv"):
@@ -155,7 +155,7 @@ def has_numbers(source: Path) -> bool:
     return _column(header, _ID_COLUMNS) is not None
 
 
-def _rows_of_lines(source: Path, lines: Sequence[str]) -> list[tuple[int, LabelClass]]:
+def _rows_of_lines(source: Location, lines: Sequence[str]) -> list[tuple[int, LabelClass]]:
     """Return the classes of a text file, each with its line."""
     rows = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
     if rows[0][1].startswith("#") and ":" in rows[0][1]:
@@ -193,7 +193,7 @@ def _rows_of_lines(source: Path, lines: Sequence[str]) -> list[tuple[int, LabelC
     return [(number, LabelClass(number - 1, name)) for number, name in rows]
 
 
-def _rows_with_header(source: Path, text: str) -> list[tuple[int, LabelClass]]:
+def _rows_with_header(source: Location, text: str) -> list[tuple[int, LabelClass]]:
     """Return the classes of a table, each with its line."""
     lines = _LINE_ENDS.split(text)
     first = lines[0]
@@ -234,7 +234,7 @@ def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
     return next((header.index(name) for name in names if name in header), None)
 
 
-def _colour(source: Path, line: int, written: str) -> Colour | None:
+def _colour(source: Location, line: int, written: str) -> Colour | None:
     """Parse ``#rrggbb`` or three numbers with anything between them; nothing is None."""
     if not written.strip(" ,"):
         return None
