@@ -16,7 +16,8 @@ from torch.nn import functional
 from .common import number_of
 from .deep import FULL, Depth, Range, deep_values, depth_of, range_of_values, to_bytes
 from .opening import ImageError as ImageError
-from .opening import ImagePath, bytes_of, content_of
+from .opening import ImagePath, bytes_of
+from .opening import content_of as content_of
 from .opening import image_error as image_error
 from .opening import opened as opened
 
