@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ...constants import IGNORE_INDEX
-from ..shared.loading import RequestSampler
+from ..shared.loading import Part, RequestSampler
 from .prepare.cache import PreparedCases
 
 logger = logging.getLogger("trunkline")
@@ -41,8 +41,10 @@ class PatchSampler(RequestSampler):
     """Yields batches of requests: a fixed number of batches an epoch, of cases drawn uniformly.
 
     An epoch is a number of steps, as in nnU-Net (Isensee et al., Nature Methods 2021), and not a pass through
-    the cases. All depends only on ``seed`` and the epoch. Every rank gets other patches. The share
-    ``foreground`` of all patches is kept exactly, spread evenly over the epoch.
+    the cases. All depends only on ``seed`` and the epoch. Every rank gets other patches, and all together
+    see what one sees whose batches are as large as theirs together. The share ``foreground`` of all patches
+    is kept exactly, spread evenly over the epoch. An epoch that goes on with steps of another size keeps its
+    number of steps, and draws what is left of them anew.
 
     Args:
         count: number of cases, at least 1.
@@ -73,16 +75,21 @@ class PatchSampler(RequestSampler):
     def __len__(self) -> int:
         return self.steps
 
-    def batches(self) -> Iterator[list[PatchRequest]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        step = self.batch_size * self.num_replicas
+    def left(self) -> int:
+        return self.steps - sum(batches for batches, _ in self._done[1])
+
+    def batches(self, done: Sequence[Part]) -> Iterator[list[PatchRequest]]:
+        other = [images for _, images in done if images != self.images_per_step]
+        rng = np.random.default_rng([self.seed, self.epoch, *other])
+        step = self.images_per_step
         total = self.steps * step
         cases = rng.integers(self.count, size=total)
         seeds = rng.integers(2**63, size=total)
         shares = np.floor(np.arange(total + 1) * self.foreground + 1e-9)
         wanted = np.diff(shares) > 0  # [total]
         # A rank's patches follow each other, so that all ranks get their share of the foreground.
-        for start in range(self.rank * self.batch_size, total, step):
+        first = sum(batches for batches, _ in done) * step
+        for start in range(first + self.rank * self.batch_size, total, step):
             mine = slice(start, start + self.batch_size)
             rows = zip(cases[mine].tolist(), wanted[mine].tolist(), seeds[mine].tolist(), strict=True)
             yield [PatchRequest(*row) for row in rows]

@@ -116,8 +116,8 @@ class SegmentationBatchSampler(ImageBatchSampler):
 
     Evaluation: every image once over all ranks, in batches of images of one size, so that padding does
     not depend on the batch. The order is that of the index, or, with ``spread``, a random one that never
-    changes, as far as grouping allows. Batches may be smaller, and ranks may have different numbers of them,
-    but each has one as long as there are enough images.
+    changes, as far as grouping allows. Batches may be smaller, and ranks may have different numbers of them;
+    one without any gets a batch of no image.
 
     Args:
         sizes: ``[I, 2]`` heights and widths as they enter the network; in training only I matters.
@@ -138,7 +138,7 @@ class SegmentationBatchSampler(ImageBatchSampler):
         self._fixed = None if shuffle else self._grouped(sizes)[rank::world_size]
 
     def __len__(self) -> int:
-        return super().__len__() if self._fixed is None else len(self._fixed)
+        return super().__len__() if self._fixed is None else max(1, len(self._fixed))
 
     def _evaluation_batches(self) -> Iterator[list[ImageRequest]]:
         return (list(map(ImageRequest, batch.tolist())) for batch in self._fixed or ())
@@ -149,9 +149,6 @@ class SegmentationBatchSampler(ImageBatchSampler):
         _, group_of = np.unique(sizes[order], axis=0, return_inverse=True)
         groups = [np.flatnonzero(group_of.reshape(-1) == group) for group in range(group_of.max() + 1)]
         size = self.batch_size
-        # A rank without a batch would block the others at the end of an evaluation.
-        while size > 1 and sum(-(-len(group) // size) for group in groups) < self.num_replicas:
-            size -= 1
         batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
         return [order[batch] for batch in sorted(batches, key=lambda batch: batch[0])]
 

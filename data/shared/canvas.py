@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from torch.utils.data import Dataset
 
-from .loading import RequestSampler
+from .loading import Part, RequestSampler, or_none
 
 Size = tuple[int, int]
 
@@ -104,13 +104,16 @@ class CanvasBatchSampler(RequestSampler):
     """Yields batches of requests; the images of a batch have similar shapes and share one canvas.
 
     Training (``shuffle``): images of the same canvas are shuffled and cut into steps of ``batch_size``
-    images on each rank, so ranks work on equal shapes at the same time. What is left of each canvas is put
-    together, ordered by aspect ratio; the last step is filled up with repeated images of a like shape.
-    Every batch draws one of the short sides. Order, short sides and seeds depend only on ``seed`` and
-    the epoch.
+    images on each rank, and a step has one canvas, so ranks work on equal shapes at the same time. What is
+    left of each canvas is put together, ordered by aspect ratio; the last step is filled up with repeated
+    images of a like shape. Every step draws one of the short sides. Order, short sides and seeds depend only
+    on ``seed``, the epoch and the images of a step, so that all ranks together see what one sees whose
+    batches are as large as theirs together. An epoch that goes on with steps of another size makes new steps
+    of the images that it has not had.
 
     Evaluation: every image once over all ranks, at the largest short side, in file order as far as grouping
-    allows. Batches may be smaller, and ranks may have different numbers of them.
+    allows. Batches are those of one rank, whatever the number of ranks. Some may be smaller, and ranks may
+    have different numbers of them; one without any gets a batch of no image.
 
     Args:
         sizes: ``[I, 2]`` heights and widths of the images on disk.
@@ -159,32 +162,74 @@ class CanvasBatchSampler(RequestSampler):
 
     def __len__(self) -> int:
         if self._fixed is not None:
-            return len(self._fixed)
-        step = self.batch_size * self.num_replicas
-        left = sum(len(group) % step for group in self.groups)
-        full = sum(len(group) // step for group in self.groups) + left // step
+            return max(1, len(self._fixed))
+        return self._count(self.groups)
+
+    def left(self) -> int:
+        epoch, done = self._done
+        groups, _, skipped = self._remaining(done, epoch)
+        return self._count(groups) - skipped
+
+    def _count(self, groups: list[np.ndarray]) -> int:
+        """Return the number of steps of the images of some groups."""
+        step = self.images_per_step
+        left = sum(len(group) % step for group in groups)
+        full = sum(len(group) // step for group in groups) + left // step
         return full + int(left % step > 0 and not self.drop_last)
 
-    def batches(self) -> Iterator[list[Request]]:
+    def batches(self, done: Sequence[Part]) -> Iterator[list[Request]]:
         if self._fixed is not None:
-            return (self._requests(members, self.short_sides[-1]) for members in self._fixed)
-        return self._training_batches()
+            return or_none(self._requests(members, self.short_sides[-1]) for members in self._fixed)
+        return self._training_batches(done)
 
-    def _training_batches(self) -> Iterator[list[Request]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        steps = self._training_steps(rng)
+    def _training_batches(self, done: Sequence[Part]) -> Iterator[list[Request]]:
+        groups, before, skipped = self._remaining(done, self.epoch)
+        rng = self._rng(self.epoch, before)
+        steps = self._training_steps(rng, groups, self.images_per_step)
         short_sides = rng.choice(self.short_sides, size=len(steps))
-        seeds = rng.integers(2**63, size=(len(steps), self.batch_size * self.num_replicas))
+        seeds = rng.integers(2**63, size=(len(steps), self.images_per_step))
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        for step in rng.permutation(len(steps)):
-            yield self._requests(steps[step][mine], int(short_sides[step]), seeds[step, mine])
+        for step in rng.permutation(len(steps))[skipped:]:
+            short_side = int(short_sides[step])
+            canvas = self._canvas(steps[step], short_side)  # of all ranks: they wait for the slowest anyway
+            yield self._requests(steps[step][mine], short_side, seeds[step, mine], canvas)
 
-    def _training_steps(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """Cut the images into steps of W * B images, the batch of rank r at ``[r * B, (r + 1) * B)``."""
-        size = self.batch_size * self.num_replicas
+    def _remaining(self, done: Sequence[Part], epoch: int) -> tuple[list[np.ndarray], int, int]:
+        """Return the groups of images that steps are made of, and where in them an epoch goes on.
+
+        Args:
+            done: parts of the epoch, see :meth:`leave_out`.
+            epoch: its number.
+
+        Returns:
+            The groups, without the images of parts whose steps had another size; the number of those parts;
+            and how many steps of the groups are over.
+        """
+        groups, last = self.groups, done[-1:]
+        same = [batches for batches, images in last if images == self.images_per_step]
+        before = done[:-1] if same else done
+        for number, (batches, images) in enumerate(before):
+            rng = self._rng(epoch, number)
+            steps = self._training_steps(rng, groups, images)
+            rng.choice(self.short_sides, size=len(steps))  # drawn again for the order of steps to be theirs
+            rng.integers(2**63, size=(len(steps), images))
+            gone = [steps[step] for step in rng.permutation(len(steps))[:batches]]
+            had = np.concatenate([np.zeros(0, np.int64), *gone])
+            groups = [group[~np.isin(group, had)] for group in groups]
+            groups = [group for group in groups if len(group)]
+        return groups, len(before), sum(same)
+
+    def _rng(self, epoch: int, part: int) -> np.random.Generator:
+        """Return the generator of an epoch; after a change of its steps it is another."""
+        return np.random.default_rng([self.seed, epoch, part] if part else [self.seed, epoch])
+
+    def _training_steps(
+        self, rng: np.random.Generator, groups: list[np.ndarray], size: int
+    ) -> list[np.ndarray]:
+        """Cut images into steps of ``size`` = W * B, the batch of rank r at ``[r * B, (r + 1) * B)``."""
         steps: list[np.ndarray] = []
-        left: list[np.ndarray] = []
-        for group in self.groups:
+        left: list[np.ndarray] = [np.zeros(0, np.int64)]
+        for group in groups:
             order = rng.permutation(group)
             whole = len(order) // size * size
             steps.extend(order[:whole].reshape(-1, size))
@@ -194,26 +239,29 @@ class CanvasBatchSampler(RequestSampler):
         whole = len(rest) // size * size
         steps.extend(rest[:whole].reshape(-1, size))
         if whole < len(rest) and not self.drop_last:
-            like = next(group for group in self.groups if rest[-1] in group)
+            like = next(group for group in groups if rest[-1] in group)
             filling = np.resize(rng.permutation(like), size - (len(rest) - whole))  # repeats if too few
             steps.append(np.concatenate([rest[whole:], filling]))
         return steps
 
     def _evaluation_batches(self) -> list[np.ndarray]:
         size = self.batch_size
-        # A rank without a batch would block the others at the end of the epoch.
-        while size > 1 and sum(-(-len(group) // size) for group in self.groups) < self.num_replicas:
-            size -= 1
         batches = [
             group[start : start + size] for group in self.groups for start in range(0, len(group), size)
         ]
         return sorted(batches, key=lambda batch: batch[0])
 
+    def _canvas(self, members: np.ndarray, short_side: int) -> Size:
+        return choose_canvas(scaled_sizes(self.sizes[members], short_side, self.long_side), self.canvases)
+
     def _requests(
-        self, members: np.ndarray, short_side: int, seeds: np.ndarray | None = None
+        self,
+        members: np.ndarray,
+        short_side: int,
+        seeds: np.ndarray | None = None,
+        canvas: Size | None = None,
     ) -> list[Request]:
-        scaled = scaled_sizes(self.sizes[members], short_side, self.long_side)
-        canvas = choose_canvas(scaled, self.canvases)
+        canvas = self._canvas(members, short_side) if canvas is None else canvas
         seeds = np.zeros(len(members), dtype=np.int64) if seeds is None else seeds
         return [
             Request(int(index), short_side, canvas, int(seed))

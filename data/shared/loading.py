@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
-from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from .failed import CollateReadable, SkipUnreadable
+from .failed import CollateReadable, FailedBatch, SkipUnreadable
 from .prefetch import prefetched
+
+Part = tuple[int, int]  # batches on each rank, and images of a step of all ranks
 
 GRACE = 120  # seconds from SIGTERM to the end of a loader process that is still there
 
@@ -38,39 +38,40 @@ class RequestSampler(DistributedSampler):
     """The base of samplers that yield a list of requests per batch, and can go on in the middle of an epoch.
 
     It is a ``DistributedSampler`` so that Lightning sets the epoch and does not shard its batches once more.
+
+    Attributes:
+        batch_size: images per batch and rank.
     """
 
-    _done = (-1, 0)  # an epoch, and how many of its batches are left out
+    batch_size: int
+    _done: tuple[int, Sequence[Part]] = (-1, ())
 
-    def leave_out(self, epoch: int, batches: int) -> None:
-        """Leave out the first batches of one epoch: a run goes on after them."""
-        self._done = (epoch, batches)
+    @property
+    def images_per_step(self) -> int:
+        """Images of the batches of all ranks that are trained on at a time."""
+        return self.batch_size * self.num_replicas
 
-    def batches(self) -> Iterator[list[Any]]:
-        """Yield the batches of the epoch, all of them."""
+    def leave_out(self, epoch: int, parts: Sequence[Part]) -> None:
+        """Leave out what one epoch has had already: a run goes on after it.
+
+        Args:
+            epoch: its number.
+            parts: in their order, how many batches each rank has had, and how many images all ranks together
+                had in a step then, which may differ from :attr:`images_per_step`.
+        """
+        self._done = (epoch, tuple(parts))
+
+    def batches(self, done: Sequence[Part]) -> Iterator[list[Any]]:
+        """Yield the batches of the epoch that follow those parts of it."""
+        raise NotImplementedError
+
+    def left(self) -> int:
+        """Return how many batches the epoch still has that :meth:`leave_out` was told of."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[list[Any]]:
-        epoch, batches = self._done
-        return islice(self.batches(), batches if epoch == self.epoch else 0, None)
-
-
-def leave_out_done(loader: DataLoader, trainer: Any) -> None:
-    """Let a training loader begin where a resumed run stopped in its epoch: no image twice, none left out.
-
-    Args:
-        loader: with a sampler of this package, else nothing is done.
-        trainer: Lightning's, with the state of the run; or None.
-    """
-    if trainer is None or not isinstance(loader.sampler, RequestSampler):
-        return
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    if progress.current.completed and not progress.is_last_batch:
-        # Lightning does not know that this loader goes on where it stopped.
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        loader.sampler.leave_out(
-            trainer.fit_loop.epoch_progress.current.processed, progress.current.completed
-        )
+        epoch, done = self._done
+        return self.batches(done if epoch == self.epoch else ())
 
 
 class ImageBatchSampler(RequestSampler):
@@ -79,11 +80,12 @@ class ImageBatchSampler(RequestSampler):
     Training (``shuffle``): every rank gets equally many full batches; the last step is filled up with images
     drawn again. Order and seeds depend only on ``seed`` and the epoch. With ``repeats`` an image comes up r
     times in a row with other augmentation, spread over the ranks, and an epoch shows I / r of the images
-    (repeated augmentation; Hoffer et al., 2020), so that its length stays.
+    (repeated augmentation; Hoffer et al., 2020), so that its length stays. All ranks together see what one
+    sees whose batches are as large as theirs together, and go on in an epoch with whatever it has left.
 
     Evaluation: every image once over all ranks, in the order of the index, or, with ``spread``, in a random
-    one that never changes. The last batch may be smaller, and ranks may have different numbers of batches,
-    but each has one as long as there are enough images.
+    one that never changes. Batches are those of one rank, whatever the number of ranks. The last one may be
+    smaller, and ranks may have different numbers of them; one without any gets a batch of no image.
 
     Args:
         count: number of images, at least 1.
@@ -110,29 +112,38 @@ class ImageBatchSampler(RequestSampler):
     ):
         super().__init__(cast(Dataset, range(count)), world_size, rank, shuffle, seed)
         self.count = count
-        # A rank without a batch would block the others at the end of an evaluation.
-        self.batch_size = batch_size if shuffle else min(batch_size, max(1, count // world_size))
+        self.batch_size = batch_size
         self.repeats = repeats
         self.spread = spread
 
     def __len__(self) -> int:
         if self.shuffle:
-            return -(-self.count // (self.batch_size * self.num_replicas))
+            return -(-self.count // self.images_per_step)
         batches = -(-self.count // self.batch_size)
-        return len(range(self.rank, batches, self.num_replicas))
+        return max(1, len(range(self.rank, batches, self.num_replicas)))
 
-    def batches(self) -> Iterator[list[ImageRequest]]:
-        return self._training_batches() if self.shuffle else self._evaluation_batches()
+    def left(self) -> int:
+        return -(-max(0, self.count - self._positions(self._done[1])) // self.images_per_step)
 
-    def _training_batches(self) -> Iterator[list[ImageRequest]]:
+    def batches(self, done: Sequence[Part]) -> Iterator[list[ImageRequest]]:
+        if self.shuffle:
+            return self._training_batches(self._positions(done))
+        return or_none(self._evaluation_batches())
+
+    @staticmethod
+    def _positions(done: Sequence[Part]) -> int:
+        """How many places in the order of the epoch were taken."""
+        return sum(batches * images for batches, images in done)
+
+    def _training_batches(self, done: int) -> Iterator[list[ImageRequest]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        step = self.batch_size * self.num_replicas
-        total = len(self) * step
+        step = self.images_per_step
+        total = max(self.count, done + -(-max(0, self.count - done) // step) * step)
         order = np.repeat(rng.permutation(self.count), self.repeats)[: self.count]
         filling = np.resize(rng.permutation(self.count), total - self.count)  # repeats if too few
         order = np.concatenate([order, filling])
         seeds = rng.integers(2**63, size=total)
-        for start in range(self.rank, total, step):
+        for start in range(done + self.rank, total, step):
             mine = slice(start, start - self.rank + step, self.num_replicas)
             yield list(map(ImageRequest, order[mine].tolist(), seeds[mine].tolist()))
 
@@ -141,6 +152,26 @@ class ImageBatchSampler(RequestSampler):
         skip = self.batch_size * self.num_replicas
         for start in range(self.rank * self.batch_size, self.count, skip):
             yield list(map(ImageRequest, order[start : start + self.batch_size].tolist()))
+
+
+def or_none(batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    """Yield the batches of an evaluation, or a single one of no image.
+
+    A rank without a batch would leave the evaluation out, and block the others at its end.
+    """
+    first = next(batches, [])
+    yield first
+    yield from batches
+
+
+class CollateSome:
+    """Joins samples by ``collate``; no samples make a batch without an image, see :func:`or_none`."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        return self.collate(samples) if samples else FailedBatch(())
 
 
 class RequestedBatches(Dataset):
@@ -175,6 +206,8 @@ class PlainErrorLoader(DataLoader):
     """
 
     def __init__(self, dataset: Dataset, *, device: torch.device | None = None, **options: Any) -> None:
+        # It draws a number for its processes, by default from the generator that the model draws from.
+        options.setdefault("generator", torch.Generator())
         super().__init__(dataset, **options)
         self.device = device
 
@@ -227,6 +260,7 @@ def start_worker(worker_id: int) -> None:
     """
     limit_threads()
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # by which a queue announces its time limit
 
 
 def ranks_of(trainer: Any) -> dict[str, int]:
@@ -271,7 +305,7 @@ def batch_loader(
         RequestedBatches(dataset, fixed=list(sampler) if overfit else None),
         batch_size=None,  # the sampler yields whole batches
         sampler=sampler,
-        collate_fn=collate,
+        collate_fn=CollateSome(collate),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
