@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...evaluation.base import Evaluator
+from ...evaluation.base import Evaluator, Prediction
 from .branch import Branch, branch_class
 
 if TYPE_CHECKING:
@@ -45,3 +45,8 @@ def make_branches(task: Task, evaluators: Evaluators | None) -> dict[str, Branch
         usual = branches[name].default_evaluators(**options)
         branches[name].evaluators = usual if given is None else given
     return branches
+
+
+def per_image(predictions: dict[str, list[Prediction]]) -> list[dict[str, Prediction]]:
+    """Turn lists by branch into dictionaries by image."""
+    return [dict(zip(predictions, each, strict=True)) for each in zip(*predictions.values(), strict=True)]

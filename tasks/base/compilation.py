@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...data.shared.batches import tensors_of
+from ...heads.totals import over_processes
 
 logger = logging.getLogger("trunkline")
 
@@ -67,13 +68,22 @@ class TrainingStep:
                 "--model.compile true or max-autotune-no-cudagraphs, or a larger --data.batch_size"
             )
 
-    def __call__(self, task: Any, batch: Any) -> Losses:
+    def __call__(self, task: Any, batch: Any, trainer: Any = None) -> Losses:
         """Return the named losses of a batch, scalars.
+
+        Args:
+            task: whose step it is.
+            batch: of this process.
+            trainer: whose processes take the step together: losses are divided by the totals of all of them.
 
         Raises:
             RuntimeError: if the step cannot be compiled, naming the place and what to do. What the step
                 itself raises comes as it is.
         """
+        with over_processes(1 if trainer is None else trainer.world_size):
+            return self._losses(task, batch)
+
+    def _losses(self, task: Any, batch: Any) -> Losses:
         if self.mode is False:
             return self._function(task, batch)
         batch = batch.with_few_shapes()

@@ -25,7 +25,7 @@ from ..run.averaging import warn_of_slow_average
 from ..run.checkpoints import LastCheckpoint
 from ..run.resume import check_resume, run_state
 from .branch import Branch
-from .branches import Evaluators, make_branches
+from .branches import Evaluators, make_branches, per_image
 from .compilation import Compile, Losses, TrainingStep
 from .fused import fused_where_possible
 from .losses import LossCheck, LossMeans
@@ -179,7 +179,7 @@ class Task(Network):
         self._training_losses.check(self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        losses = self._training_losses(self, self.training_batch(batch))
+        losses = self._training_losses(self, self.training_batch(batch), self._trainer)
         total = self.loss_check.total(losses, batch.in_main_memory("image_ids"), self.global_step)
         logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(logged, batch_size=len(batch))
@@ -220,6 +220,8 @@ class Task(Network):
         }
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if not len(batch):
+            return  # there are fewer images than processes, or none of these could be read
         # Losses first: their proposals serve predictions too, which need fewer of them.
         _, predictions = self.infer(
             batch, lambda raw: self._losses.add(self.head.losses(raw, batch), batch.labelled())
@@ -343,8 +345,3 @@ class Task(Network):
 def training_losses(task: Task, batch: Any) -> Losses:
     """Return the named losses of a batch, from its pixels on: what ``model.compile`` compiles."""
     return task.head.losses(task.raw(batch.image, batch.image_sizes), batch)
-
-
-def per_image(predictions: dict[str, list[Prediction]]) -> list[dict[str, Prediction]]:
-    """Turn lists by branch into dictionaries by image."""
-    return [dict(zip(predictions, each, strict=True)) for each in zip(*predictions.values(), strict=True)]
