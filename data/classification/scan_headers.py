@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..shared.io import ImageError
+from ..shared.limits import MOST_BEFORE, LimitError, check_voxels
 
 logger = logging.getLogger("trunkline")
 GZIP, ZIP = b"\x1f\x8b", b"PK"
 _DEFLATE = 1032  # bytes that one byte of gzip data can become, at most (zlib, "Technical Details")
-_MOST_VOXELS = 1 << 31  # 8 GiB as float32
 _reported: set[str] = set()
 
 
@@ -79,6 +79,11 @@ def nifti_kind(path: str | PathLike[str], start: bytes, held: int, packed: bool)
     if int(header["datatype"]) not in nibabel.nifti1.data_type_codes.dtype:
         raise ImageError(
             f"{path}: the header has the unknown datatype {header['datatype']}; replace or remove it"
+        )
+    if begin > MOST_BEFORE:
+        raise ImageError(
+            f"{path}: the header has vox_offset {begin:g}; more than {MOST_BEFORE} bytes before the voxels "
+            "are not read; export the scan again without extensions of its header"
         )
     offset, size = int(header["vox_offset"]), header.get_data_dtype().itemsize
     check_claim(path, shape, size, held if packed else held - offset, _DEFLATE if packed else 1)
@@ -145,7 +150,7 @@ def array_shape(path: str | PathLike[str], file: Any, held: int) -> tuple[int, .
 def check_claim(
     path: str | PathLike[str], shape: tuple[int, ...], size: int, held: int, ratio: int = 1
 ) -> None:
-    """Raise ``ImageError`` if a header tells of more voxels than there are data, or than 2 ** 31.
+    """Raise ``ImageError`` if a header tells of more voxels than there are data, or than are read.
 
     Args:
         path: the file.
@@ -161,7 +166,7 @@ def check_claim(
             f"{path}: the header tells of {shown} voxels of {size} bytes each, but there are {most}: the "
             "file is cut off, or its header is damaged; replace or remove it"
         )
-    if voxels > _MOST_VOXELS:
-        raise ImageError(
-            f"{path}: has {shown} voxels; more than {_MOST_VOXELS} are not read; shrink the scan"
-        )
+    try:
+        check_voxels(shape)
+    except LimitError as error:
+        raise ImageError(f"{path}: {error}") from error

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from ..shared.io import ImageError, image_error
+from ..shared.limits import MOST_AFTER
 from .scan_headers import array_shape, check_packing, check_placed, nifti_kind
 
 _HEADER = 540  # bytes of the longer of NIfTI's two headers
@@ -45,7 +46,7 @@ def read_scan(path: str | PathLike[str], content: bytes | None = None) -> np.nda
 
     Raises:
         ImageError: if the file is missing, damaged or not what its name says, tells of more voxels than it
-            has data or than 2 ** 31, has another number of axes, no real numbers, or a voxel is not finite.
+            has data or than are read, has another number of axes, no real numbers, or a voxel is not finite.
     """
     try:
         with _open_scan(path, content) as file:
@@ -175,8 +176,14 @@ def _canonical_voxels(path: str | PathLike[str], file: Any, held: int) -> np.nda
     start = file.read(_HEADER)
     kind, _, size = nifti_kind(path, start, held, _is_packed(path))
     content = start + file.read(max(0, size - len(start)))
-    while file.read(_BLOCK):  # to its end, where the checksum stands
-        pass
+    after = 0
+    while block := file.read(_BLOCK):  # to its end, where the checksum stands
+        after += len(block)
+        if _is_packed(path) and after > MOST_AFTER:
+            raise ImageError(
+                f"{path}: the header tells of {size} bytes, and the compressed data hold more than "
+                f"{size + MOST_AFTER}; replace it, or remove it"
+            )
     image = kind.from_bytes(content)
     check_placed(path, image)
     image = nibabel.as_closest_canonical(image)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image, UnidentifiedImageError
 
+from .limits import LimitError, check_image, let_pillow_read, pixels_refused
 from .objects import ObjectError, StorageError
 from .storage import Address, is_stored, open_stored, read_stored
 
@@ -34,8 +35,10 @@ def opened(path: ImagePath, content: bytes | None = None) -> Iterator[Image.Imag
     Raises:
         StorageError: if a server does not answer, which says nothing of the image.
     """
+    let_pillow_read()
     try:
         with Image.open(_source(path) if content is None else io.BytesIO(content)) as image:
+            check_image(image)
             yield image
     except ObjectError as error:
         raise ImageError(str(error)) from error
@@ -90,6 +93,8 @@ def image_error(path: ImagePath, error: Exception) -> ImageError:
         return ImageError(f"{path}: may not be read; check the permissions of the file")
     if isinstance(error, UnidentifiedImageError):
         return ImageError(f"{path}: is no image that Pillow can read; convert, replace or remove it")
+    if isinstance(error, LimitError):
+        return ImageError(f"{path}: {error}")
     if isinstance(error, Image.DecompressionBombError):
-        return ImageError(f"{path}: {error}; cut the image into tiles or set PIL.Image.MAX_IMAGE_PIXELS")
+        return ImageError(f"{path}: {pixels_refused()}")
     return ImageError(f"{path}: damaged image ({type(error).__name__}: {error}); replace or remove it")

@@ -10,13 +10,13 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...shared.limits import MOST_AFTER, LimitError, check_voxels, unpacked_size
 from .scan import PathLike, ScanError, failure
 
 DEFLATE = 1032  # bytes that one byte of gzip data can become, at most (zlib, "Technical Details")
 GZIP = b"\x1f\x8b"
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 _GIB = 1 << 30
-_BLOCK = 1 << 20
 _ZLIB_OR_GZIP = 32 + 15  # told from their first bytes
 
 
@@ -80,7 +80,11 @@ def check_claim(path: PathLike, sizes: Sequence[int], size: int, held: int, rati
 
 
 def check_memory(path: PathLike, sizes: Sequence[int]) -> None:
-    """Raise ``ScanError`` if the voxels of a scan do not fit in main memory as float32 numbers."""
+    """Raise ``ScanError`` if a scan has more voxels than are read, or than fit in main memory as float32."""
+    try:
+        check_voxels(sizes)
+    except LimitError as error:
+        raise ScanError(f"{path}: {error}") from error
     needed, memory = 4 * math.prod(int(number) for number in sizes), memory_size()
     if memory is not None and needed > memory:
         raise ScanError(
@@ -98,20 +102,25 @@ def check_deflated(path: PathLike, files: Sequence[Path], start: int, least: int
         start: where the data begin in the first of them.
         least: bytes that they must become.
     """
-    found = 0
+    found, most = 0, least + MOST_AFTER
     for file in files:
-        unpacker = zlib.decompressobj(_ZLIB_OR_GZIP)
         with open(file, "rb") as opened:
             opened.seek(start if file == files[0] else 0)
             try:
-                while not unpacker.eof and (block := opened.read(_BLOCK)):
-                    found += len(unpacker.decompress(block))
+                found += unpacked_size(opened, most - found, _ZLIB_OR_GZIP)
             except zlib.error as error:
                 raise ScanError(
                     f"{path}: the compressed voxels are damaged ({error}); copy or export it again"
                 ) from error
-        if not unpacker.eof:
-            raise ScanError(f"{path}: the compressed voxels are cut off; copy or export it again")
+            except EOFError as error:
+                raise ScanError(
+                    f"{path}: the compressed voxels are cut off; copy or export it again"
+                ) from error
+        if found > most:
+            raise ScanError(
+                f"{path}: the header tells of {least} bytes of voxels, but the compressed data hold more "
+                f"than {most}; copy or export it again"
+            )
     if found < least:
         raise ScanError(
             f"{path}: the header tells of {least} bytes of voxels, but the compressed data hold {found}; "

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .dicom_size import check_unpacked
 from .scan import PathLike, ScanError, decoding, failure, warn_once
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
@@ -141,6 +142,7 @@ def _is_note(file: Path) -> bool:
 def _read_header(file: Path) -> Any:
     import pydicom
 
+    check_unpacked(file)
     # By force: is_dicom has looked, and files without preamble need it.
     return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from .checks import DEFLATE, check_claim
 from .dicom_files import Slice
+from .dicom_size import check_coded_size
 from .scan import ScanError, decoding
 
 _KEYS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -109,6 +110,7 @@ def _decompress(path: Path, dataset: Any) -> np.ndarray:
         if name in dataset:
             delattr(dataset, name)
     dataset.PhotometricInterpretation = "MONOCHROME2"
+    check_coded_size(path, dataset)
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "slice.dcm")
         dataset.save_as(file)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...shared.limits import MOST_AFTER, MOST_BEFORE
 from .checks import DEFLATE, check_claim
 from .scan import Grid, PathLike, ScanError, Stored, make_grid, warn_once, warn_unplaced
 
@@ -106,6 +107,11 @@ def _check_header(path: PathLike) -> None:
             f"{path}: the header has vox_offset {offset:g}, where no voxels can begin (they follow the "
             f"{kind.template_dtype.itemsize} bytes of the header); repair it, or export the scan again"
         )
+    if offset > MOST_BEFORE:
+        raise ScanError(
+            f"{path}: the header has vox_offset {offset:g}; more than {MOST_BEFORE} bytes before the voxels "
+            "are not read; export the scan again without extensions of its header"
+        )
     held = os.path.getsize(path) if packed else max(0, os.path.getsize(path) - int(offset))
     check_claim(path, shape, header.get_data_dtype().itemsize, held, DEFLATE if packed else 1)
     zooms = header["pixdim"][1:4]
@@ -143,8 +149,14 @@ def _values(path: PathLike, image: Any, shape: tuple[int, ...], floats: bool) ->
         size = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
         with gzip.open(path) as file:
             content = file.read(size)
-            while file.read(_BLOCK):  # to its end, where the checksum stands
-                pass
+            after = 0
+            while block := file.read(_BLOCK):  # to its end, where the checksum stands
+                after += len(block)
+                if after > MOST_AFTER:
+                    raise ScanError(
+                        f"{path}: the header tells of {size} bytes, and the compressed data hold more than "
+                        f"{size + MOST_AFTER}; copy or export it again"
+                    )
         image = type(image).from_bytes(content)
     with np.errstate(over="ignore"):  # infinite voxels are reported by the caller
         values = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ...shared.io import image_size, read_image, read_mask
+from ...shared.io import image_size, opened, read_image, read_mask
 from .scan import Grid, PathLike, ScanError, Stored
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
@@ -27,7 +27,7 @@ def read_picture(path: PathLike, header_only: bool = False) -> Stored:
         path: the file.
         header_only: leave out the pixels (which must still be decoded if the file is in colours).
     """
-    with Image.open(path) as image:
+    with opened(path) as image:
         mode = image.mode
         if mode.startswith("I") or mode == "F":
             values = np.asarray(ImageOps.exif_transpose(image))

@@ -25,8 +25,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..common import number_of
-from ..limits import PIXELS, most_pixels
 from ..labels.classes import LabelClass
+from ..limits import PIXELS, most_pixels
 from ..storage import Location
 from .boxes import BoxColumns, no_boxes
 from .fields import (

@@ -88,9 +88,9 @@ def test_array_headers_that_claim_too_much(tmp_path):
 
 def test_more_voxels_than_are_read(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", VALUES)
-    monkeypatch.setattr(scan_headers, "_MOST_VOXELS", 24)
+    monkeypatch.setenv("TRUNKLINE_MAX_VOXELS", "24")
     assert read_scan(tmp_path / "a.npy").size == 24
-    monkeypatch.setattr(scan_headers, "_MOST_VOXELS", 23)
+    monkeypatch.setenv("TRUNKLINE_MAX_VOXELS", "23")
     refused(tmp_path / "a.npy", "more than 23 are not read")
 
 
