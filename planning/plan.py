@@ -22,7 +22,7 @@ import numpy as np
 from ..data.scans.cases.cases import CasesError, ScanDataset, find_dataset
 from ..data.scans.patches import coarsest_axis
 from ..data.scans.summary import FAR
-from ..data.shared.home import expanded
+from ..data.shared.storage import on_this_machine
 from ..heads.segmentation.regions import Regions
 from .fingerprint import Fingerprint, read_fingerprint
 from .intensity import Normalisation, normalisations
@@ -117,7 +117,7 @@ def make_plan(
         ValueError: if an argument is out of its range, the dataset cannot be read, or nothing fits into the
             memory.
     """
-    root = expanded(root).absolute()
+    root = on_this_machine(root, "scans").absolute()
     given = {key: value for key, value in (given or {}).items() if value is not None}
     if not (0 < memory < math.inf):
         raise ValueError(f"--memory is {memory}; give the memory of the device in GiB, such as 8")

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...shared.common import listing, number_of
-from ...shared.home import expanded
 from ...shared.io import IMAGE_SUFFIXES
 from ...shared.locate import DataNotFoundError
+from ...shared.storage import on_this_machine
 from ..formats.files import SCAN_SUFFIXES, ScanError, is_scan, read_grid, scan_stem
 from .classes import choose_classes, labels_of_regions
 from .layouts import find_layout
@@ -75,7 +75,7 @@ def find_dataset(
         DataNotFoundError: if ``root`` or a named file is missing, or there are no scans.
         CasesError: if files, classes, folds or patients do not fit together.
     """
-    base = expanded(root)
+    base = on_this_machine(root, "scans")
     layout = find_layout(base, images, labels, table, missing)
     _require_distinct(layout)
     _set_patients(layout, base, patients)
@@ -107,7 +107,7 @@ def find_cases(given: Sequence[str | Path], channels: int | None = None) -> tupl
     Raises:
         DataNotFoundError: listing what does not exist, or if there is no scan.
     """
-    paths = list(dict.fromkeys(expanded(path) for path in given))
+    paths = list(dict.fromkeys(on_this_machine(path, "scans") for path in given))
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise DataNotFoundError(f"data.predict: no such file or folder: {', '.join(missing[:20])}")
@@ -170,7 +170,7 @@ def _set_patients(layout: Layout, root: Path, patients: str | None) -> None:
     """Write into all cases whose they are, if a file says so."""
     if patients is None:
         return
-    source = root / expanded(patients)
+    source = root / on_this_machine(patients, "lists of patients")
     header, rows = read_rows(source, "patients")
     for column in ("case", "patient"):
         if column not in header:
@@ -202,7 +202,7 @@ def _split(
         check_patients(cases, layout.source)
         return cases
     number = 0 if fold is None else fold
-    path = root / (SPLITS_FILE if splits is None else expanded(splits))
+    path = root / (SPLITS_FILE if splits is None else on_this_machine(splits, "lists of splits"))
     pool = [case for split in ("train", "val") for case in cases.get(split, [])]
     if not pool:
         raise CasesError(

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from ...shared.common import listing, number_of
-from ...shared.home import expanded
 from ...shared.locate import IMAGE_FOLDERS, MASK_FOLDERS, SPLIT_NAMES, DataNotFoundError
+from ...shared.storage import on_this_machine
 from ..formats.files import scan_stem
 from .dataset_json import read_description
 from .names import by_stem, group_folder, scans_in, warn_left_out, with_labels
@@ -56,7 +56,7 @@ def find_layout(
     if table is not None:
         if images is not None or labels is not None:
             raise CasesError("data.table lists images and labels; leave out data.images and data.labels")
-        return read_case_table(root / expanded(table), missing)
+        return read_case_table(root / on_this_machine(table, "scans"), missing)
     described = read_description(root / DATASET_FILE, missing)
     if images is None and labels is None and described is not None:
         found = described if described.cases else _beside(root, described, missing)
@@ -112,7 +112,7 @@ def _image_places(root: Path, images: str | None) -> dict[str, tuple[Path, str]]
         if usual is None:
             return _nnunet_places(root)
         return _split_folders(str(usual)) or {"train": (usual, "")}
-    pattern = str(root / expanded(images))
+    pattern = str(root / on_this_machine(images, "scans"))
     if "{split}" in pattern:
         found = _split_folders(pattern)
     else:
@@ -142,7 +142,7 @@ def _split_folders(pattern: str) -> dict[str, tuple[Path, str]]:
 def _label_place(root: Path, images: Path, written: str, labels: str | None) -> Path | None:
     """Return the folder of the labels that belong to a folder of scans."""
     if labels is not None:
-        path = root / expanded(labels.replace("{split}", written))
+        path = root / on_this_machine(labels.replace("{split}", written), "scans")
         if "{split}" not in labels and written and (path / written).is_dir():
             return path / written
         if not path.is_dir() and written not in ("test", "Ts"):
