@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads a file: targets, mutations, the campaign of ``make fuzz``, its corpus."""
