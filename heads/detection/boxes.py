@@ -128,7 +128,9 @@ def large_enough(boxes: Tensor, size: float) -> Tensor:
 
 
 def gather_rows(values: Tensor, index: Tensor) -> Tensor:
-    """Pick rows of each image: ``[B, N, c]`` at ``[B, S]`` gives ``[B, S, c]``."""
+    """Pick rows of each image: ``[B, N, c]`` at ``[B, S]`` gives ``[B, S, c]``; zeros if N is 0."""
+    if not values.shape[1]:
+        return values.new_zeros(*index.shape, values.shape[-1])
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 

@@ -65,7 +65,8 @@ def dense_class_loss(
     Returns:
         A float32 scalar.
     """
-    label = torch.where(matches.positive, targets.labels.gather(1, matches.index), -1)  # [B, A]
+    label = gather_rows(targets.labels[..., None], matches.index).squeeze(-1)
+    label = torch.where(matches.positive, label, -1)  # [B, A]
     classes = torch.arange(logits.shape[-1], device=logits.device)
     loss = focal_loss(logits, label[..., None] == classes, alpha, gamma).sum(-1)  # [B, A, K] -> [B, A]
     loss = torch.where(matches.positive | matches.negative, loss, 0)

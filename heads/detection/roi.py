@@ -193,7 +193,8 @@ class RoI(RoIStage):
         )
         rows, sampled, positive = (column[:, : rows_needed(chosen.valid)] for column in chosen)
         index = matches.index.gather(1, rows)
-        labels = torch.where(positive, targets.labels.gather(1, index), self.num_classes)
+        labels = gather_rows(targets.labels[..., None], index).squeeze(-1)
+        labels = torch.where(positive, labels, self.num_classes)
         labels = torch.where(sampled, labels, _NO_CLASS)
         boxes = torch.where(sampled[..., None], gather_rows(candidates, rows), 0)
         return boxes, labels, index, positive, sampled
