@@ -1,0 +1,1 @@
+"""What benchmarks/soak.py, and the tests that kill runs, are made of."""
