@@ -22,7 +22,7 @@ from ...data.shared.summary import require_learnable, summary_table
 from ...evaluation.base import Prediction
 from ...evaluation.pictures import contact_sheet
 from ..run.averaging import warn_of_slow_average
-from ..run.checkpoints import LastCheckpoint
+from ..run.last import LastCheckpoint
 from ..run.resume import check_resume, run_state
 from .branch import Branch
 from .branches import Evaluators, make_branches, per_image

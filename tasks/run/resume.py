@@ -22,6 +22,7 @@ logger = logging.getLogger("trunkline")
 
 RUNS = "runs"  # where runs are written unless trainer.default_root_dir says otherwise
 FOUND = ("last", "best")  # words for checkpoints that are looked for
+CONSENTS = ("allow_outside_root",)  # that the user gives, and no file
 RUN_SECTIONS = ("trainer", "seed_everything")  # of a config, beside model and data
 LIGHTNINGS = ("hpc", "null")  # words that Lightning understands by itself
 
@@ -81,7 +82,9 @@ def stored_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
     settings = {}
     upgrade_settings(checkpoint)
     for key, stored in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
-        arguments = {k: v for k, v in checkpoint.get(stored, {}).items() if not k.startswith("_")}
+        arguments = {
+            k: v for k, v in checkpoint.get(stored, {}).items() if not k.startswith("_") and k not in CONSENTS
+        }
         if "_class_path" in checkpoint.get(stored, {}):
             settings[key] = {"class_path": checkpoint[stored]["_class_path"], "init_args": arguments}
     run = checkpoint.get("run_settings", {})

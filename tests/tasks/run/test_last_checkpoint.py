@@ -11,7 +11,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from trunkline.data.classification import ImageClassification
 from trunkline.tasks.base.optimization import OptimizationOptions
-from trunkline.tasks.run.checkpoints import AtomicCheckpointIO, newest_checkpoint
+from trunkline.tasks.run.checkpoints import AtomicCheckpointIO
+from trunkline.tasks.run.found import newest_checkpoint
 
 STEPS = 3  # batches of the data in memory, per epoch
 
