@@ -5,6 +5,7 @@ Letters in shapes: B images, C channels, K classes, S the spatial sizes of an im
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,6 +47,9 @@ class ClassificationBatch(Batch):
     host_fields: ClassVar[tuple[str, ...]] = ("image_sizes", "image_ids", "label")
 
     label: Tensor
+
+    def objects(self, known: Collection[str] = ()) -> dict[str, Tensor]:
+        return {} if "class" in known or self.label.ndim == 1 else {"class": (self.label > 0).any()}
 
     def labelled(self) -> Tensor:
         """Return how many of the images have all of their labels."""

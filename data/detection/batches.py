@@ -6,7 +6,7 @@ canvas; h w height and width of one image, m its boxes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -81,6 +81,9 @@ class DetectionBatch(Batch):
     keypoints: Tensor | None = None
     boxes_given: int = 0
     boxes_lost: int = 0
+
+    def objects(self, known: Collection[str] = ()) -> dict[str, Tensor]:
+        return {} if "box" in known else {"box": ((self.labels >= 0) & ~self.crowd).any()}
 
     def with_few_shapes(self) -> Self:
         """Return the batch with ``FIXED_ROWS`` rows of boxes, or twice, four times ... as many."""

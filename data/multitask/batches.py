@@ -5,7 +5,7 @@ Letters in shapes: B images, H W the padded canvas, h w a resized image, h0 w0 t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -39,6 +39,14 @@ class MultiTaskBatch(DetectionBatch):
 
     mask: Tensor
     truth: tuple[Tensor, ...] = ()
+
+    def objects(self, known: Collection[str] = ()) -> dict[str, Tensor]:
+        seen = super().objects(known)
+        return (
+            seen
+            if "labelled pixel" in known
+            else seen | {"labelled pixel": (self.mask != IGNORE_INDEX).any()}
+        )
 
 
 def collate_multi(samples: Sequence[DetectionSample], rows_multiple: int = 16) -> DetectionBatch:

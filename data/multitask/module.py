@@ -27,6 +27,7 @@ from ..segmentation.layouts import Choices, SegmentationSources, SplitPaths
 from ..segmentation.masks import MaskSource
 from ..shared.augment.transforms import Augmentation
 from ..shared.common import listing
+from ..shared.fingerprint import digest, fingerprint_of
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import Background, MaskError
 from ..shared.locate import IMAGE_PLACES, Missing, find
@@ -116,6 +117,12 @@ class CocoDetectionAndMasks(CocoDetection):
         for split in self.indices(stage):
             if split != "predict":
                 self._read_masks(split)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells images, boxes and masks from others, by split."""
+        masks = {f"{split} masks": fingerprint_of(index) for split, index in self._masks.items()}
+        pixels = {} if self._counts is None else {"train pixels": {"of the classes": digest(self._counts)}}
+        return {**super().fingerprint(), **masks, **pixels}
 
     def summaries(self) -> Mapping[str, SplitSummary]:
         """Return the numbers of images, boxes and masks by split; either is something to learn from."""

@@ -6,7 +6,7 @@ their number (2 or 3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...constants import IGNORE_INDEX
 from ..shared.batches import Batch
 from ..shared.failed import FailedImage
 from .cases.types import Case
@@ -46,6 +47,11 @@ class ScanBatch(Batch):
     """
 
     mask: Tensor
+
+    def objects(self, known: Collection[str] = ()) -> dict[str, Tensor]:
+        if "voxel of a class" in known:
+            return {}
+        return {"voxel of a class": ((self.mask > 0) & (self.mask != IGNORE_INDEX)).any()}
 
 
 def collate_patches(samples: Sequence[PatchSample]) -> ScanBatch:

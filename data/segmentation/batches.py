@@ -5,6 +5,7 @@ Letters in shapes: B images, H W the padded canvas; h w height and width of one 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,6 +55,9 @@ class SegmentationBatch(Batch):
     mask: Tensor
     original_sizes: Tensor
     truth: tuple[Tensor, ...] = ()
+
+    def objects(self, known: Collection[str] = ()) -> dict[str, Tensor]:
+        return {} if "labelled pixel" in known else {"labelled pixel": (self.mask != IGNORE_INDEX).any()}
 
 
 def collate_segmentation(

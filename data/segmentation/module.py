@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..shared.augment.transforms import MaskAugmentation
 from ..shared.common import require_positive
+from ..shared.fingerprint import digest
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import Background, MaskError
 from ..shared.loading import PlainErrorLoader
@@ -251,6 +252,11 @@ class ImageSegmentation(SplitData[SegmentationIndex]):
         self._sources.number_like("the checkpoint", classes)
         logger.warning("the data number the classes of the checkpoint otherwise; they are matched by name")
         return True
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells the data from others, and the pixels of the classes if they are known."""
+        counted = {split: {"pixels": digest(counts)} for split, counts in self._counts.items()}
+        return {split: {**each, **counted.get(split, {})} for split, each in super().fingerprint().items()}
 
     def summaries(self) -> Mapping[str, SplitSummary]:
         """Return the numbers of images and of pixels by split; of pixels only if ``check_masks`` counted."""

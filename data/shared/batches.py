@@ -6,7 +6,7 @@ width of one image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -52,6 +52,16 @@ class Batch:
     def labelled(self) -> int | Tensor:
         """Return how many of the images have a label, by which the losses of an evaluation are weighed."""
         return len(self)
+
+    def objects(self, known: Collection[str] = ()) -> dict[str, Tensor]:
+        """Return whether there is something to learn in the batch: ``[]`` bool on its device, by what it is.
+
+        An epoch without any is said. By default nothing is looked for.
+
+        Args:
+            known: what has been seen in the epoch already, and need not be looked for.
+        """
+        return {}
 
     def for_head(self, name: str) -> Batch:
         """Return the batch with the labels of one head; the same for all heads unless a subclass says more.

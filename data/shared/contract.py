@@ -139,6 +139,14 @@ class TrunklineData(pl.LightningDataModule):
         """
         return {}
 
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Return plain values that are equal for equal data, by split, for checkpoints.
+
+        A resumed run compares them with those of its data, see ``fingerprint.differences``; without any there
+        is nothing to compare. Called after ``setup("fit")``.
+        """
+        return {}
+
     def missing(self, method: str, what: str) -> DataContractError:
         """Return the error for a method that a task needs and that a module does not have."""
         return DataContractError(

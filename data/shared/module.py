@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -20,9 +20,11 @@ from .contract import TrunklineData
 from .contract import VolumeSettings as VolumeSettings
 from .failed import FailedBatch, FailedImage, OnBadImage, OnChangedData
 from .faults import SkippedImages, on_unreadable
+from .fingerprint import fingerprint_of
 from .loading import PlainErrorLoader, batch_loader, global_seed, ranks_of
 from .locate import DataNotFoundError
 from .resumed import EpochProgress
+from .trusted import checked_settings
 
 logger = logging.getLogger("trunkline")
 
@@ -71,6 +73,22 @@ class SplitData(TrunklineData, Generic[Index]):
         self.progress = EpochProgress()
         self.splits: dict[str, Index] = {}
         self.unreadable: list[FailedImage] = []  # of the images to predict on, found by read_prediction
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Build a data module with the arguments in a checkpoint, as ``LightningDataModule`` does.
+
+        The file is opened with ``weights_only=True`` unless told otherwise. Then classes and transforms that
+        it names have to be of this package, of the libraries that it builds on, or of packages whose models
+        or data modules the program has imported.
+
+        Raises:
+            UntrustedClassError: if the file names others; ``weights_only=False`` trusts it as a program.
+        """
+        kwargs.setdefault("weights_only", True)
+        key = cls.CHECKPOINT_HYPER_PARAMS_KEY
+        with checked_settings(checkpoint_path, key, kwargs["weights_only"]):
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def keep_arguments(self) -> None:
         """Turn paths in ``self.hparams`` into text: checkpoints that open with weights_only hold no Path.
@@ -248,6 +266,10 @@ class SplitData(TrunklineData, Generic[Index]):
             what, training = self.on_bad_image, split == "train"
             dataset, collate = on_unreadable(what, training, dataset, collate, named, groups)
         return batch_loader(dataset, sampler, collate, workers, self.trainer, named if predicting else None)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells the training and validation data from others, by split."""
+        return {name: fingerprint_of(self.splits[name]) for name in ("train", "val") if name in self.splits}
 
     def to_skip(self) -> SkippedImages | None:
         """Return where images that a check before the run finds are counted; None where they are an error."""

@@ -26,6 +26,7 @@ from ...evaluation.base import (
     write_result,
 )
 from ...heads.base import Head
+from .names import first_difference, listed, shortened
 from .writer import FileWriter, draw_all, enlarged
 
 BRANCHES = {
@@ -63,6 +64,7 @@ class Branch(ABC):
             checkpoints.
         evaluators: what computes the metrics.
         results: of the last evaluation, one per evaluator.
+        left_out: how many images the evaluation leaves out because they cannot be read.
     """
 
     kind: ClassVar[str] = ""
@@ -76,6 +78,7 @@ class Branch(ABC):
         self.classes: list[dict[str, Any]] = []
         self.evaluators: list[Evaluator] = []
         self.results: list[Result] = []
+        self.left_out = 0
         self.truth: Any = None
         self.fitting = False
 
@@ -149,8 +152,8 @@ class Branch(ABC):
         known, given = ([self.label_of(row) for row in rows] for rows in (self.classes, classes))
         if known and known != given:
             raise ValueError(
-                f"the checkpoint was trained on the classes {_shortened(known)}, the data have "
-                f"{_shortened(given)}{_first_difference(known, given)}; give data with the same classes in "
+                f"the checkpoint was trained on the classes {shortened(known)}, the data have "
+                f"{shortened(given)}{first_difference(known, given)}; give data with the same classes in "
                 "the same order, or train from these weights with --model.weights CHECKPOINT"
             )
         if len(given) > self.head.num_classes:
@@ -164,7 +167,7 @@ class Branch(ABC):
             option, number = f"--{self.option}.num_classes", len(given)
             raise ValueError(
                 f"{option} is {self.head.num_classes}, but the data have {number} "
-                f"class{'es' if number > 1 else ''}: {', '.join(_listed(given))}. Set {option} auto (or "
+                f"class{'es' if number > 1 else ''}: {', '.join(listed(given))}. Set {option} auto (or "
                 f"{number}); to use a network as it was trained, give data with its classes"
             )
 
@@ -240,6 +243,8 @@ class Branch(ABC):
     def compute(self) -> dict[str, float]:
         """Return the metrics of what was gathered, and keep the ``results``."""
         self.results = [evaluator.compute() for evaluator in self.evaluators]
+        if self.results and self.left_out:
+            self.results[0].metrics["images_left_out"] = float(self.left_out)
         return merge_metrics(self.results)
 
     @property
@@ -332,19 +337,3 @@ def branch_class(name: str, head: Head | type[Head], option: str) -> type[Branch
             f"{option} is a {kind.__name__}, whose attribute branch is {name!r} ({error}); it has "
             f"to be one of {', '.join(BRANCHES)}, or the class path of a Branch"
         ) from error
-
-
-def _listed(names: Sequence[str], most: int = 20) -> list[str]:
-    return [*names] if len(names) <= most else [*names[:most], f"and {len(names) - most} more"]
-
-
-def _shortened(names: Sequence[str], most: int = 8) -> str:
-    return f"[{', '.join(names[:most])}{', …' if len(names) > most else ''}] ({len(names)})"
-
-
-def _first_difference(known: Sequence[str], given: Sequence[str]) -> str:
-    """Name the first class that differs, where :func:`_shortened` may have cut the lists before it."""
-    for index, (one, other) in enumerate(zip(known, given, strict=False)):
-        if one != other:
-            return f" (class {index} is {one!r} there and {other!r} here)"
-    return ""

@@ -16,12 +16,19 @@ class LossCheck:
 
     On an accelerator it looks at the previous step, so that it does not synchronise the device with this one.
 
+    Args:
+        stops: whether it stops the run; else it only tells, by ``take`` and ``told``.
+
     Attributes:
         last: the sum of the losses of the last step that was looked at; None before the first.
+        told: unless it stops, the losses of steps where they are not finite, as text by step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stops: bool = True) -> None:
+        self.stops = stops
         self.last: float | None = None
+        self.told: dict[int, str] = {}
+        self._bad: Tensor | None = None
         self._unchecked: tuple[Tensor, list[str], Tensor, int, torch.cuda.Event] | None = None
 
     def total(self, losses: dict[str, Tensor], image_ids: Tensor, step: int) -> Tensor:
@@ -37,6 +44,9 @@ class LossCheck:
         """
         names, parts = list(losses), torch.stack([loss.float() for loss in losses.values()])
         total = parts.sum()
+        if not self.stops:
+            bad = ~torch.isfinite(parts.detach()).all()
+            self._bad = bad if self._bad is None else self._bad | bad
         if not parts.is_cuda:
             self._look(names, parts.detach(), image_ids, step)
             return total
@@ -47,6 +57,11 @@ class LossCheck:
         copied.record()
         self._unchecked = (host, names, image_ids, step, copied)
         return total
+
+    def take(self) -> Tensor:
+        """Return ``[]`` bool, on their device: whether a loss since the last call was not finite."""
+        bad, self._bad = self._bad, None
+        return torch.zeros((), dtype=torch.bool) if bad is None else bad
 
     def finish(self) -> None:
         """Look at the last step that has not been looked at, if there is one.
@@ -61,20 +76,27 @@ class LossCheck:
             self._look(names, host, image_ids, step)
 
     def _look(self, names: list[str], parts: Tensor, image_ids: Tensor, step: int) -> None:
-        _require_finite(names, parts, image_ids, step)
+        if self.stops:
+            _require_finite(names, parts, image_ids, step)
+        elif not bool(torch.isfinite(parts).all()):
+            self.told[step] = _values(names, parts)
         self.last = float(parts.sum())
 
 
 def _require_finite(names: list[str], parts: Tensor, image_ids: Tensor, step: int) -> None:
     if bool(torch.isfinite(parts).all()):
         return
-    values = ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, parts.tolist(), strict=True))
     raise FloatingPointError(
-        f"the loss is not finite at step {step} ({values}) on the images with ids {image_ids.tolist()}. "
+        f"the loss is not finite at step {step} ({_values(names, parts)}) on the images with ids "
+        f"{image_ids.tolist()}. "
         "Look at those images and their annotations; if they are sound, lower the learning rate, "
         "lengthen optimization.warmup_steps, set trainer.gradient_clip_val, or use bf16-mixed rather "
-        "than 16-mixed"
+        "than 16-mixed; --model.skip_nonfinite_steps 10 leaves out up to 10 such steps"
     )
+
+
+def _values(names: list[str], parts: Tensor) -> str:
+    return ", ".join(f"{name} = {value:.4g}" for name, value in zip(names, parts.tolist(), strict=True))
 
 
 class LossMeans:

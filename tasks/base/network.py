@@ -6,6 +6,7 @@ Letters in shapes: B images, C channels, S spatial axes of the padded canvas (H,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal, Self
 
 import torch
@@ -19,6 +20,7 @@ from ...backbones.base import Backbone, FeatureLevel
 from ...backbones.constants import WithConstants, move_constants
 from ...backbones.maps import check_maps, single_value
 from ...backbones.optimised import optimised
+from ...backbones.weights.files import require_stored
 from ...backbones.weights.load import (
     check_pixels,
     explain_mismatch,
@@ -61,6 +63,9 @@ class Network(WithConstants, LightningModule):
             anyway.
         pixel_mean: of uint8 images, per channel or one for all channels, on the 0..1 scale.
         pixel_std: the same for the standard deviation.
+        skip_nonfinite_steps: how many optimiser steps of a run may be left out because their loss or a
+            gradient is not finite; with 0 the first such loss ends it. On a GPU this synchronises the device
+            once a step, unless the optimiser is a fused Adam, AdamW or SGD without momentum.
 
     Raises:
         ValueError: if parts do not fit each other, or ``weights`` do not fit the model.
@@ -82,8 +87,12 @@ class Network(WithConstants, LightningModule):
         matmul_precision: Literal["highest", "high", "medium"] | None = None,
         pixel_mean: Sequence[float] = IMAGENET_MEAN,
         pixel_std: Sequence[float] = IMAGENET_STD,
+        skip_nonfinite_steps: int = 0,
     ) -> None:
         super().__init__()
+        if skip_nonfinite_steps < 0:
+            raise ValueError(f"skip_nonfinite_steps is {skip_nonfinite_steps}; it must be at least 0")
+        self.skip_nonfinite_steps = skip_nonfinite_steps
         if _given_hyperparameters.get() is not None:  # set by the command line and by load_from_checkpoint
             self.save_hyperparameters()
         self.backbone = backbone if neck is None else neck(backbone)
@@ -145,6 +154,8 @@ class Network(WithConstants, LightningModule):
         """
         kwargs.setdefault("weights_only", True)
         checked = checked_settings(checkpoint_path, "hyper_parameters", kwargs["weights_only"], [Evaluator])
+        if isinstance(checkpoint_path, str | PathLike) and kwargs["weights_only"] is not False:
+            require_stored(checkpoint_path)
         with skip_pretrained(), checked:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 

@@ -31,6 +31,7 @@ from .fused import fused_where_possible
 from .losses import LossCheck, LossMeans
 from .network import Network
 from .optimization import build_optimizer, build_schedulers, warn_of_schedule
+from .watch import watches
 from .writer import PictureBoard, PredictionWriter, draw_all
 
 logger = logging.getLogger("trunkline")
@@ -79,7 +80,7 @@ class Task(Network):
         self.picture_score = picture_score
         self.branches = make_branches(self, evaluators)
         self._training_losses = TrainingStep(training_losses, compile)
-        self.loss_check = LossCheck()
+        self.loss_check = LossCheck(stops=not self.skip_nonfinite_steps)
         self._losses = LossMeans()
         self._board = PictureBoard(self)
         self._predicting = False
@@ -133,7 +134,7 @@ class Task(Network):
         return [optimizer], build_schedulers(optimizer, self.make_scheduler, self.optimization)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [LastCheckpoint()]
+        return [LastCheckpoint(), *watches(self.skip_nonfinite_steps)]
 
     # -- what the data must agree with
 

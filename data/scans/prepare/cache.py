@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ....constants import IGNORE_INDEX
 from ...shared.common import in_threads_singly, listing, number_of
 from ...shared.faults import SkippedImages
+from ...shared.fingerprint import digest, sizes_on_disk
 from ...shared.labels.classes import LabelClass
 from ..cases.types import Case, CasesError
 from .entries import UNFINISHED, CacheError, DamagedEntry, Entry, read_entry, store_entry
@@ -128,6 +129,19 @@ class PreparedCases:
     def placement(self, index: int) -> Placement:
         """Return where a prepared case lies in the grid of its file; it is remembered."""
         return self._places[index] if index in self._places else self._entry(index).prepared.placement
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells these cases from others, see ``Fingerprinted``."""
+        counts = self.known_counts()
+        labels = [case.label or "" for case in self.cases]
+        return {
+            "cases": len(self),
+            "names of cases": digest(case.name for case in self.cases),
+            "files": sizes_on_disk([path for case in self.cases for path in case.images]),
+            "label files": sizes_on_disk(labels),
+            "classes": digest(f"{each.id} {each.name}" for each in self.classes),
+            **({} if counts is None else {"labels": digest(counts)}),
+        }
 
     def named(self, request: Any) -> tuple[int, str]:
         """Return id (the position) and first file of the case that a request of a sampler asks for."""

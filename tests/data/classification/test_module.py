@@ -74,7 +74,8 @@ def test_a_damaged_file_is_named_with_its_remedy_also_by_loader_processes(folder
         list(made.train_dataloader())
     text = str(caught.value)
     assert text.startswith(f"{path}: damaged image") and "\n" not in text
-    assert text.endswith("replace or remove it (--data.check_images decode finds all such files first)")
+    remedy = "replace or remove it (--data.check_images decode finds all such files first)"
+    assert text.endswith(f"{remedy}; --data.on_bad_image skip goes on without such images")
     assert caught.traceback[-1].frame.f_globals["__name__"].startswith("trunkline.")
 
 

@@ -161,10 +161,10 @@ def test_reduced_decoding_goes_with_flips_alone(photo, root):
     module.setup("fit")
     with pytest.raises(AugmentationError, match="reduced_decoding"):
         module.train_dataloader()
-    assert module.val_dataloader().dataset.dataset.reduced
+    assert module.val_dataloader().dataset.dataset.dataset.reduced
     module = coco.CocoDetection(str(root))
     module.setup("fit")
-    assert not module.train_dataloader().dataset.dataset.reduced
+    assert not module.train_dataloader().dataset.dataset.dataset.reduced
 
 
 def test_what_grows_with_the_data_is_no_python_object(tmp_path):

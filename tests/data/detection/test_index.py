@@ -338,5 +338,5 @@ def test_files_are_numbered_and_measured(pictures, tmp_path):
     assert index.image_ids.tolist() == [1] and index.path(0) == folder / "5.png"
     assert [(image.image_id, image.file_name) for image in failed] == [(2, str(gone))]
     assert "gone.png: no such file" in failed[0].error
-    with pytest.raises(ImageError, match="1 of 1 images cannot be used:\n  .*gone.png: no such file"):
+    with pytest.raises(ImageError, match="1 of 1 image cannot be used:\n  .*gone.png: no such file"):
         index_of_files([gone])
