@@ -6,6 +6,8 @@ import argparse
 import os
 import pickle
 import re
+import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -152,7 +154,27 @@ def _opener(path: Path) -> tuple[Callable[[Path], object], str]:
     )
 
 
+def require_stored(path: str | os.PathLike[str]) -> None:
+    """Refuse a file of ``torch.save`` with compressed parts, which that never writes.
+
+    A few kilobytes of them could fill the memory.
+
+    Raises:
+        ValueError: if they are. Damage is not noticed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [part for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, OverflowError, struct.error):
+        return  # an older format, or damaged: torch says what it is
+    if packed:
+        raise ValueError(
+            f"its parts are compressed, and would become {sum(part.file_size for part in packed):,} bytes"
+        )
+
+
 def _open_torch(path: Path) -> object:
+    require_stored(path)
     builders = _array_globals()
     allowed = [argparse.Namespace, *{id(value): value for value in builders.values()}.values()]
     # Checkpoints often hold their options (a Namespace) and metrics (numpy scalars) next to the tensors.

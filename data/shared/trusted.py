@@ -153,7 +153,7 @@ def imported_packages(bases: Iterable[type] = ()) -> set[str]:
         if base not in seen:
             seen.add(base)
             left += type.__subclasses__(base)
-            found.add(base.__module__.partition(".")[0])
+            found |= {base.__module__.partition(".")[0]} if base.__module__ in sys.modules else set()
     return found - set(sys.stdlib_module_names) - LIBRARIES
 
 
@@ -187,9 +187,18 @@ def checked_settings(
 
 
 def _content(path: str | PathLike[str]) -> Any:
-    """Return what a checkpoint holds; None if it cannot be read, which Lightning says later."""
+    """Return what a checkpoint holds; None if it cannot be read, which Lightning says later.
+
+    Raises:
+        UntrustedClassError: if its parts are compressed, which ``torch.save`` never does.
+    """
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise UntrustedClassError(f"{path}: its parts are compressed, and could fill the memory")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception:  # torch.load raises nearly anything on a file that is not its own
         return None
 
