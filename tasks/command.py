@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, Namespace
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.utilities.seed import isolate_rng
 
 # Imported so that their class names are known without a module path in YAML.
@@ -41,8 +43,20 @@ from .base.task import Task
 from .classification import Classification  # noqa: F401
 from .detection import Detection  # noqa: F401
 from .multitask import MultiTask  # noqa: F401
-from .run.resume import refuse_before_start, with_checkpoint_settings, with_found_checkpoint
+from .run.auto import AUTO, resumed_from
+from .run.checkpoints import read_checkpoint
+from .run.experiment import SECTIONS, Command
+from .run.leftovers import remove_leftovers
+from .run.resume import (
+    RUN_SECTIONS,
+    refuse_before_start,
+    run_folders,
+    with_checkpoint_settings,
+    with_found_checkpoint,
+)
+from .run.saving import SaveEvery
 from .segmentation import SemanticSegmentation  # noqa: F401
+from .settings.going_on import add_options, without_option
 from .settings.nulls import check_nulls
 from .settings.num_classes import fill_in
 from .settings.parser import CommandParser, keep_whole_numbers, placed
@@ -81,6 +95,7 @@ class TrunklineCLI(LightningCLI):
     """The commands fit, validate, test and predict. Arguments as for LightningCLI."""
 
     trainer: Any  # Lightning leaves many of its attributes undeclared
+    _automatic = False  # whether the command goes on by itself when it is started again
 
     def __init__(self, **kwargs: Any) -> None:
         logging.getLogger("trunkline").setLevel(logging.INFO)
@@ -114,6 +129,8 @@ class TrunklineCLI(LightningCLI):
         keep_whole_numbers(parser)
         about = "import and call whatever classes --ckpt_path names: it is trusted as a program is"
         parser.add_argument(f"--{OPTION}", action="store_true", help=about)
+        if subcommand == "fit":
+            add_options(parser)
         if subcommand == "predict":
             parser.add_class_arguments(Output, "output")
             parser.set_defaults({"return_predictions": False})  # they go to disk, not into memory
@@ -133,6 +150,36 @@ class TrunklineCLI(LightningCLI):
             check_nulls(
                 self.config[command] if command else self.config, {"trainer": Trainer, "output": Output}
             )
+        if command == "fit":
+            self._resume(given, told=args is None)
+
+    def _resume(self, given: list[str], told: bool) -> None:
+        """Find what the run goes on from by ``--resume``, and what is said of it in its checkpoints."""
+        config, roots = self.config["fit"], run_folders(given)
+        SaveEvery.parse(config.save_every)
+        self._experiment = self._as_plain(SECTIONS)
+        self._given, resume = given, config.resume
+        if rank_zero_only.rank == 0:
+            remove_leftovers(roots)
+        if resume is None:
+            return
+        if config.ckpt_path is not None:
+            raise SettingError(
+                "--resume looks for a checkpoint by itself; leave out --ckpt_path, or --resume"
+            )
+        path = resumed_from(resume, roots, self._experiment)
+        config.resume, self._automatic = None, resume == AUTO
+        if path is not None:
+            config.ckpt_path = str(path)
+            if config.seed_everything is True:  # a number drawn at the beginning, which the data go by
+                stored = read_checkpoint(str(path), "--resume").get("run_settings", {})
+                config.seed_everything = stored.get("seed_everything", True)
+        if told:  # other processes of the run, which are started by these words, take the same file
+            sys.argv[1:] = [*without_option(given, "resume"), f"--resume={'null' if path is None else path}"]
+
+    def _as_plain(self, sections: Iterable[str]) -> dict[str, Any]:
+        text = self._parser("fit").dump(self.config["fit"], format="json", skip_none=False)
+        return {key: value for key, value in json.loads(text).items() if key in sections}
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: ``with_checkpoint_settings`` has read the checkpoint, and what the user says wins."""
@@ -193,11 +240,15 @@ class TrunklineCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Give the task what its checkpoints hold of the run, as plain values."""
-        stored = json.loads(self._parser("fit").dump(self.config["fit"], format="json", skip_none=False))
-        self.model.run_settings = {
-            key: stored[key] for key in ("trainer", "seed_everything") if key in stored
-        }
+        self.model.run_settings = self._as_plain(RUN_SECTIONS)
         checkpoint = self._get(self.config, "ckpt_path")
+        words = without_option(self._given, "resume") if self._automatic or checkpoint is None else []
+        self.model.command = Command(
+            (*words, "--resume", AUTO) if words else (),
+            self._experiment,
+            self._get(self.config, "save_every"),
+            self._automatic,
+        )
         if checkpoint and Path(checkpoint).is_file():
             refuse_before_start(self.model, self.datamodule, self.model.run_settings, str(checkpoint))
 

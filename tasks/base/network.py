@@ -32,6 +32,7 @@ from ...data.shared.trusted import checked_settings
 from ...evaluation.base import Evaluator
 from ...heads.base import Head
 from ..run.experiment import Command
+from ..run.experiment import Command
 from .optimization import OptimizationOptions, Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -72,6 +73,7 @@ class Network(WithConstants, LightningModule):
         ValueError: if parts do not fit each other, or ``weights`` do not fit the model.
     """
 
+    command: Command = Command()  # that started the run
     command: Command = Command()  # that started the run
     pixel_factor: Tensor
     pixel_shift: Tensor

@@ -134,7 +134,7 @@ class Task(Network):
         return [optimizer], build_schedulers(optimizer, self.make_scheduler, self.optimization)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [LastCheckpoint(), *watches(self.skip_nonfinite_steps)]
+        return [LastCheckpoint(self.command), *watches(self.skip_nonfinite_steps)]
 
     # -- what the data must agree with
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.cloud_io import _is_local_file_protocol
 
 from ...backbones.weights.files import require_stored
+from .leftovers import hold, part_of
 
 
 class CheckpointError(ValueError):
@@ -43,10 +44,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        part = target.with_name(f".{target.name[:64]}.{uuid.uuid4().hex[:8]}.part")
+        part = part_of(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
+                hold(file)
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -128,3 +130,25 @@ def read_checkpoint(path: str, option: str) -> dict[str, Any]:
             "goes to --model.weights"
         )
     return content
+
+
+def require_whole(path: str | Path, option: str) -> None:
+    """Compare all parts of a checkpoint with their checksums; it is read once from the disk.
+
+    Args:
+        path: of a file that :func:`read_checkpoint` has opened.
+        option: names the file in errors.
+
+    Raises:
+        CheckpointError: if bytes have changed since it was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        broken = str(error)
+    if broken is not None:
+        raise CheckpointError(
+            f"{option} {path} cannot be read as a checkpoint (it is damaged: {broken}); give a .ckpt that "
+            "fit has written"
+        )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+ADVICE = "trunkline: "  # begins the notes of errors that say what to do
 _ALLOCATORS = ("can't allocate memory", "out of memory", "not enough memory")  # torch's, of other devices
 # Options of data modules by which a step needs less, and what they are.
 _LOWER = {

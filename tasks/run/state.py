@@ -82,7 +82,8 @@ class RunState:
         connector._progress_bar_metrics.update(state["metrics"]["progress_bar"])
         for each in trainer.checkpoint_callbacks:
             if isinstance(each, ModelCheckpoint):
-                vars(each).update(state["model_checkpoints"].get(each.state_key, {}))
+                kept = state["model_checkpoints"].get(each.state_key, {})
+                vars(each).update({name: kept[name] for name in FOLLOWED if name in kept})
         if state["position"] == "step":
             for each in trainer.callbacks:
                 if isinstance(each, GradientAccumulationScheduler):  # of which Lightning skips the hook

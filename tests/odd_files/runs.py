@@ -11,9 +11,10 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from trunkline.tasks.base.optimization import OptimizationOptions, build_schedulers
+from trunkline.tasks.run.changes import changes
 from trunkline.tasks.run.checkpoints import read_checkpoint
 from trunkline.tasks.run.found import newest_checkpoint
-from trunkline.tasks.run.resume import changes, check_changes, stored_settings
+from trunkline.tasks.run.resume import check_changes, stored_settings
 from trunkline.tasks.run.schedule import Run, schedule_problems
 
 from .case import OddFile

@@ -9,8 +9,9 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 
 from trunkline.cli import with_null_overrides, with_resolved_configs
 from trunkline.tasks.command import TrunklineCLI
+from trunkline.tasks.run.changes import changes
 from trunkline.tasks.run.checkpoints import CheckpointError
-from trunkline.tasks.run.resume import changes, check_changes, run_folders, with_found_checkpoint
+from trunkline.tasks.run.resume import check_changes, run_folders, with_found_checkpoint
 
 QUIET = [
     "--trainer.enable_progress_bar=false",
