@@ -23,6 +23,7 @@ from ...evaluation.base import Prediction
 from ...evaluation.pictures import contact_sheet
 from ..run.averaging import warn_of_slow_average
 from ..run.last import LastCheckpoint
+from ..run.peers import EndTogether
 from ..run.resume import check_resume, run_state
 from .branch import Branch
 from .branches import Evaluators, make_branches, per_image
@@ -134,7 +135,7 @@ class Task(Network):
         return [optimizer], build_schedulers(optimizer, self.make_scheduler, self.optimization)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [LastCheckpoint(self.command), *watches(self.skip_nonfinite_steps)]
+        return [EndTogether(self._trainer), LastCheckpoint(self.command), *watches(self.skip_nonfinite_steps)]
 
     # -- what the data must agree with
 

@@ -1,7 +1,7 @@
-"""The processes of a run watch each other, so that all stop soon, with a message, when one fails or is killed.
+"""The processes of a run watch each other, so that all stop, with a message, when one fails or is killed.
 
-A process that waits for another in an exchange of tensors cannot be told by Python that this one is gone: with
-NCCL it waits for minutes, on several machines for as long as the timeout of the group. So every process keeps
+A process that waits for another in an exchange of tensors cannot be told by Python that it is gone: with NCCL
+it waits for minutes, on several machines for as long as the timeout of the group. So every process keeps
 a connection to the first one. A process that fails says so before anything else. If it dies, or its machine
 does, the system closes the connection. The first process tells the others.
 """
@@ -176,7 +176,7 @@ def _line(connection: socket.socket, most: int = 10_000) -> str:
     return found.decode(errors="replace").strip()
 
 
-class StopTogether(Callback):
+class EndTogether(Callback):
     """Ends all processes of a run when one of them fails; every task brings it.
 
     Where another process has failed, this one has :data:`GRACE` seconds to end by itself, by an error of its
@@ -188,7 +188,7 @@ class StopTogether(Callback):
 
     def __init__(self, trainer: Any = None) -> None:
         if trainer is not None and trainer.world_size > 1:
-            StopTogether._running = trainer
+            EndTogether._running = trainer
             self._begin_with_the_group(trainer)
 
     def _begin_with_the_group(self, trainer: Any) -> None:
@@ -205,7 +205,7 @@ class StopTogether(Callback):
         strategy.setup_environment = made
 
     def _begin(self, trainer: Any) -> None:
-        if StopTogether._peers is not None or not (dist.is_available() and dist.is_initialized()):
+        if EndTogether._peers is not None or not (dist.is_available() and dist.is_initialized()):
             return
         peers = Peers(trainer.global_rank, self._told)
         offered = peers.listen() if trainer.global_rank == 0 else (0, "")
@@ -218,19 +218,19 @@ class StopTogether(Callback):
                     "process %d cannot reach the first one at port %d (%s): if one of them fails, the others "
                     "notice it only by the timeout of their exchanges", trainer.global_rank, port, error,
                 )  # fmt: skip
-        StopTogether._peers = peers
+        EndTogether._peers = peers
         atexit.register(end_processes, os.getpid(), peers)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell the other processes, and see to it that this one ends."""
-        if StopTogether._peers is None or isinstance(exception, SIGTERMException):
+        if EndTogether._peers is None or isinstance(exception, SIGTERMException):
             return
         text = str(exception).strip()
-        StopTogether._peers.failed(f"{type(exception).__name__}: {text[:2000]}")
+        EndTogether._peers.failed(f"{type(exception).__name__}: {text[:2000]}")
         _after(HANDLERS, lambda: self._end(trainer, f"its error was not handled within {HANDLERS:.0f} s"))
 
     def _told(self, rank: int, message: str) -> None:
-        trainer = StopTogether._running
+        trainer = EndTogether._running
         if trainer.state.status != TrainerStatus.RUNNING:
             return
         _say(f"process {rank} has failed, so process {trainer.global_rank} stops too: {message}")

@@ -10,8 +10,8 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
-from memory_tasks import TinyTrunk
 from mask_files import fill_boxes
+from memory_tasks import TinyTrunk
 from two_processes import ranks
 
 from trunkline.backbones import FPN, ResidualEncoder
