@@ -276,7 +276,7 @@ class CocoDetection(SplitData[CocoIndex]):
     def make_loader(self, split: str, index: CocoIndex) -> DataLoader:
         """Return the loader of a split; batches to predict on have no boxes."""
         sampler = CanvasBatchSampler(
-            index.sizes.numpy(),
+            index.sizes.numpy().copy(),  # spawned processes move the tensor's memory
             short_sides=self.short_sides,
             long_side=self.hparams.long_side,
             canvases=self.canvases,
