@@ -8,7 +8,6 @@ import pickle
 import re
 import struct
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.models import get_weight
+
+from .arrays import STAND_INS, Array, Dtype, with_arrays
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -175,11 +176,11 @@ def require_stored(path: str | os.PathLike[str]) -> None:
 
 def _open_torch(path: Path) -> object:
     require_stored(path)
-    builders = _array_globals()
-    allowed = [argparse.Namespace, *{id(value): value for value in builders.values()}.values()]
     # Checkpoints often hold their options (a Namespace) and metrics (numpy scalars) next to the tensors.
-    with torch.serialization.safe_globals([*allowed, *_dtype_classes()]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    allowed: list[Any] = [argparse.Namespace, Array, Dtype]
+    allowed += [(stand_in, name) for name, stand_in in STAND_INS.items()]
+    with torch.serialization.safe_globals(allowed):
+        return with_arrays(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _open_safetensors(path: Path) -> object:
@@ -190,7 +191,7 @@ def _open_safetensors(path: Path) -> object:
 
 def _open_pickle(path: Path) -> object:
     with path.open("rb") as file:
-        return _ArrayUnpickler(file, encoding="latin1").load()  # Python 2 wrote many of them
+        return with_arrays(_ArrayUnpickler(file, encoding="latin1").load())  # Python 2 wrote many of them
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -198,42 +199,19 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _array_globals()[f"{module}.{name}"]
+            return STAND_INS[f"{module}.{name}"]
         except KeyError:
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}, which is no part of an array; loading it could run any code"
             ) from None
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Turn text into the bytes of an array, as old pickles have it."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}; arrays are stored as latin1")
-    return text.encode("latin1")
-
-
-def _array_globals() -> dict[str, Any]:
-    """Return what a pickled array may name, under the names of numpy 1 and of numpy 2."""
-    import numpy
-
-    table = {
-        "numpy.ndarray": numpy.ndarray,
-        "numpy.dtype": numpy.dtype,
-        "_codecs.encode": _encode,
-        "collections.OrderedDict": OrderedDict,
-    }
-    empty = numpy.empty(0)
-    for core in ("numpy.core", "numpy._core"):
-        table[f"{core}.multiarray._reconstruct"] = empty.__reduce__()[0]
-        table[f"{core}.multiarray.scalar"] = numpy.float32(0).__reduce__()[0]
-        table[f"{core}.numeric._frombuffer"] = empty.__reduce_ex__(5)[0]
-    return table
-
-
-def _dtype_classes() -> list[type]:
-    import numpy
-
-    return [type(numpy.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+def _updates(averaged: Mapping[Any, Any], label: str) -> int:
+    """Return how many updates an average is of."""
+    try:
+        return int(averaged.get("n_averaged", 1))
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"{label}: averaging_state has an n_averaged that is no number") from error
 
 
 def _unwrap(content: Any, label: str, without_eps: bool = False) -> Weights:
@@ -243,8 +221,8 @@ def _unwrap(content: Any, label: str, without_eps: bool = False) -> Weights:
     if isinstance(averaged, Mapping) and isinstance(content.get("current_model_state"), Mapping):
         # Lightning's WeightAveraging: the average is under state_dict, and is the untrained network until
         # the first update.
-        updates = int(averaged.get("n_averaged", 1))
-        content = content["state_dict" if updates else "current_model_state"]
+        updates = _updates(averaged, label)
+        content = content.get("state_dict" if updates else "current_model_state")
         label += f" (averaged over {updates} updates)" if updates else " (averaging had not begun)"
     while isinstance(content, Mapping):
         key = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)

@@ -4,35 +4,46 @@
     python tests/fuzz/campaign.py --seconds 60 --target coco_masks nifti --engine atheris
     python tests/fuzz/campaign.py --replay tests/fuzz/corpus/zip/cut zip      # one input, one target
 
-Each target gets its share of the time in processes of its own, one after the other, by atheris (libFuzzer, where
-it is installed), by hypothesis and by plain random mutation. It ends with status 1 and the path of an input for
-each kind of finding.
+Each target gets its share of the time in processes of its own, one after the other: by atheris (libFuzzer),
+by hypothesis, as far as these are installed, and by plain random mutation. It ends with status 1 and the
+path of an input for each kind of finding.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import importlib.util
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fuzz.groups import NAMES, group_of
+from fuzz.groups import GROUPS, NAMES, group_of
 from fuzz.target import SECONDS, Finding
+from fuzz.worker import work
 
-_HERE = Path(__file__).resolve().parent
+_INSTRUMENTED = (
+    "trunkline.data",
+    "trunkline.tasks.settings",
+    "trunkline.tasks.run",
+    "trunkline.backbones.weights",
+)
+# One thread in each process, and no more memory set apart for those that readers start.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _POLL = 0.5  # seconds
 _STILL = 120  # seconds without progress on the clock, for inputs that wait rather than compute
-_START = 120  # seconds to import and to read the seeds
 _SHARES = {"atheris": 0.5, "random": 0.35, "hypothesis": 0.15}
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -69,40 +80,38 @@ class Process:
 
     def __init__(self, target: str, engine: str, seconds: float, seed: int, known: set[str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{target}-", dir=_memory()))
-        (self.folder / "known.json").write_text(json.dumps(sorted(known)))
-        words = [
-            sys.executable,
-            str(_HERE / "worker.py"),
-            target,
-            str(self.folder),
-            f"{seconds:.1f}",
-            engine,
-            str(seed),
-        ]
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "MALLOC_ARENA_MAX": "2",
-        }
-        self.output = open(self.folder / "output", "wb")  # noqa: SIM115
-        self.child = subprocess.Popen(words, env=environment, stdout=self.output, stderr=subprocess.STDOUT)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._work(target, engine, seconds, seed, known)
+
+    def _work(self, target: str, engine: str, seconds: float, seed: int, known: set[str]) -> None:
+        """Do the work of the child, which never returns."""
+        try:
+            output = os.open(self.folder / "output", os.O_WRONLY | os.O_CREAT)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            work(group_of(target), self.folder, seconds, engine, seed, known)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
 
     def wait(self) -> str:
         """Return why the process ended before its time: an empty text if it did not."""
         before, at, used = -1, time.monotonic(), 0.0
-        while self.child.poll() is None:
+        while True:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                return "" if status == 0 else f"ended with status {os.waitstatus_to_exitcode(status)}"
             time.sleep(_POLL)
             count, _ = self.counts()
             now, spent = time.monotonic(), self._spent()
             if count != before:
                 before, at, used = count, now, spent
-            elif count and (spent - used > SECONDS or now - at > _STILL) or now - at > _STILL + _START:
-                self.child.kill()
-                self.child.wait()
+            elif spent - used > SECONDS or now - at > _STILL:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
                 return f"hang of more than {SECONDS} s"
-        self.output.close()
-        code = self.child.returncode
-        return "" if code == 0 else f"ended with status {code}"
 
     def counts(self) -> tuple[int, int]:
         """Return how many inputs there were, and how many of them were read."""
@@ -117,7 +126,7 @@ class Process:
     def _spent(self) -> float:
         """Return the seconds of processor time of the process."""
         try:
-            words = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()
+            words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return 0.0
         return (int(words[11]) + int(words[12])) / _TICKS
@@ -195,12 +204,28 @@ def engines(chosen: str | None) -> dict[str, float]:
     return {name: share / sum(shares.values()) for name, share in shares.items()}
 
 
+def load(names: Sequence[str], shares: dict[str, float]) -> None:
+    """Import what targets and engines need, once: processes are forked from this one."""
+    groups = [group for group, members in GROUPS.items() if set(members) & set(names)]
+    if "hypothesis" in shares:
+        importlib.import_module("fuzz.strategies")
+    watched = contextlib.nullcontext()
+    if "atheris" in shares:
+        import atheris
+
+        watched = atheris.instrument_imports(include=list(_INSTRUMENTED))
+    with watched:
+        for group in groups:
+            importlib.import_module(f"fuzz.{group}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=600, help="for all targets together")
     parser.add_argument("--target", nargs="*", choices=NAMES, help="all of them if not given")
     parser.add_argument("--engine", choices=list(_SHARES), help="all that are installed if not given")
     parser.add_argument("--seed", type=int, default=int(time.time()) % 10**6)
+    parser.add_argument("--nice", type=int, default=10, help="0 to 19: how far other work goes first")
     parser.add_argument(
         "--found", type=Path, default=Path("fuzz-found"), help="folder for inputs of findings"
     )
@@ -209,8 +234,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.replay:
         return replay(Path(options.replay[0]), options.replay[1])
-    os.nice(10)
+    os.nice(options.nice)
     targets, shares = options.target or NAMES, engines(options.engine)
+    load(targets, shares)
     found = 0
     for name in targets:
         outcome = Outcome()
@@ -233,4 +259,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if _ENVIRONMENT.items() - os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | _ENVIRONMENT)
     sys.exit(main())

@@ -95,16 +95,16 @@ _META = "ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\nElementType = MET_SHORT
 _META += (
     "TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 1 2 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n"
 )
+_LOCAL = "ElementDataFile = LOCAL\n"
 
 
 def _metas() -> list[bytes]:
     channels = _META.replace("2 3 4", "2 3 2") + "ElementNumberOfChannels = 2\n"
     return [
-        f"{_META}ElementDataFile = LOCAL\n".encode() + _VALUES.tobytes(),
-        f"{_META}CompressedData = True\nCompressedDataSize = {len(_PACKED)}\nElementDataFile = LOCAL\n".encode()
-        + _PACKED,
-        f"{channels}ElementDataFile = LOCAL\n".encode() + _VALUES.tobytes(),
-        f"{_META}DistanceUnits = um\nElementDataFile = LOCAL\n".encode() + _VALUES.tobytes(),
+        f"{_META}{_LOCAL}".encode() + _VALUES.tobytes(),
+        f"{_META}CompressedData = True\nCompressedDataSize = {len(_PACKED)}\n{_LOCAL}".encode() + _PACKED,
+        f"{channels}{_LOCAL}".encode() + _VALUES.tobytes(),
+        f"{_META}DistanceUnits = um\n{_LOCAL}".encode() + _VALUES.tobytes(),
     ]
 
 

@@ -1,10 +1,8 @@
 """One process of a campaign: gives inputs to one target until its time is over.
 
-    python tests/fuzz/worker.py TARGET FOLDER SECONDS ENGINE SEED
-
-FOLDER/state says how many inputs there were and how many of them were read, FOLDER/found/ has input and text
-of each kind of finding. FOLDER/input/ holds the input that is being read, for the parent to see if this process
-ends.
+In the folder of the process ``state`` says how many inputs there were and how many of them were read;
+``found`` has input and text of each kind of finding; ``input`` holds the input that is being read, for the
+parent to see if this process ends.
 """
 
 from __future__ import annotations
@@ -22,20 +20,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from fuzz.groups import group_of
-from fuzz.target import MIB, Finding, Target, peak_memory
+from .target import MIB, Finding, Target, peak_memory
 
 STATE = struct.Struct("<QQ")  # inputs, and those of them that were read as valid files
 _ROOM = 256 * MIB  # of addresses beside those that inputs may take: stacks of threads, arenas
-INSTRUMENTED = (
-    "trunkline.data",
-    "trunkline.tasks.settings",
-    "trunkline.tasks.run",
-    "trunkline.backbones.weights",
-)
 _KINDS = 40  # of findings that are kept
 
 
@@ -126,7 +114,7 @@ def inputs_of_hypothesis(worker: Worker, seed: int) -> None:
     """Draw inputs by strategies."""
     import hypothesis
 
-    from fuzz.strategies import inputs
+    from .strategies import inputs
 
     settings = hypothesis.settings(
         max_examples=2000,
@@ -184,25 +172,18 @@ ENGINES: dict[str, Callable[[Worker, int], None]] = {
 }
 
 
-def main() -> None:
-    name, folder, seconds, engine, seed = sys.argv[1:6]
-    if engine == "atheris":
-        import atheris
+def work(target: Target, folder: Path, seconds: float, engine: str, seed: int, known: set[str]) -> None:
+    """Give inputs to a target; see ``Worker``.
 
-        with atheris.instrument_imports(include=list(INSTRUMENTED)):
-            target = group_of(name)
-    else:
-        target = group_of(name)
-    known = Path(folder) / "known.json"
-    worker = Worker(
-        target, Path(folder), float(seconds), set(json.loads(known.read_text()) if known.exists() else ())
-    )
-    if engine == "hypothesis":
-        import fuzz.strategies  # noqa: F401  (takes seconds)
+    Args:
+        target: to give them to.
+        folder: of this process.
+        seconds: to work.
+        engine: one of ``ENGINES``.
+        seed: of the random numbers.
+        known: kinds of findings that have been seen.
+    """
+    worker = Worker(target, folder, seconds, known)
     worker.begin()
-    ENGINES[engine](worker, int(seed))
+    ENGINES[engine](worker, seed)
     worker.finish()
-
-
-if __name__ == "__main__":
-    main()
