@@ -20,6 +20,8 @@ from .opening import ImagePath, bytes_of
 from .opening import content_of as content_of
 from .opening import image_error as image_error
 from .opening import opened as opened
+from .png_chunks import file_may_be_turned, may_be_turned
+from .storage import is_stored, open_stored
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
@@ -33,7 +35,6 @@ _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _SWAPPED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
 _COLOUR_OF_BYTES = np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
 _LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
-_PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
 class MaskPixels(NamedTuple):
@@ -302,5 +303,7 @@ def _palette(image: Image.Image) -> np.ndarray | None:
 
 def _png_may_be_turned(path: ImagePath, content: bytes | None) -> bool:
     """Whether a PNG can name an orientation at all: Pillow decodes the whole image to find out."""
-    content = bytes_of(path, content)
-    return any(mark in content for mark in _PNG_ORIENTATION_MARKS)
+    if content is None and is_stored(path):
+        with open_stored(str(path)) as file:
+            return file_may_be_turned(file, file.size)
+    return may_be_turned(bytes_of(path, content))

@@ -1,5 +1,6 @@
 """Data at addresses and in tar shards give the batches of the same files on a disk."""
 
+import multiprocessing
 import shutil
 import subprocess
 import tarfile
@@ -40,7 +41,9 @@ def uploaded(folder, address):
 def shards_of(folder, where, count=2, inside="."):
     """Make tar shards of a folder by the program tar, as the documentation says."""
     where.mkdir(parents=True, exist_ok=True)
-    files = sorted(str(file.relative_to(folder)) for file in Path(folder, inside).rglob("*") if file.is_file())
+    files = sorted(
+        str(file.relative_to(folder)) for file in Path(folder, inside).rglob("*") if file.is_file()
+    )
     for number in range(count):
         some = "\n".join(files[number::count])
         command = ["tar", "-C", str(folder), "-cf", str(where / f"part-{number:03}.tar"), "-T", "-"]
@@ -98,20 +101,34 @@ def test_boxes_in_shards_with_annotations_on_the_disk(shapes, tmp_path):
     assert same(local, batches_of(data))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.slow
-def test_loader_processes_read_addresses_and_shards(shapes, tmp_path, method, monkeypatch):
-    import multiprocessing
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_loader_processes_read_addresses_and_shards(shapes, tmp_path, method):
+    shards = shards_of(shapes / "images" / "val", tmp_path / "val")
+    for place in (f"file://{shards}", f"file://{shapes}/images/val")[: 2 if method == "fork" else 1]:
+        data = CocoDetection(str(shapes), val_images=place, **BOXES)
+        data.prepare_data()
+        data.setup("validate")
+        expected = list(data.val_dataloader())
+        loader = data.val_dataloader()
+        loader.multiprocessing_context = multiprocessing.get_context(method)
+        loader.num_workers = 2 if method == "fork" else 1  # to start one takes long
+        assert same(expected, list(loader))
 
-    local = batches_of(CocoDetection(str(shapes), **BOXES))
-    train = f"file://{shards_of(shapes / 'images' / 'train', tmp_path / 'train')}"
-    settings = BOXES | {"workers": 2, "train_images": train, "val_images": f"file://{shapes}/images/val"}
-    before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method(method, force=True)
-    try:
-        assert same(local, batches_of(CocoDetection(str(shapes), **settings)))
-    finally:
-        multiprocessing.set_start_method(before, force=True)
+
+def test_sizes_stay_where_the_tensors_are_moved_to_the_memory_of_spawned_processes(shapes):
+    data = CocoDetection(str(shapes), **BOXES)
+    data.setup("validate")
+    expected = [batch.image_ids.tolist() for batch in data.val_dataloader()]
+    loader = data.val_dataloader()
+    index = data.index_of("val")
+    index.sizes.share_memory_()
+    _ = np.zeros((64, 2), np.int64)  # takes the memory that was given back, where it was
+    assert [batch.image_ids.tolist() for batch in loader] == expected
+    assert not any(
+        np.shares_memory(value, index.sizes.numpy())
+        for value in vars(loader.sampler).values()
+        if isinstance(value, np.ndarray)
+    )
 
 
 def test_masks_at_an_address_and_in_shards(masked_shapes, memory, tmp_path):
@@ -147,7 +164,9 @@ def test_classes_by_a_table(class_folders, memory, tmp_path):
     shutil.copy(copy / "table.csv", alone)
     settings = {"train": str(alone), "val": str(alone)} | CLASSES
     assert same(local, batches_of(ImageClassification(address, **settings)))
-    assert same(local, batches_of(ImageClassification(shards_of(class_folders, tmp_path / "tars"), **settings)))
+    assert same(
+        local, batches_of(ImageClassification(shards_of(class_folders, tmp_path / "tars"), **settings))
+    )
 
 
 def test_boxes_and_masks_at_an_address(shapes_with_masks, memory):
