@@ -165,7 +165,7 @@ def match_by_torch(
     objects = _object_rows(truth, labels, crowd)
     regions = crowd & (labels >= 0) & torch.isfinite(box_areas(truth))
     images, number = labels.shape[0], boxes.shape[1]
-    rows = rows_needed(objects | regions)
+    rows = rows_needed(objects | regions) if number else 0
     most = _PAIRS.get(boxes.device.type, _PAIRS_ON_DEVICES)
     step = max(1, most // max(1, images * number))
     closest = None
@@ -173,7 +173,7 @@ def match_by_torch(
         block = slice(start, min(start + step, rows))
         more = _closest(boxes, truth[:, block], objects[:, block], regions[:, block], low_quality)
         closest = more if closest is None else _closer(closest, more, start)
-    if closest is None:  # no rows at all
+    if closest is None:  # no rows, or no boxes
         index = labels.new_zeros((images, number))
         return index, index.bool(), sound.expand_as(index).clone()
     positive = ((closest.iou >= fg_iou) | closest.is_best) & sound

@@ -96,7 +96,8 @@ def _intersection(left, top, right, bottom, left2, top2, right2, bottom2):
 @triton.jit
 def _iou(intersection, area, area2):
     union = (area + area2) - intersection
-    return tl.div_rn(intersection, tl.maximum(union, 1.1754943508222875e-38))  # the smallest normal number
+    least = 1.1754943508222875e-38  # the smallest normal number
+    return tl.where(union > 0, tl.div_rn(intersection, tl.maximum(union, least)), 0.0)  # 0 for a NaN
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -11,10 +11,13 @@ from trunkline.heads.detection.matching import match_boxes, match_by_torch
 
 
 def random_boxes(generator, *shape):
-    """Boxes on whole pixels: many are equal, touch each other or have no area."""
+    """Boxes on whole pixels: many are equal, touch each other or have no area; some have odd corners."""
     corner = torch.rand(*shape, 2, generator=generator) * 60
     size = (torch.rand(*shape, 2, generator=generator) * 50 - 3).clamp(min=0)
-    return torch.cat([corner, corner + size], dim=-1).round()
+    boxes = torch.cat([corner, corner + size], dim=-1).round()
+    for value in (torch.nan, torch.inf, 1e20, 1e-30, -5.0):
+        boxes[torch.rand(boxes.shape, generator=generator) < 0.01] = value
+    return boxes
 
 
 def main():
