@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 
 from ..shared.common import listing, number_of
+from ..shared.inside import REMEDY, outside
 from ..shared.locate import SPLIT_NAMES
 from ..shared.storage import Location
 from .names import LabelError, control_characters, number_written, require_class_names, require_file
@@ -208,6 +209,8 @@ def _path_problem(path: str, folder: str) -> str | None:
         return f"the path {path!r} holds a control character; rename the file"
     if "://" in path:
         return f"{path} is an address; give paths relative to the CSV, or to an address in data.root"
+    if why := outside(path, folder):
+        return f"{path} {why}; {REMEDY}"
     if "\\" in path and os.sep == "/" and not os.path.exists(os.path.join(folder, path)):
         return f"{path} is a path of Windows, and there is no such file; write / in place of \\"
     return None

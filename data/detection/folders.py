@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from ..shared.common import PackedNames
+from ..shared.inside import outside, require_inside
 from ..shared.locate import IMAGE_PLACES, DataNotFoundError
 from ..shared.storage import Location, located
 
@@ -24,6 +25,7 @@ def folder_of_images(source: Location, names: PackedNames, given: str | None, ro
         DataNotFoundError: naming the folders looked at.
     """
     if given is not None:
+        require_inside(names, given, source)
         return located(given)
     near = source.parent, source.parent.parent
     bases = near if root is None else (*near, located(root))
@@ -31,7 +33,8 @@ def folder_of_images(source: Location, names: PackedNames, given: str | None, ro
     folders = [base / place.format(split=split) for base in bases for place in (*IMAGE_PLACES, ".")]
     for name in islice(names, MOST_MISSING):
         for folder in folders:
-            if (folder / name).exists():
+            if not outside(name, folder) and (folder / name).exists():
+                require_inside(names, folder, source)
                 return folder
     looked = "\n".join(f"  {folder}" for folder in dict.fromkeys(folders))
     raise DataNotFoundError(

@@ -30,6 +30,7 @@ from ..shared.common import PackedNames, in_threads
 from ..shared.extras import tell_extras
 from ..shared.failed import FailedImage
 from ..shared.faults import SkippedImages, raise_or_skip
+from ..shared.inside import require_inside
 from ..shared.io import ImageError, read_image, stored_size
 from ..shared.labels.classes import LabelClass
 from ..shared.locate import CheckImages
@@ -228,6 +229,7 @@ def read_coco(
     records = content["categories"] if boxes else content.get("categories") or []
     categories = read_categories(records, source) if boxes or records else ()
     image_ids, sizes, names = read_images(content["images"], source)
+    require_inside(names, image_folder or source.parent, source, lambda n: f"image id {image_ids[n]}")
     if not boxes:
         return _build(str(image_folder), categories, image_ids, sizes, names, no_boxes(), InstanceColumns())
     columns = read_annotations(content["annotations"], image_ids, categories, source)

@@ -39,9 +39,8 @@ from .summary import summary, trained_spacing, warn_of_far_spacings
 
 logger = logging.getLogger("trunkline")
 
-_FOUND_BY = (
-    "images", "labels", "table", "classes", "ignore_id", "splits", "fold", "folds", "patients", "missing",
-)  # fmt: skip
+_FOUND_BY = ("images", "labels", "table", "classes", "ignore_id", "splits", "fold", "folds", "patients",
+             "missing", "allow_outside_root")  # fmt: skip
 
 
 class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):

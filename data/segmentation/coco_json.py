@@ -19,6 +19,7 @@ from ..shared.coco.json_file import read_json
 from ..shared.coco.outlines import NO_OUTLINE, Outlines, size_problem, starts, with_packed_outline
 from ..shared.coco.units import require_pixels
 from ..shared.common import PackedNames, listing, number_of
+from ..shared.inside import outside, require_inside
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.table import UNKNOWN, Background, ClassTable, row_id
 from ..shared.locate import DataNotFoundError
@@ -188,9 +189,12 @@ def _panoptic(
     segments = [sorted((s["id"], s["category_id"]) for s in record_of[p]["segments_info"]) for p in kept]
     ids = np.array([pair[0] for pairs in segments for pair in pairs], dtype=np.int64)
     category_ids = np.array([pair[1] for pairs in segments for pair in pairs], dtype=np.int64)
+    files = [record_of[position]["file_name"] for position in kept]
+    folder = _panoptic_folder(source, files[0])
+    require_inside(files, folder, source, lambda n: f"annotation of image id {image_ids[kept[n]]}")
     masks = PanopticMasks(
-        str(_panoptic_folder(source, record_of[kept[0]]["file_name"])),
-        PackedNames.pack(record_of[position]["file_name"] for position in kept),
+        str(folder),
+        PackedNames.pack(files),
         table,
         starts([len(pairs) for pairs in segments]),
         torch.from_numpy(ids),
@@ -232,7 +236,7 @@ def _panoptic_folder(source: Location, first: str) -> Location:
     """Find the folder of the PNGs by where the first of them is."""
     folders = [source.with_suffix(""), source.parent / "masks", source.parent]
     for folder in folders:
-        if (folder / first).exists():
+        if not outside(first, folder) and (folder / first).exists():
             return folder
     looked = "\n".join(f"  {folder}" for folder in folders)
     raise DataNotFoundError(f"{source}: no panoptic PNGs found, looked for {first} in\n{looked}")

@@ -14,6 +14,7 @@ from typing import NamedTuple, cast
 
 from ...constants import IGNORE_INDEX
 from ..shared.common import PackedNames, in_threads
+from ..shared.inside import require_inside
 from ..shared.labels.classes import LabelClass
 from ..shared.labels.lists import (
     CITYSCAPES_IGNORED,
@@ -319,12 +320,12 @@ class SegmentationSources:
     def _coco_index(self, paths: SplitPaths) -> SegmentationIndex:
         given = self.choices
         if given.classes is not None:
-            raise MaskError(
-                f"data.classes cannot be used: {paths.masks} names its classes; data.categories chooses some"
-            )
+            said = f"{paths.masks} names its classes; data.categories chooses some"
+            raise MaskError(f"data.classes cannot be used: {said}")
         names, masks = read_mask_json(
             paths.masks, given.ignore, given.categories, given.background, given.overlaps, given.missing
         )
+        require_inside(names, paths.images, paths.masks)
         index = SegmentationIndex(str(paths.images), PackedNames.pack(names), masks)
         return self._numbered(paths, index)
 

@@ -21,6 +21,7 @@ from .contract import VolumeSettings as VolumeSettings
 from .failed import FailedBatch, FailedImage, OnBadImage, OnChangedData
 from .faults import SkippedImages, on_unreadable
 from .fingerprint import fingerprint_of
+from .inside import files_of
 from .loading import PlainErrorLoader, batch_loader, global_seed, ranks_of
 from .locate import DataNotFoundError
 from .resumed import EpochProgress
@@ -139,7 +140,8 @@ class SplitData(TrunklineData, Generic[Index]):
                     )
                 continue
             if split not in self.splits:
-                self.splits[split] = self._read(split)
+                with files_of(self.hparams.get("root"), self.allow_outside_root):
+                    self.splits[split] = self._read(split)
             indices[split] = self.splits[split]
         return indices
 

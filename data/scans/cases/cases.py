@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...shared.common import listing, number_of
+from ...shared.inside import files_of
 from ...shared.io import IMAGE_SUFFIXES
 from ...shared.locate import DataNotFoundError
 from ...shared.storage import on_this_machine
@@ -42,6 +43,7 @@ def find_dataset(
     seed: int = 0,
     patients: str | None = None,
     missing: Unlabelled = "error",
+    allow_outside_root: bool | None = None,
 ) -> ScanDataset:
     """Find cases, classes and splits of a dataset, in the first of these layouts that is there.
 
@@ -67,6 +69,7 @@ def find_dataset(
         seed: of the folds.
         patients: a CSV with ``case`` and ``patient``; None for that of ``table``, or one per case.
         missing: ``error`` if a case of train or val has no labels; ``skip`` leaves it out, with a warning.
+        allow_outside_root: whether lists may name files outside; None leaves that to ``files_of``.
 
     Returns:
         The dataset; splits without cases are absent.
@@ -76,7 +79,8 @@ def find_dataset(
         CasesError: if files, classes, folds or patients do not fit together.
     """
     base = on_this_machine(root, "scans")
-    layout = find_layout(base, images, labels, table, missing)
+    with files_of(base, allow_outside_root):
+        layout = find_layout(base, images, labels, table, missing)
     _require_distinct(layout)
     _set_patients(layout, base, patients)
     _leave_out_unlabelled(layout)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ...shared.coco.fields import AnnotationError
 from ...shared.coco.json_file import read_json
 from ...shared.common import listing, number_of
+from ...shared.inside import REMEDY, outside
 from ...shared.io import IMAGE_SUFFIXES
 from ...shared.labels.classes import LabelClass
 from ..formats.files import SCAN_SUFFIXES, scan_stem
@@ -293,6 +294,9 @@ def _listed(folder: Path, place: str, entry: Any, labelled: bool, name: str | No
         problems.append(f"{place}: no label")
     if fold is not None and (isinstance(fold, bool) or not isinstance(fold, int) or fold < 0):
         problems.append(f"{place}: fold is {fold!r}, not 0, 1, 2 and so on")
+    named = [*written, *([label] if isinstance(label, str) else [])]
+    if away := [f"{place}: {path} {why}; {REMEDY}" for path in named if (why := outside(path, folder))]:
+        return _Entry(Case("", (), None, ""), away, None)
     images = [found for path in written for found in _existing(folder / path, place, problems)]
     path = folder / label if isinstance(label, str) else None
     if path is not None and not path.exists():

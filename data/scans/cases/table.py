@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.common import listing, number_of
+from ...shared.inside import REMEDY, outside
 from ...shared.io import IMAGE_SUFFIXES
 from ...shared.locate import SPLIT_NAMES, DataNotFoundError
 from ..formats.files import SCAN_SUFFIXES, is_scan, scan_stem
@@ -162,7 +163,7 @@ def _image_columns(source: Path, header: list[str], rows: list[Row]) -> list[str
         if name
         and name not in _OTHERS
         and any(
-            row[name] and (row[name].lower().endswith(suffixes) or is_scan(source.parent / row[name]))
+            row[name] and (row[name].lower().endswith(suffixes) or _is_scan(source.parent, row[name]))
             for _, row in rows
         )
     ]
@@ -174,11 +175,17 @@ def _image_columns(source: Path, header: list[str], rows: list[Row]) -> list[str
     return found
 
 
+def _is_scan(folder: Path, name: str) -> bool:
+    return not outside(name, folder) and is_scan(folder / name)
+
+
 def _row_problems(folder: Path, row: dict[str, str], columns: list[str], missing: Unlabelled) -> list[str]:
     problems = []
     for column in columns:
         if not row[column]:
             problems.append(f"column {column}: is empty; every case needs all channels")
+        elif why := outside(row[column], folder):
+            problems.append(f"column {column}: {row[column]} {why}; {REMEDY}")
         elif not (folder / row[column]).exists():
             problems.append(f"column {column}: {folder / row[column]} does not exist")
     split = _SPLIT_OF.get(row["split"].lower()) if "split" in row else "train"
@@ -190,6 +197,8 @@ def _row_problems(folder: Path, row: dict[str, str], columns: list[str], missing
                 "column label: is empty; give the file of the labels, or set split to test, or "
                 "data.missing to skip"
             )
+    elif why := outside(row["label"], folder):
+        problems.append(f"column label: {row['label']} {why}; {REMEDY}")
     elif not (folder / row["label"]).exists():
         problems.append(f"column label: {folder / row['label']} does not exist")
     whole = row.get("fold", "").isdecimal() and len(row["fold"]) <= _MOST_DIGITS

@@ -87,7 +87,11 @@ def test_the_same_file_under_two_paths_is_found(pictures):
 def test_paths_may_be_absolute_or_lead_outside(pictures, tmp_path):
     picture(tmp_path / "other/x.png")
     text = f"path,label\n{pictures}/images/a.png,cat\n../other/x.png,dog\n"
-    made = ready(pictures, train=table(pictures, text).name)
+    with pytest.raises(
+        LabelError, match=r"line 3: \.\./other/x\.png leads out of .*data\.allow_outside_root"
+    ):
+        ready(pictures, train=table(pictures, text).name)
+    made = ready(pictures, train=table(pictures, text).name, allow_outside_root=True)
     made.prepare_data()
     assert paths(made.splits["train"])[0] == f"{pictures}/images/a.png"
 

@@ -44,7 +44,7 @@ ROWS = "0.nii,l0.nii,{}\n1.nii,l1.nii,{}\n2.nii,l2.nii,{}\n"
         ("image_0,image_1,label\n0.nii,0.nii,l0.nii\n", r"0: has one file twice"),
         ("image_0,image_1,label\n0.nii,1.nii,l0.nii\n1.nii,2.nii,l1.nii\n", r"1.nii belongs to 0 already"),
         ("image,label\n0.nii,l0.nii\n./0.nii,l1.nii\n", r"line 3, column image: ./0.nii is in line 2 al"),
-        (b"image,label\n0.nii,\x00l0.nii\n", r"does not exist"),
+        (b"image,label\n0.nii,\x00l0.nii\n", r"holds a null character"),
         ("image,label\n" + "x" * 200_000 + ",l0.nii\n", r"line 2: not readable as CSV \(field larger"),
         ("image,label\n0.nii,l0.nii\n".encode("utf-16"), r"not readable as CSV .*save it as UTF-8"),
         ("Image,image,label\n0.nii,1.nii,l0.nii\n", r"line 1: column image is there twice"),
