@@ -1,7 +1,7 @@
 """Small runs of every task that are stopped and go on, and what must be equal at their ends.
 
-``finish(case, folder, ...)`` trains in a forked process until the run is done, and starts it again whenever it
-was killed, from the newest checkpoint that was written between two steps.
+``finish(case, folder, ...)`` trains in a forked process until the run is done, and starts it again whenever
+it was killed, from the newest checkpoint that was written between two steps.
 """
 
 import json
@@ -33,6 +33,7 @@ from trunkline.tasks.classification import Classification
 from trunkline.tasks.detection import Detection
 from trunkline.tasks.multitask import MultiTask
 from trunkline.tasks.run.averaging import WeightEMA
+from trunkline.tasks.run.experiment import Command
 from trunkline.tasks.run.state import KEY
 from trunkline.tasks.segmentation import SemanticSegmentation
 from trunkline.tasks.volumes import VolumeSegmentation
@@ -121,6 +122,7 @@ class Case:
     trainer: dict = field(default_factory=dict)
     callbacks: object = None  # makes more of them
     schedule: str = "step"  # of the learning rate: step or plateau
+    save_every: object = None
 
 
 class Curves(Logger):
@@ -210,6 +212,7 @@ def train(case, folder, ckpt_path=None, *more):
         lr_scheduler=schedule(case), optimization=OptimizationOptions(warmup_steps=3),
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.02, momentum=0.9), pictures=0,
     )  # fmt: skip
+    task.command = Command(save_every=case.save_every)
     folder.mkdir(parents=True, exist_ok=True)
     options = {
         "accelerator": "cpu", "max_epochs": case.epochs, "enable_progress_bar": False, "deterministic": True,

@@ -32,7 +32,6 @@ from ...data.shared.trusted import checked_settings
 from ...evaluation.base import Evaluator
 from ...heads.base import Head
 from ..run.experiment import Command
-from ..run.experiment import Command
 from .optimization import OptimizationOptions, Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -73,7 +72,6 @@ class Network(WithConstants, LightningModule):
         ValueError: if parts do not fit each other, or ``weights`` do not fit the model.
     """
 
-    command: Command = Command()  # that started the run
     command: Command = Command()  # that started the run
     pixel_factor: Tensor
     pixel_shift: Tensor
