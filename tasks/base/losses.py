@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...evaluation.distributed import gather_objects
+from .draws import fixed_draws
 from .transfer import to_main_memory
 
 
@@ -117,6 +119,12 @@ class LossMeans:
         """Forget everything."""
         self._sums: dict[str, Tensor] = {}
         self._images: Tensor | int = 0
+
+    def take(self, head: Any, raw: Any, batch: Any) -> None:
+        """Add the losses of a head's raw outputs; what they draw depends on the images of the batch alone."""
+        with fixed_draws(batch.in_main_memory("image_ids"), batch.image.device):
+            losses = head.losses(raw, batch)
+        self.add(losses, batch.labelled())
 
     def add(self, losses: dict[str, Tensor], images: Tensor | int) -> None:
         """Add the mean losses of a batch over ``images`` images; ``loss`` is added as their sum."""

@@ -225,9 +225,7 @@ class Task(Network):
         if not len(batch):
             return  # there are fewer images than processes, or none of these could be read
         # Losses first: their proposals serve predictions too, which need fewer of them.
-        _, predictions = self.infer(
-            batch, lambda raw: self._losses.add(self.head.losses(raw, batch), batch.labelled())
-        )
+        _, predictions = self.infer(batch, lambda raw: self._losses.take(self.head, raw, batch))
         for name, branch in self.branches.items():
             branch.update(predictions[name], batch.for_head(name))
         self._board.add(batch, predictions, batch_idx)

@@ -18,6 +18,7 @@ from ...data.shared.fingerprint import differences
 from ...data.shared.module import SplitData
 from ...evaluation.distributed import gather_objects
 from ..run.memory import memory_advice
+from .draws import OwnDraws
 from .nonfinite import SkipNonFinite
 from .transfer import to_main_memory
 
@@ -167,4 +168,4 @@ class RunWatch(Callback):
 
 def watches(skip_nonfinite_steps: int) -> list[Callback]:
     """Return the callbacks that watch the runs of a task; see ``model.skip_nonfinite_steps``."""
-    return [RunWatch(), SkipNonFinite(skip_nonfinite_steps)]
+    return [RunWatch(), SkipNonFinite(skip_nonfinite_steps), OwnDraws()]
