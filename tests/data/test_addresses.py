@@ -110,8 +110,9 @@ def test_loader_processes_read_addresses_and_shards(shapes, tmp_path, method):
         data.setup("validate")
         expected = list(data.val_dataloader())
         loader = data.val_dataloader()
-        loader.multiprocessing_context = multiprocessing.get_context(method)
         loader.num_workers = 2 if method == "fork" else 1  # to start one takes long
+        loader.prefetch_factor = 2
+        loader.multiprocessing_context = multiprocessing.get_context(method)
         assert same(expected, list(loader))
 
 
@@ -217,7 +218,7 @@ def test_whole_scans_at_an_address_are_refused(memory):
     from trunkline.data.scans.module import ScanSegmentation
 
     with pytest.raises(ObjectError, match="copy them to a disk, or mount"):
-        ScanSegmentation(root=f"{memory}/scans").setup("fit")
+        ScanSegmentation(root=f"{memory}/scans", patch=(8, 8, 8)).setup("fit")
 
 
 def test_a_file_of_the_annotations_that_is_not_there_is_named(shapes, memory):
