@@ -8,13 +8,16 @@ made of those at the end, from bytes whose number fits. Formats: ``array_reduce`
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from typing import Any
 
 _NUMBERS = re.compile(r"[fiu][1248]|b1|f16|\?")  # what a state dict can hold
+_PICKLES = 5  # of an old file: magic number, version, system, the object, keys of its tensors
 _ORDERS = ("<", ">", "|", "=")
 
 
@@ -121,6 +124,29 @@ STAND_INS: dict[str, Any] = {
         )
     },
 }
+
+
+def require_whole(content: bytes, old_torch: bool = False) -> None:
+    """Refuse a pickle that claims more than it has: Python takes the memory before it finds out.
+
+    Args:
+        content: of the file.
+        old_torch: whether it is one of ``torch.save`` before that wrote zip files: several pickles in a row.
+
+    Raises:
+        ValueError: for what is no pickle, or is cut off.
+        pickle.UnpicklingError: for a place that no value can have, or a tensor larger than the file.
+    """
+    stream, pickles = io.BytesIO(content), _PICKLES if old_torch else 1
+    for _ in range(pickles):
+        count = 0
+        for opcode, argument, place in pickletools.genops(stream):
+            if "PUT" in opcode.name and argument > (place or 0):
+                raise pickle.UnpicklingError(f"it remembers a value at place {argument:,}")
+            if type(argument) is int and "PUT" not in opcode.name and "GET" not in opcode.name:
+                count = argument
+            if old_torch and opcode.name == "BINPERSID" and count > len(content):
+                raise pickle.UnpicklingError(f"a tensor of {count:,} numbers is larger than the file")
 
 
 def with_arrays(content: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pickle
 import re
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torchvision.models import get_weight
 
-from .arrays import STAND_INS, Array, Dtype, with_arrays
+from .arrays import STAND_INS, Array, Dtype, require_whole, with_arrays
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -172,10 +173,18 @@ def require_stored(path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"its parts are compressed, and would become {sum(part.file_size for part in packed):,} bytes"
         )
+    size = os.path.getsize(path)
+    for part in archive.infolist():
+        if part.file_size != part.compress_size or part.header_offset + part.file_size > size:
+            raise ValueError(
+                f"{part.filename} claims {part.file_size:,} bytes, more than the file has; download it again"
+            )
 
 
 def _open_torch(path: Path) -> object:
     require_stored(path)
+    if not zipfile.is_zipfile(path):
+        require_whole(path.read_bytes(), old_torch=True)
     # Checkpoints often hold their options (a Namespace) and metrics (numpy scalars) next to the tensors.
     allowed: list[Any] = [argparse.Namespace, Array, Dtype]
     allowed += [(stand_in, name) for name, stand_in in STAND_INS.items()]
@@ -190,8 +199,10 @@ def _open_safetensors(path: Path) -> object:
 
 
 def _open_pickle(path: Path) -> object:
-    with path.open("rb") as file:
-        return with_arrays(_ArrayUnpickler(file, encoding="latin1").load())  # Python 2 wrote many of them
+    content = path.read_bytes()
+    require_whole(content)
+    unpickler = _ArrayUnpickler(io.BytesIO(content), encoding="latin1")  # Python 2 wrote many of them
+    return with_arrays(unpickler.load())
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ..shared.bounded import BoundedFile
 from ..shared.io import ImageError, image_error
 from ..shared.limits import MOST_AFTER
 from .scan_headers import array_shape, check_packing, check_placed, nifti_kind
@@ -156,7 +157,7 @@ def _open_scan(path: str | PathLike[str], content: bytes | None) -> Any:
         raise ImageError(
             f"{path}: is a pipe, socket or device, not a file; remove it"
         )  # opening it would wait
-    file: Any = open(path, "rb") if content is None else io.BytesIO(content)  # noqa: SIM115
+    file: Any = BoundedFile(path) if content is None else io.BytesIO(content)
     try:
         start = file.read(4)
         file.seek(0)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image, UnidentifiedImageError
 
+from .bounded import BoundedFile
 from .limits import LimitError, check_image, let_pillow_read, pixels_refused
 from .objects import ObjectError, StorageError
 from .storage import Address, is_stored, open_stored, read_stored
@@ -37,7 +38,10 @@ def opened(path: ImagePath, content: bytes | None = None) -> Iterator[Image.Imag
     """
     let_pillow_read()
     try:
-        with Image.open(_source(path) if content is None else io.BytesIO(content)) as image:
+        with (
+            _source(path) if content is None else io.BytesIO(content) as file,
+            Image.open(file) as image,
+        ):
             check_image(image)
             yield image
     except ObjectError as error:
@@ -74,13 +78,13 @@ def bytes_of(path: ImagePath, content: bytes | None = None) -> bytes:
 
 
 def _source(path: ImagePath) -> Any:
-    """Return what Pillow may open: the path of a file, or a file that fetches what is read of it."""
+    """Return the opened file, or one that fetches what is read of it."""
     if is_stored(path):
         return open_stored(str(path))
     mode = os.stat(str(path)).st_mode  # opening a FIFO would wait for a writer without end
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ImageError(f"{path}: is a pipe, a socket or a device, not an image file; remove or rename it")
-    return path
+    return BoundedFile(str(path))
 
 
 def image_error(path: ImagePath, error: Exception) -> ImageError:

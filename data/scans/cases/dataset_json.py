@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -299,7 +300,7 @@ def _listed(folder: Path, place: str, entry: Any, labelled: bool, name: str | No
         return _Entry(Case("", (), None, ""), away, None)
     images = [found for path in written for found in _existing(folder / path, place, problems)]
     path = folder / label if isinstance(label, str) else None
-    if path is not None and not path.exists():
+    if path is not None and not os.path.exists(path):  # unlike a Path it takes names of any length
         problems.append(f"{place}: {path} does not exist")
     name = scan_stem(folder / written[0]) if name is None else name
     if not name or {"/", "\\"} & set(name):
@@ -310,7 +311,7 @@ def _listed(folder: Path, place: str, entry: Any, labelled: bool, name: str | No
 
 def _existing(path: Path, place: str, problems: list[str]) -> list[Path]:
     """Return the file, or the files ``_0000`` and so on that nnU-Net's first version has in its place."""
-    if path.exists():
+    if os.path.exists(path):
         return [path]
     stem = scan_stem(path)
     near = sorted(path.parent.glob(f"{stem}_[0-9][0-9][0-9][0-9]{path.name.removeprefix(stem)}"))

@@ -23,7 +23,7 @@ from .types import Case, CasesError, Declared, Layout, Unlabelled
 logger = logging.getLogger("trunkline")
 
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-_NUMBERED = re.compile(r"image_(\d+)")
+_NUMBERED = re.compile(r"image_(\d{1,9})")
 _OTHERS = ("label", "case", "patient", "split", "fold")
 _ALIKE = 0.8  # of the names of two columns, from which one is taken for a misspelt other
 _MOST_DIGITS = 6  # of the number of a fold
@@ -151,9 +151,10 @@ def _image_columns(source: Path, header: list[str], rows: list[Row]) -> list[str
         return ["image"]
     numbered = {int(match[1]): name for name in header if (match := _NUMBERED.fullmatch(name))}
     if numbered:
-        missing = sorted(set(range(min(numbered), max(numbered) + 1)) - set(numbered))
-        if missing or min(numbered) > 1:
-            lacks = missing[0] if missing else 1
+        first = min(numbered)
+        lacks = next((n for n in range(first, first + len(numbered)) if n not in numbered), None)
+        if lacks is not None or first > 1:
+            lacks = 1 if lacks is None else lacks
             raise CasesError(f"{source}, line 1: no column image_{lacks} (there are {', '.join(header)})")
         return [numbered[number] for number in sorted(numbered)]
     suffixes = (*SCAN_SUFFIXES, *IMAGE_SUFFIXES)
@@ -186,7 +187,7 @@ def _row_problems(folder: Path, row: dict[str, str], columns: list[str], missing
             problems.append(f"column {column}: is empty; every case needs all channels")
         elif why := outside(row[column], folder):
             problems.append(f"column {column}: {row[column]} {why}; {REMEDY}")
-        elif not (folder / row[column]).exists():
+        elif not os.path.exists(folder / row[column]):  # a Path takes no names of any length
             problems.append(f"column {column}: {folder / row[column]} does not exist")
     split = _SPLIT_OF.get(row["split"].lower()) if "split" in row else "train"
     if split is None:
@@ -199,7 +200,7 @@ def _row_problems(folder: Path, row: dict[str, str], columns: list[str], missing
             )
     elif why := outside(row["label"], folder):
         problems.append(f"column label: {row['label']} {why}; {REMEDY}")
-    elif not (folder / row["label"]).exists():
+    elif not os.path.exists(folder / row["label"]):
         problems.append(f"column label: {folder / row['label']} does not exist")
     whole = row.get("fold", "").isdecimal() and len(row["fold"]) <= _MOST_DIGITS
     if "fold" in row and not whole and (row["fold"] or split != "test"):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ...shared.bounded import BoundedFile
 from .dicom_size import check_unpacked
 from .scan import PathLike, ScanError, decoding, failure, warn_once
 
@@ -144,7 +145,8 @@ def _read_header(file: Path) -> Any:
 
     check_unpacked(file)
     # By force: is_dicom has looked, and files without preamble need it.
-    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
+    with BoundedFile(file) as opened:
+        return pydicom.dcmread(opened, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
 
 
 def _kind(header: Any) -> str:

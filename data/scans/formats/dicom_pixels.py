@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...shared.bounded import BoundedFile
 from .checks import DEFLATE, check_claim
 from .dicom_files import Slice
 from .dicom_size import check_coded_size
@@ -66,7 +67,8 @@ def pixels(one: Slice) -> np.ndarray:
     import pydicom
 
     with decoding(one.path):
-        dataset = pydicom.dcmread(one.path, force=True)  # see dicom_files
+        with BoundedFile(one.path) as file:
+            dataset = pydicom.dcmread(file, force=True)  # see dicom_files
         if not any(name in dataset for name in _KEYS):
             raise ScanError(f"{one.path}: the slice has no pixels; copy or export it again")
         _complete_meta(dataset)

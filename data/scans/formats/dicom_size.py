@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from ...shared.bounded import BoundedFile
 from ...shared.limits import MOST_UNPACKED, unpacked_size
 from .scan import ScanError
 
@@ -22,7 +23,7 @@ def check_unpacked(file: Path) -> None:
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    with open(file, "rb") as opened:
+    with BoundedFile(file) as opened:
         read_preamble(opened, force=True)
         meta = read_dataset(opened, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
