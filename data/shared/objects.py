@@ -85,7 +85,7 @@ def read_object(address: str, start: int = 0, end: int | None = None) -> bytes:
     """
     wanted = start + LARGEST + 1 if end is None else end
     try:
-        content: bytes = ask(address, lambda filesystem, path: filesystem.cat_file(path, start, wanted))
+        content: bytes = ask(address, lambda fs, path: fs.cat_file(path, start=start, end=wanted))
     except FileNotFoundError as error:
         raise ObjectError(
             f"{address}: no such file; check the address, and the file name in the annotations"
