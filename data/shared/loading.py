@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .failed import CollateReadable, FailedBatch, SkipUnreadable
+from .loader_errors import LoaderProcessError, loader_problem, report_lost_batches
 from .prefetch import prefetched
 
 Part = tuple[int, int]  # batches on each rank, and images of a step of all ranks
@@ -208,6 +209,7 @@ class PlainErrorLoader(DataLoader):
     def __init__(self, dataset: Dataset, *, device: torch.device | None = None, **options: Any) -> None:
         # It draws a number for its processes, by default from the generator that the model draws from.
         options.setdefault("generator", torch.Generator())
+        options.setdefault("worker_init_fn", start_worker)
         super().__init__(dataset, **options)
         self.device = device
 
@@ -216,15 +218,22 @@ class PlainErrorLoader(DataLoader):
 
         Raises:
             ValueError, OSError: (or a subclass) with the message that the dataset or ``collate_fn`` gave.
+            LoaderProcessError: if loader processes were killed, or lack shared memory or open files.
         """
         if self.device is None or self.device.type != "cuda":
             return self._in_memory()
         return prefetched(self._in_memory(), self.device)
 
     def _in_memory(self) -> Iterator[Any]:
+        batches = super().__iter__()
         try:
-            yield from super().__iter__()
-        except (ValueError, OSError) as error:
+            yield from batches
+        except (ValueError, OSError, RuntimeError, EOFError) as error:
+            problem = loader_problem(error, self.num_workers, vars(batches).get("_workers", ()))
+            if problem is not None:
+                raise LoaderProcessError(problem) from error
+            if isinstance(error, RuntimeError | EOFError):
+                raise
             kind = type(error)
             module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
             start = f"\n{module}{kind.__qualname__}: "
@@ -259,6 +268,7 @@ def start_worker(worker_id: int) -> None:
     run with it before its checkpoint is written.
     """
     limit_threads()
+    report_lost_batches()
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # by which a queue announces its time limit
 
@@ -310,5 +320,4 @@ def batch_loader(
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         device=device,
-        worker_init_fn=start_worker,
     )

@@ -15,9 +15,10 @@ from ...data.shared.common import listing, number_of
 from ...data.shared.contract import TrunklineData
 from ...data.shared.failed import FailedBatch
 from ...data.shared.fingerprint import differences
+from ...data.shared.loader_errors import LoaderProcessError, loader_problem
 from ...data.shared.module import SplitData
 from ...evaluation.distributed import gather_objects
-from ..run.memory import memory_advice
+from ..run.memory import ADVICE, memory_advice
 from .draws import OwnDraws
 from .nonfinite import SkipNonFinite
 from .transfer import to_main_memory
@@ -159,10 +160,13 @@ class RunWatch(Callback):
     # -- memory
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Say what to lower if the memory does not suffice."""
+        """Say what to do if memory does not suffice, or a loader process was killed between two batches."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         advice = memory_advice(exception, trainer)
+        if advice is None and not isinstance(exception, LoaderProcessError):
+            advice = loader_problem(exception, None if data is None else data.hparams.get("workers"))
         if advice is not None:
-            exception.add_note(advice)
+            exception.add_note(f"{ADVICE}{advice}")
             logger.error("%s", advice)
 
 

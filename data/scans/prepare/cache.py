@@ -5,7 +5,6 @@ Letters in shapes: C channels, S spatial axes of a prepared scan, n their number
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -28,16 +27,27 @@ from ...shared.faults import SkippedImages
 from ...shared.fingerprint import digest, sizes_on_disk
 from ...shared.labels.classes import LabelClass
 from ..cases.types import Case, CasesError
-from .entries import UNFINISHED, CacheError, DamagedEntry, Entry, read_entry, store_entry
+from .entries import (
+    UNFINISHED,
+    CacheError,
+    DamagedEntry,
+    Entry,
+    discard_entry,
+    is_being_written,
+    read_entry,
+    store_entry,
+    verify_entry,
+)
 from .prepare import Placement, Preparation, Prepared, prepare_case
 from .resample import count_labels, label_boxes
+from .stamps import stamp
 
 logger = logging.getLogger("trunkline")
 
 _VERSION = 1  # of what entries hold: another number leaves older ones unused
 _MOST_LOCATIONS = 10_000  # of each label
 _MOST_CONSTANT = 5
-_MOST_HEADER = 2**16  # bytes
+_SHOW_PROGRESS_FROM = 20  # cases
 _REMAINS_AFTER = 24 * 3600  # seconds after which an unfinished entry belongs to a process that ended
 
 
@@ -190,7 +200,9 @@ class PreparedCases:
             return {}
         if self.cache == "disk":
             self._remove_remains()
-        missing = [index for index in range(len(self)) if not self._is_there(index)]
+        title = "checking prepared scans"
+        there = in_threads_singly(self._is_there, range(len(self)), title, workers, _SHOW_PROGRESS_FROM)
+        missing = [index for index, found in enumerate(there) if not found]
         outcomes = in_threads_singly(self._try, missing, "preparing scans", workers)
         self._warn_of_constant()
         found = zip(missing, outcomes, strict=True)
@@ -224,7 +236,7 @@ class PreparedCases:
         if self.cache != "disk":
             return index in self._kept
         try:
-            return self._read(index) is not None
+            return self._read(index, verify=True) is not None
         except CasesError:  # a file is missing; told with all other problems
             return False
 
@@ -266,8 +278,8 @@ class PreparedCases:
             case = self.cases[index]
             decides = {
                 "version": _VERSION,
-                "images": [_stamp(path) for path in case.images],
-                "label": None if case.label is None else _stamp(case.label),
+                "images": [stamp(path) for path in case.images],
+                "label": None if case.label is None else stamp(case.label),
                 "how": asdict(self.how),
                 "ids": [entry.id for entry in self.classes],
                 "ignore_id": self.ignore_id,
@@ -277,14 +289,23 @@ class PreparedCases:
             self._paths[index] = self.folder / f"{readable}-{key}"
         return self._paths[index]
 
-    def _read(self, index: int) -> Entry | None:
-        """Open an entry; None if it is not there, or damaged, which is said."""
+    def _read(self, index: int, verify: bool = False) -> Entry | None:
+        """Open an entry; None if it is not there, or damaged, which is said.
+
+        Args:
+            index: of the case.
+            verify: also compare its numbers with their checksums, see ``verify_entry``.
+        """
         path = self._path(index)
         labelled = self.cases[index].label is not None
         try:
             entry = read_entry(path, len(self.classes), labelled, whole=index not in self._looked_into)
+            if verify and entry is not None:
+                verify_entry(path)
         except DamagedEntry as error:
             logger.warning("%s: is damaged (%s); the case is prepared again", path, error)
+            if verify:  # another look might take it for whole
+                discard_entry(path, self.cases[index].name)
             return None
         if entry is not None:
             self._looked_into.add(index)
@@ -294,7 +315,9 @@ class PreparedCases:
         """Delete what processes that were killed had not finished writing."""
         for path in self.folder.glob(f"{UNFINISHED}*"):
             try:
-                if time.time() - path.stat().st_mtime > _REMAINS_AFTER:
+                # Clocks may have jumped: a process that is still there has not ended, however old it looks.
+                age = abs(time.time() - path.stat().st_mtime)
+                if age > _REMAINS_AFTER and not is_being_written(path):
                     shutil.rmtree(path, ignore_errors=True)
             except OSError:  # another process deletes it
                 continue
@@ -304,31 +327,6 @@ def default_folder() -> Path:
     """Return ``trunkline/scans`` in the user's folder for caches."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "trunkline" / "scans"
-
-
-def _stamp(path: str) -> list[Any]:
-    """Return path, size and time of change of a file, of its parts, or of the files in a folder."""
-    path = os.path.abspath(path)
-    try:
-        stats = [(file, os.stat(file)) for file in _parts(path)]
-    except OSError as error:
-        raise CasesError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    return [path, [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]]
-
-
-def _parts(path: str) -> list[str]:
-    if os.path.isdir(path):
-        os.scandir(path).close()  # says why, where os.walk is silent
-        return sorted(os.path.join(at, file) for at, _, files in os.walk(path) for file in files)
-    if not path.lower().endswith((".mhd", ".nhdr")):
-        return [path]
-    # The voxels lie in files next to it, of its name or named in the header.
-    parts = {path, *map(str, Path(path).parent.glob(f"{glob.escape(Path(path).stem)}.*"))}
-    with open(path, "rb") as file:
-        header = file.read(_MOST_HEADER).decode("latin-1")
-    names = [re.split(r"=|data ?file:", line)[-1].strip() for line in header.splitlines()]
-    beside = [os.path.join(os.path.dirname(path), name) for name in names if name and "\0" not in name]
-    return sorted(parts | {part for part in beside if os.path.isfile(part)})
 
 
 def _locate(mask: np.ndarray, name: str) -> dict[int, np.ndarray]:

@@ -10,8 +10,12 @@ import json
 import logging
 import math
 import os
+import platform
+import re
 import shutil
+import time
 import uuid
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,9 @@ logger = logging.getLogger("trunkline")
 UNFINISHED = ".writing-"  # begins the names of folders that are not entries yet, or no longer
 _LOCK = ".repair.lock"
 _LOCKED = 60  # seconds to wait at most for another process that repairs
+_VERIFIED = ".verified"
+_AGAIN = 7 * 24 * 3600  # seconds after which an entry is compared with its checksums again
+_PART = 2**22  # bytes
 _TRIES = 5
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
@@ -144,6 +151,45 @@ def _array(path: Path, dtype: Any) -> np.ndarray:
     return array
 
 
+def verify_entry(path: Path) -> None:
+    """Compare the files of an entry with their checksums, for which they are read whole.
+
+    What was compared less than a week ago, and has not been written to since, is not read again. Entries of
+    versions that wrote no checksums pass.
+
+    Raises:
+        DamagedEntry: naming the file.
+    """
+    mark = path / _VERIFIED
+    try:
+        sums = json.loads((path / "meta.json").read_text(encoding="utf-8")).get("checksums", {})
+        files = [path / name for name in sums]
+        newest = max([file.stat().st_mtime for file in files], default=0.0)
+        if (
+            mark.exists()
+            and newest <= (marked := mark.stat().st_mtime)
+            and abs(time.time() - marked) < _AGAIN
+        ):
+            return
+        for file in files:
+            _require(_checksum(file) == sums[file.name], f"{file.name}: numbers")
+    except OSError as error:
+        raise DamagedEntry(f"{Path(error.filename or path).name}: {error.strerror}") from error
+    try:
+        mark.touch()
+    except OSError as error:  # a cache that others have written may be read
+        logger.debug("%s: %s", mark, error)
+
+
+def _checksum(path: Path) -> int:
+    """Return the CRC-32 of a file."""
+    found = 0
+    with open(path, "rb") as file:
+        while part := file.read(_PART):
+            found = zlib.crc32(part, found)
+    return found
+
+
 def write_entry(folder: Path, entry: Entry) -> None:
     """Write the files of an entry into a folder, and have them reach the disk."""
     prepared, placement = entry.prepared, entry.prepared.placement
@@ -161,6 +207,7 @@ def write_entry(folder: Path, entry: Entry) -> None:
         "mask": prepared.mask is not None,
         "counts": entry.counts.tolist(),
         "locations": ranges,
+        "checksums": {file.name: _checksum(file) for file in sorted(folder.glob("*.npy"))},
     }
     (folder / "meta.json").write_text(json.dumps(meta))
     for path in folder.iterdir():
@@ -180,7 +227,7 @@ def store_entry(path: Path, entry: Entry, name: str) -> None:
         CacheError: if it cannot be written.
     """
     classes, labelled = len(entry.counts) - 1, entry.prepared.mask is not None
-    unfinished = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
+    unfinished = path.with_name(f"{UNFINISHED}{_writer()}{uuid.uuid4().hex}")
     try:
         unfinished.mkdir(parents=True)
         write_entry(unfinished, entry)
@@ -193,6 +240,40 @@ def store_entry(path: Path, entry: Entry, name: str) -> None:
         raise CacheError(_why_not_written(path, name, error)) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _writer() -> str:
+    host = re.sub(r"[^A-Za-z0-9.]", "", platform.node())[:64]
+    return f"{host}-{os.getpid()}-"
+
+
+def is_being_written(unfinished: Path) -> bool:
+    """Return whether the process of this machine that began to write an entry is still there."""
+    host, _, rest = unfinished.name.removeprefix(UNFINISHED).partition("-")
+    pid = rest.partition("-")[0]
+    if host != _writer().partition("-")[0] or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except OSError as error:
+        return error.errno == errno.EPERM  # of another user
+    return True
+
+
+def discard_entry(path: Path, name: str) -> None:
+    """Remove an entry that is damaged.
+
+    Args:
+        path: of the entry.
+        name: of the case, for the error.
+
+    Raises:
+        CacheError: if it cannot be removed.
+    """
+    try:
+        _take_away(path)
+    except OSError as error:
+        raise CacheError(_why_not_written(path, name, error)) from error
 
 
 def _is_good(path: Path, classes: int, labelled: bool) -> bool:

@@ -174,7 +174,7 @@ def test_out_of_memory_says_what_to_lower_and_keeps_the_checkpoint(kind, shapes,
     with caplog.at_level(logging.WARNING, "trunkline"), pytest.raises(type(OUT_OF_MEMORY[kind])) as raised:
         fit(task, detection(shapes), tmp_path, **options)
     (said,) = messages(caplog, "out of memory: ")
-    assert said in raised.value.__notes__
+    assert f"trunkline: {said}" in raised.value.__notes__
     for words in ("data.batch_size (now 4)", "data.short_side (now 32)", "--trainer.precision bf16-mixed"):
         assert words in said
     assert ("main memory" in said) is (kind != "device")

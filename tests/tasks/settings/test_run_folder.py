@@ -1,6 +1,8 @@
 """The trainer gets what was written, and a run overwrites nothing."""
 
+import errno
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -68,3 +70,41 @@ def test_counts_below_one_are_refused(name):
     check_counts({name: None})
     with pytest.raises(SettingError, match=f"trainer.{name}: expected a whole number from 1 on, got 0"):
         check_counts({name: 0})
+
+
+def claimed(folder, **settings):
+    """What two runs get that begin at the same moment: both have looked for a number before either writes."""
+    from pytorch_lightning import Trainer
+
+    from trunkline.tasks.settings.run_folder import claim_folders
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    runs = []
+    for _ in range(2):
+        own = new_run_folder({"default_root_dir": str(folder), **settings})
+        task = SimpleNamespace(run_folder=None if own is None else Path(own))
+        runs.append((Trainer(default_root_dir=own or folder, **quiet, **settings), task))
+    for trainer, task in runs:
+        claim_folders(trainer, task)
+    return runs
+
+
+@pytest.mark.parametrize("logger", [True, False])
+def test_two_runs_that_begin_at_once_get_folders_of_their_own(tmp_path, logger):
+    runs = claimed(tmp_path, logger=logger)
+    folders = [Path(trainer.log_dir if logger else task.run_folder) for trainer, task in runs]
+    assert folders == [tmp_path / "lightning_logs" / f"version_{number}" for number in (0, 1)]
+    assert all(folder.is_dir() for folder in folders)
+    assert logger or [trainer.default_root_dir for trainer, _ in runs] == [str(each) for each in folders]
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_run(tmp_path, monkeypatch):
+    def read_only(self, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SettingError, match=r"trainer.logger: .*cannot be written to .*default_root_dir"):
+        claimed(tmp_path / "file", logger=True)
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(SettingError, match="Read-only file system"):
+        claimed(tmp_path, logger=False)

@@ -14,9 +14,10 @@ from trunkline.data.scans.cases.types import Case
 from trunkline.data.scans.formats.files import write_scan
 from trunkline.data.scans.formats.scan import Grid
 from trunkline.data.scans.prepare import entries
-from trunkline.data.scans.prepare.cache import PreparedCases, _stamp
+from trunkline.data.scans.prepare.cache import PreparedCases
 from trunkline.data.scans.prepare.entries import CacheError
 from trunkline.data.scans.prepare.prepare import Preparation, prepare_case
+from trunkline.data.scans.prepare.stamps import stamp
 from trunkline.data.shared.labels.classes import LabelClass
 
 CLASSES = (LabelClass(0, "background", (0, 0, 0)), LabelClass(4, "liver", (1, 0, 0)))
@@ -302,11 +303,11 @@ def test_the_voxels_of_a_header_count_wherever_it_says_they_lie(tmp_path):
         ("a.nhdr", ["a.nhdr", "voxels of a.raw"]),
         ("b.mhd", ["b.mhd", "b1.raw", "b2.raw"]),
     ):
-        _, found = _stamp(str(tmp_path / header))
+        _, found = stamp(str(tmp_path / header))
         assert [os.path.basename(file) for file, *_ in found] == parts
 
 
 def test_files_in_folders_of_a_series_count(tmp_path):
     (tmp_path / "series/deep").mkdir(parents=True)
     (tmp_path / "series/deep/1.dcm").write_bytes(b"123")
-    assert len(_stamp(str(tmp_path / "series"))[1]) == 1
+    assert len(stamp(str(tmp_path / "series"))[1]) == 1
