@@ -210,9 +210,9 @@ def _check_meaning(where: str, tree: Tree, class_names: Sequence[str]) -> None:
         )
 
 
-def _entries(folder: str | Location) -> list[os.DirEntry[str]]:
+def _entries(folder: Location) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(str(folder)) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise LabelError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
@@ -234,7 +234,7 @@ def _images_below(folder: Location, below: str, left_out: LeftOut) -> Iterator[s
 
 
 def _holds(link: str, folder: Location) -> bool:
-    target, here = os.path.realpath(link), os.path.realpath(folder)
+    target, here = os.path.realpath(link), os.path.realpath(str(folder))
     return os.path.commonpath([target, here]) == target
 
 

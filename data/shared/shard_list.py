@@ -142,7 +142,7 @@ def _joined(what: str, shards: Sequence[str], found: Sequence[Members]) -> dict[
     shard = np.repeat(np.arange(len(found), dtype=np.int32), [len(members.names) for members in found])
     twice = [n for n, after in zip(order, order[1:], strict=False) if names[n] == names[after]]
     if twice:
-        texts = []
+        texts: list[str] = []
         for n in twice:
             both = (
                 [shards[shard[m]] for m in range(len(names)) if names[m] == names[n]]

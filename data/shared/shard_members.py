@@ -86,6 +86,7 @@ def members_of(path: str, file: RangedFile) -> Members:
 
 def _collect(file: RangedFile, found: Members, wrong: list[str]) -> None:
     source: Any = _Headers(file)
+    archive: Any
     with tarfile.open(fileobj=source, mode="r:") as archive:
         while (member := archive.next()) is not None:
             archive.members = []  # it would keep them all

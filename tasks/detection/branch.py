@@ -174,7 +174,7 @@ class DetectionFiles(FileWriter):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._results: list[dict[str, Any]] = []
-        self._done: set[Path] = set()
+        self._done: set[Location] = set()
 
     def add(self, prediction: Prediction, path: Location, batch: Any, index: int) -> None:
         self._results.extend(to_coco_results(prediction))
