@@ -33,7 +33,7 @@ _FINAL = (
     NotImplementedError, ValueError, TypeError, MemoryError,
 )  # fmt: skip
 
-Found = TypeVar("Found")
+Answer = TypeVar("Answer")
 
 
 class StorageError(OSError):
@@ -141,7 +141,7 @@ def matching(pattern: str) -> dict[str, Info]:
         return {}
 
 
-def ask(address: str, question: Callable[[Any, str], Found]) -> Found:
+def ask(address: str, question: Callable[[Any, str], Answer]) -> Answer:
     """Ask something of the filesystem of an address, again where a connection or the server fails.
 
     Args:
