@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .common import PackedNames, in_threads
+from .shards import member_size, place_in_shards
 
 MOST_FILES = 20_000  # whose sizes are asked for: of larger data, some, spread evenly
 # Of an index: where it lies, what has been left out of it, and what options say.
@@ -112,6 +113,8 @@ def sizes_on_disk(paths: Sequence[str]) -> str:
 
 
 def _size(path: str) -> int:
+    if (place := place_in_shards(path)) is not None:
+        return member_size(place)  # known without asking, and equal to that of the file
     if "://" in path:
         return -2
     try:

@@ -110,6 +110,13 @@ def open_member(place: Place) -> RangedFile:
     )
 
 
+def member_size(place: Place) -> int:
+    """Return the number of bytes of a member, out of the list; -1 if there is none."""
+    members = list_of(place.shards)
+    position = members.position(place.inside)
+    return -1 if position is None else members.where(position)[2]
+
+
 def read_part(path: str, start: int, end: int) -> bytes:
     """Return bytes of a shard on the disk or at an address."""
     if scheme_of(path):

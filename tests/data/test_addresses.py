@@ -16,6 +16,7 @@ from trunkline.data.classification.module import ImageClassification
 from trunkline.data.detection.module import CocoDetection
 from trunkline.data.multitask.module import CocoDetectionAndMasks
 from trunkline.data.segmentation.module import ImageSegmentation
+from trunkline.data.shared.fingerprint import fingerprint_of
 from trunkline.data.shared.objects import ObjectError
 
 
@@ -90,6 +91,15 @@ def test_boxes_at_an_address(shapes, memory):
     local = batches_of(CocoDetection(str(shapes), **BOXES))
     address = uploaded(shapes, f"{memory}/coco")
     assert same(local, batches_of(CocoDetection(address, **BOXES)))
+
+
+def test_images_in_shards_are_those_of_the_disk_for_a_resumed_run(shapes, tmp_path):
+    shards = shards_of(shapes / "images" / "train", tmp_path / "train")
+    found = []
+    for place in (f"{shapes}/images/train", shards, f"file://{shards}"):
+        data = CocoDetection(str(shapes), train_images=place, **BOXES)
+        found.append(fingerprint_of(data.read_split("train")))
+    assert found[0] == found[1] == found[2]
 
 
 def test_boxes_in_shards_with_annotations_on_the_disk(shapes, tmp_path):
