@@ -21,6 +21,8 @@ from .boxes import box_areas, gather_rows, pairwise_intersection, runs_on_cpu, r
 _ROUNDS = 16
 # Pairs of boxes in one slab, of all images: 128 MiB as bool.
 _SLAB_PAIRS = 2**27
+# Largest coordinate, in pixels, to which boxes are moved in float64: a 2^19th of a pixel is left.
+_EXTENT = 2.0**33
 # Pairs of boxes whose intersection is computed at once: 128 MiB in float32.
 _PAIRS = 2**25
 
@@ -35,7 +37,7 @@ def nms_keep(
     in float32, under autocast too.
 
     Args:
-        boxes: ``[B, N, 4]``, x1 y1 at least 0.
+        boxes: ``[B, N, 4]``.
         scores: ``[B, N]``; None if the rows come best first.
         groups: ``[B, N]`` int64, at least 0; boxes of different groups do not suppress each other. None if
             those of an image are one group.
@@ -72,11 +74,7 @@ def _nms_keep(
         if scores is None:
             scores = torch.arange(valid.shape[1], 0, -1).expand(valid.shape)
         return _by_kernel(boxes, scores, groups, valid, threshold)
-    if scores is None:
-        return suppress(boxes, groups, valid, threshold)
-    order = torch.where(valid, scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    kept = suppress(gather_rows(boxes, order), groups.gather(1, order), valid.gather(1, order), threshold)
-    return torch.zeros_like(valid).scatter(1, order, kept)
+    return _by_operators(boxes, scores, groups, valid, threshold)
 
 
 @_nms_keep.register_fake
@@ -86,18 +84,34 @@ def _shape(
     return valid.new_empty(valid.shape)
 
 
+def _by_operators(
+    boxes: Tensor, scores: Tensor | None, groups: Tensor, valid: Tensor, threshold: float
+) -> Tensor:
+    """Do it with :func:`suppress`."""
+    if scores is None:
+        return suppress(boxes, groups, valid, threshold)
+    order = torch.where(valid, scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    kept = suppress(gather_rows(boxes, order), groups.gather(1, order), valid.gather(1, order), threshold)
+    return torch.zeros_like(valid).scatter(1, order, kept)
+
+
 def _by_kernel(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """Do it with ``batched_nms``.
 
-    Boxes and scores go in as float64: it may move groups apart by adding a multiple of the image size to
-    their coordinates, which in float32 would cost digits when there are many groups.
+    Boxes and scores go in as float64, and from 0 on: it may move groups apart by adding multiples of the
+    largest coordinate, which in float32 would cost digits when there are many groups. Where even float64
+    would lose them, operators of torch do it.
     """
     images = torch.arange(len(boxes), device=boxes.device)[:, None]
     ids = groups + images * (groups.max() + 1) if groups.numel() else groups
     solid = box_areas(boxes) > 0  # in float32, as elsewhere
     rows = (valid & solid).flatten().nonzero().squeeze(1)
-    chosen = boxes.flatten(0, 1)[rows].double(), scores.flatten()[rows].double(), ids.flatten()[rows]
-    kept = batched_nms(*chosen, threshold)
+    corners, ids = boxes.flatten(0, 1)[rows].double(), ids.flatten()[rows]
+    if len(rows):
+        corners = corners - corners.min()
+        if float(corners.max() + 1) * (int(ids.max()) + 1) > _EXTENT:
+            return _by_operators(boxes, scores, groups, valid, threshold)
+    kept = batched_nms(corners, scores.flatten()[rows].double(), ids, threshold)
     keep = (valid & ~solid).flatten()
     keep[rows[kept]] = True
     return keep.view_as(valid)

@@ -100,6 +100,16 @@ class Pixels:
                 self._rows = rows.view(self.mask.shape)
         return self._sums[squared]
 
+    def check_labels(self) -> None:
+        """Raise an IndexError on the CPU for a label of no class, as operators do that read by labels."""
+        classes = self.given.shape[1]
+        if self.labels.device.type == "cpu" and not torch.compiler.is_compiling() and self.labels.numel():
+            least, most = (int(value) for value in self.labels.aminmax())
+            if least < 0 or most >= classes:
+                raise IndexError(
+                    f"the mask has labels from {least} to {most}, but there are {classes} classes"
+                )
+
     def _compute(self, squared: bool | None) -> tuple[Tensor, ...]:
         large = self.given.numel() > LARGE and len(self.given) > 1
         logits = (self.given if large else self.single).flatten(2)

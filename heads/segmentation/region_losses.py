@@ -204,6 +204,7 @@ class Lovasz(RegionLoss):
         SegmentationLoss.use_regions(self, table)  # an error: this is the extension for softmax probabilities
 
     def per_class(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
+        pixels.check_labels()
         shares, valid = pixels.logits.softmax(1).flatten(2), pixels.valid.flatten(1)[:, None]
         small = pixels.mask.dtype if pixels.mask.dtype == torch.uint8 else torch.int64  # bytes are fastest
         index = torch.arange(shares.shape[1], device=valid.device, dtype=small)

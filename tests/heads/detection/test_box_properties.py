@@ -13,7 +13,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from trunkline.heads.detection import nms_keep, select_detections
@@ -244,6 +244,10 @@ candidate = st.tuples(
 
 @quick
 @given(st.lists(candidate, max_size=8), st.sampled_from((0.0, 0.25, 0.5, 0.7)))
+@example(
+    [((0, 0, 4, 4), 0.9, 0), ((0, 0, 4, 3), 0.5, 0), ((0, 0, 1e20, 4), 0.25, 1)], 0.5
+)  # by far the largest
+@example([((0, 0, 4, 4), 0.9, 0), ((-5, -5, 1, 1), 0.5, 1), ((-5, -5, 1, 2), 0.25, 1)], 0.5)  # below 0
 def test_suppression_is_greedy_by_each_way(rows, threshold):
     boxes, scores, groups = ([row[column] for row in rows] for column in range(3))
     for one in boxes:  # ways that round differently may differ at the threshold

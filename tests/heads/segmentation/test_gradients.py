@@ -93,3 +93,13 @@ def test_second_derivatives_are_refused():
     (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("label", [K, 254, -1])
+@pytest.mark.parametrize("name", SUMS)
+def test_a_label_of_no_class_is_an_error(name, label):
+    logits, mask = double()
+    mask[1, 0, 1] = label
+    for loss in SUMS[name]().losses:
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds|there are 4 classes"):
+            loss(logits, mask)
