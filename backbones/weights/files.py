@@ -167,8 +167,10 @@ def require_stored(path: str | os.PathLike[str]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [part for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, OverflowError, struct.error):
+    except (zipfile.BadZipFile, OSError):
         return  # an older format, or damaged: torch says what it is
+    except (NotImplementedError, ValueError, OverflowError, struct.error) as error:
+        raise ValueError(f"its list of parts is damaged ({error}); download it again") from error
     if packed:
         raise ValueError(
             f"its parts are compressed, and would become {sum(part.file_size for part in packed):,} bytes"

@@ -20,6 +20,7 @@ Range: TypeAlias = Sequence[float]  # lowest and highest value: black and white
 
 _SAMPLE_FORMAT = 339  # TIFF tag: 1 unsigned, 2 signed, 3 floating point
 _SIGNED = 2
+_AT_ONCE = 1 << 20  # values
 
 
 class Depth(NamedTuple):
@@ -99,11 +100,19 @@ def to_bytes(values: np.ndarray, black_white: Range | None) -> np.ndarray:
         values: integers or floating-point numbers.
         black_white: None for 0..65535.
     """
+    pixels = np.empty(values.shape, dtype=np.uint8)
+    rows = max(1, _AT_ONCE * len(values) // max(1, values.size))
+    for start in range(0, len(values), rows):  # the steps between take many times the memory of the pixels
+        pixels[start : start + rows] = _mapped(values[start : start + rows], black_white)
+    return pixels
+
+
+def _mapped(values: np.ndarray, black_white: Range | None) -> np.ndarray:
     low, high = black_white or FULL
     if (low, high) == FULL and values.dtype.kind != "f":
-        return (values.astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        return values.astype(np.int64).clip(0, 65535) >> 8
     scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    return np.rint(np.nan_to_num(scaled)).clip(0, 255).astype(np.uint8)
+    return np.rint(np.nan_to_num(scaled)).clip(0, 255)
 
 
 def range_of_values(low: float, high: float, depth: Depth) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,7 +187,7 @@ def _by_name(source: Path, entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(text: str) -> bool:
-    return text.strip().lstrip("-").isdecimal()
+    return re.fullmatch(r"\s*-?\d{1,18}\s*", text) is not None
 
 
 def _ids(source: Path, name: str, value: Any) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ NRRD_SUFFIXES = (".nrrd", ".nhdr")
 _MOST = 1 << 20  # bytes of a header
 _WORD = 100  # characters of a number or name in it
 _TEXTS = ("content", "labels", "data file", "datafile", "sample units")  # NRRD's fields of free text
+_LISTED = ("data file", "datafile")
 _SIZES = {
     **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
     **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
@@ -108,11 +109,13 @@ def _check_nrrd(path: Path) -> ItkHeader:
     fields: dict[str, str] = {}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
-        if (
-            line.startswith("#") or not colon or value.startswith("=")
-        ):  # a comment, or a key of the user's own
+        if line.startswith("#") or value.startswith("="):  # a comment, or a key of the user's own
             continue
+        if not colon:  # ITK writes such a line into its message, whose room is fixed
+            raise _wrong(path, "line", line)
         fields[name.strip().lower()] = value.strip()
+        if name.strip().lower() in _LISTED and value.upper().split()[:1] == ["LIST"]:
+            break  # names of files follow
     for name, value in fields.items():
         if name not in _TEXTS and any(len(word) > _WORD for word in value.split()):
             raise _wrong(path, name, value)
@@ -218,6 +221,14 @@ def _lines(path: Path, magic: bytes, end: str) -> tuple[list[str], int]:
     return lines, at
 
 
+def _check_pattern(path: Path, words: list[str]) -> None:
+    """Refuse what is no pattern of names: ITK prints by it, and a step of 0 ends the process."""
+    numbers = words[1:]
+    fits = re.fullmatch(r"[^%]*%\d{0,2}d[^%]*", words[0]) and len(numbers) in (3, 4)
+    if not fits or not all(re.fullmatch(r"\d{1,9}", n) for n in numbers) or int(numbers[2]) < 1:
+        raise _wrong(path, "file of the voxels", " ".join(words))
+
+
 def _data_files(path: Path, named: str | None, lines: list[str]) -> list[Path] | None:
     """Return the files of the voxels, or None if they follow the header.
 
@@ -226,10 +237,12 @@ def _data_files(path: Path, named: str | None, lines: list[str]) -> list[Path] |
     if named is None:
         return None
     words = named.split()
+    if "%" in named:
+        _check_pattern(path, words)
     if words and words[0].upper() == "LIST":
         at = next(at for at, line in enumerate(lines) if "LIST" in line)
         names = [line.strip() for line in lines[at + 1 :] if line.strip()]
-    elif len(words) in (4, 5) and re.search(r"%\d*d", words[0]) and all(w.isdigit() for w in words[1:]):
+    elif len(words) in (4, 5) and "%" in words[0] and all(w.isdigit() for w in words[1:]):
         first, last, step = (int(word) for word in words[1:4])
         names = [
             re.sub(r"%0?(\d*)d", lambda m, n=number: str(n).zfill(int(m[1] or 1)), words[0])  # type: ignore[misc]
