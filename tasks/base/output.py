@@ -16,6 +16,7 @@ from ...evaluation.files import shown, write_csv
 Existing = Literal["error", "move"]
 
 FAILED = "failed.csv"
+LOCK = ".predicting.lock"
 RESULTS = (
     *("predictions.json", "predictions.csv", "images.json", "classes.csv", "cases.json", FAILED),
     *("masks", "labels", "pictures"),
@@ -33,6 +34,51 @@ def require_writable(folder: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         problem = "may not be written to" if place.is_dir() else "is no folder"
         raise OSError(f"output.folder: {shown(place)} {problem}; give another --output.folder")
+
+
+class OutputLock:
+    """Keeps other predictions out of a folder while one writes to it, as long as its process is there.
+
+    Where a file system has no locks, nothing is kept out.
+
+    Args:
+        folder: of the output; created where needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from filelock import FileLock
+
+        self.folder = folder
+        self._made = False
+        self._lock = FileLock(folder / LOCK, timeout=0)
+
+    def acquire(self) -> None:
+        """Take the folder.
+
+        Raises:
+            OSError: if another prediction has it, or it cannot be created.
+        """
+        from filelock import Timeout
+
+        self._made = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise OSError(
+                f"output.folder: another prediction is writing to {shown(self.folder)}; give another "
+                "--output.folder, or wait for its end"
+            ) from error
+        except NotImplementedError:
+            return
+
+    def release(self) -> None:
+        """Let others have the folder; one that was created and holds nothing is removed."""
+        if self._lock.is_locked:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self._lock.release()
+        if self._made and self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
 
 def earlier_results(folder: Path, branches: Iterable[str]) -> list[str]:

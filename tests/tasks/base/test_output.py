@@ -8,6 +8,7 @@ from memory_tasks import Everything, single, trainer
 from PIL import Image
 from pytorch_lightning.loggers.logger import DummyLogger
 
+from trunkline.tasks.base.output import OutputLock
 from trunkline.tasks.base.writer import PictureBoard, TakesPictures
 
 
@@ -73,3 +74,15 @@ def test_masks_of_images_whose_names_would_collide_are_all_there(tmp_path):
     masks = list((tmp_path / "out/masks").iterdir())
     assert len({path.name.casefold() for path in masks}) == 5 and (tmp_path / "out/masks/a_1.png").is_file()
     assert all(Image.open(path).size == (24, 16) for path in masks)
+
+
+def test_two_predictions_into_one_folder_at_once_are_refused(tmp_path):
+    first = OutputLock(tmp_path / "out")
+    first.acquire()
+    with pytest.raises(OSError, match="another prediction is writing to .*out; give another --output.folder"):
+        predict(tmp_path, single("land"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".predicting.lock"]
+    first.release()
+    assert not (tmp_path / "out").exists()
+    predict(tmp_path, single("land"))
+    assert not (tmp_path / "out/.predicting.lock").exists()

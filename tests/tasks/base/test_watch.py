@@ -2,7 +2,10 @@
 
 import json
 import logging
+import multiprocessing
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,10 @@ from memory_tasks import TASKS, parts, segmenter, trainer
 
 from trunkline.data.detection import CocoDetection
 from trunkline.data.segmentation import ImageSegmentation
+from trunkline.data.shared.loader_errors import LoaderProcessError
 from trunkline.heads import FasterRCNN
 from trunkline.heads.detection import AnchorOptions, RoIOptions
-from trunkline.tasks.base.watch import ChangedDataError, RunWatch
+from trunkline.tasks.base.watch import ChangedDataError
 
 
 def detection(root, **options):
@@ -182,6 +186,23 @@ def test_out_of_memory_says_what_to_lower_and_keeps_the_checkpoint(kind, shapes,
     assert torch.load(last, weights_only=True)["global_step"] == 2
 
 
-def test_the_watch_keeps_nothing_of_an_epoch():
-    watch = RunWatch()
-    assert not watch._seen and not watch._left_out
+# -- loader processes
+
+
+def test_a_loader_process_that_is_killed_ends_the_run_and_keeps_the_checkpoint(shapes, tmp_path):
+    class Killed(CocoDetection):
+        def on_before_batch_transfer(self, batch, index):
+            if self.trainer.training and self.trainer.current_epoch == 1:
+                for process in multiprocessing.active_children():
+                    os.kill(process.pid, signal.SIGKILL)
+                    process.join()
+            return batch
+
+    data = Killed(root=str(shapes), short_side=32, long_side=48, workers=1, batch_size=2)
+    options = {"limit_val_batches": 0, "enable_checkpointing": True, "max_epochs": 3}
+    with pytest.raises((LoaderProcessError, RuntimeError)) as raised:
+        fit(single("boxes"), data, tmp_path, **options)
+    told = [str(raised.value), *vars(raised.value).get("__notes__", ())]
+    assert any("was killed" in text and "lower --data.workers (now 1)" in text for text in told)
+    (last,) = tmp_path.rglob("last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 4
