@@ -29,7 +29,7 @@ detections = st.tuples(
 )
 
 
-@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@settings(max_examples=25, derandomize=True, deadline=None, database=None)
 @given(st.lists(objects, max_size=8), st.lists(detections, max_size=10))
 def test_metrics_equal_pycocotools(truth, found):
     annotations = [

@@ -21,7 +21,7 @@ from trunkline.heads.detection.boxes import clip, decode, device_paths, encode, 
 from trunkline.heads.detection.losses import iou_loss
 from trunkline.heads.detection.matching import match_boxes, sample
 
-quick = settings(max_examples=60, derandomize=True, deadline=None, database=None)
+quick = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 
 PLAIN = (0.0, 1.0, 2.0, 3.5, 4.0, 8.0)
 HUGE, TINY = (1e8, 1.5e8, 2e8), (1e-30, 3e-30)

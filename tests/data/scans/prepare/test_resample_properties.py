@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from trunkline.data.scans.prepare.resample import resample, resample_labels, resampled_lengths
 
-quick = settings(max_examples=50, derandomize=True, deadline=None, database=None)
+quick = settings(max_examples=30, derandomize=True, deadline=None, database=None)
 shapes = st.lists(st.integers(1, 9), min_size=2, max_size=3)
 
 

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 
 from trunkline.data.shared.coco.outlines import Outlines, pack_outline
 
-quick = settings(max_examples=40, derandomize=True, deadline=None, database=None)
+quick = settings(max_examples=25, derandomize=True, deadline=None, database=None)
 masks = arrays.arrays(
     np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 1)
 )
