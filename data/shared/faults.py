@@ -15,6 +15,7 @@ from .augment.checks import AugmentationError
 from .common import listing, number_of
 from .failed import CollateReadable, FailedImage, OnBadImage, SkipUnreadable, why
 from .io import ImageError
+from .objects import ObjectError, StorageError
 
 logger = logging.getLogger("trunkline")
 
@@ -33,13 +34,16 @@ def is_bad_image(error: BaseException) -> bool:
     """Return whether an error of reading is one of this image.
 
     Datasets raise ValueError or OSError for a sample that they cannot read. Errors of the augmentation, and
-    of a machine that lacks memory, room or file descriptors, are none: all images would have them.
+    of a machine that lacks memory, room or file descriptors, are none: all images would have them. Neither is
+    a server that does not answer: which images it had not sent would depend on the time.
     """
     if not isinstance(error, ValueError | OSError) or isinstance(error, AugmentationError):
         return False
     told: BaseException | None = error
     while told is not None:
         if isinstance(told, MemoryError) or (isinstance(told, OSError) and told.errno in LACKING):
+            return False
+        if isinstance(told, StorageError) and not isinstance(told, ObjectError):
             return False
         told = told.__cause__ or told.__context__
     return True

@@ -10,6 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
+from trunkline.data.detection.module import CocoDetection
 from trunkline.data.shared import objects
 from trunkline.data.shared.io import ImageError, image_size, opened, read_image
 from trunkline.data.shared.objects import ObjectError, StorageError, read_object
@@ -99,6 +100,17 @@ def test_reading_is_tried_again_a_few_times():
     assert len(Flaky.failing) == 6
     with pytest.raises(StorageError, match="4 attempts"), opened(address):
         pass  # a lost connection says nothing of the image, so it is no ImageError
+
+
+def test_a_server_that_does_not_answer_is_no_bad_image_to_skip(shapes):
+    fsspec.filesystem("flaky").put(f"{shapes}/", "/bucket/coco", recursive=True)
+    settings = {"batch_size": 2, "workers": 0, "short_side": 64, "long_side": 96, "on_bad_image": "skip"}
+    data = CocoDetection("flaky://bucket/coco", **settings)
+    data.prepare_data()
+    data.setup("fit")
+    Flaky.failing = [ConnectionResetError("gone") for _ in range(10)]
+    with pytest.raises(StorageError, match="could not be read in 4 attempts"):
+        next(iter(data.train_dataloader()))
 
 
 def test_a_missing_and_a_forbidden_file_are_errors_of_the_image():
