@@ -103,7 +103,7 @@ def report_lost_batches() -> None:
 
     Python prints the error and drops the batch, for which the run would then wait without end.
     """
-    Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[method-assign,attr-defined]
+    Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
 
 
 def _end(error: BaseException, lost: object) -> None:

@@ -21,7 +21,7 @@ COUNTS = ("accumulate_grad_batches", "check_val_every_n_epoch")
 RUNS = "lightning_logs"  # as the loggers call it
 
 
-def claim_folders(trainer: Trainer, task: Any) -> None:
+def claim_folders(trainer: Any, task: Any) -> None:
     """Make the folders of a run before hours are spent: no other run has them, and they can be written to.
 
     Making a folder succeeds for one process only, so that two runs that begin at the same moment get folders
