@@ -2,11 +2,14 @@
 
 import copy
 import logging
+import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from trunkline.tasks.base.losses import LossCheck
 from trunkline.tasks.base.nonfinite import SkipNonFinite, skips_on_device
 
 BAD = 5  # id of the image that makes trouble; it is in the second batch
@@ -102,3 +105,39 @@ def test_accumulated_gradients_are_left_out_together(tiny, tmp_path):
     data.batches = data.batches[:2]
     tiny.trainer(tmp_path, limit_val_batches=0, accumulate_grad_batches=2).fit(task, data)
     torch.testing.assert_close(task.state_dict(), before, rtol=0, atol=0)
+
+
+def _decide(rank, folder, results):
+    """One of two processes; only the loss of the second is not finite, in the second step."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
+    module = nn.Linear(2, 1)
+    nn.init.zeros_(module.weight)
+    module.loss_check, module.global_step = LossCheck(stops=False), 0
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace())
+    callback, optimizer = SkipNonFinite(3), torch.optim.SGD(module.parameters(), 1.0)
+    weights = []
+    for step in range(3):
+        ids = torch.tensor([10 * rank + step])
+        batch = SimpleNamespace(in_main_memory=lambda name, ids=ids: ids)
+        module.global_step = step
+        callback.on_train_batch_start(trainer, module, batch, step)
+        loss = torch.tensor(float("nan") if (rank, step) == (1, 1) else 1.0)
+        module.loss_check.total({"loss": loss}, ids, step)
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        callback.on_before_optimizer_step(trainer, module, optimizer)
+        optimizer.step()
+        weights.append(module.weight[0, 0].item())
+    results.put((rank, weights, callback.skipped))
+
+
+def test_two_processes_leave_out_the_same_steps(tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    ranks = [context.Process(target=_decide, args=(rank, tmp_path, results)) for rank in range(2)]
+    for each in ranks:
+        each.start()
+    found = sorted(results.get(timeout=120) for _ in ranks)
+    for each in ranks:
+        each.join()
+    assert found == [(rank, [-1.0, -1.0, -2.0], 1) for rank in range(2)]
