@@ -16,6 +16,7 @@ from pathlib import Path
 CONFIGS = Path(__file__).parent / "configs"
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 FOLDER_ERRORS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+ADVICE = "trunkline: "  # as in tasks/run/memory.py
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 HELP = """usage: trunkline COMMAND [OPTIONS]
@@ -283,6 +284,9 @@ def _message(error: Exception) -> str | None:
     """Return what is said about an error in place of its traceback; None where that is needed."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+    for note in vars(error).get("__notes__", ()):
+        if note.startswith(ADVICE):  # a callback has said what to do
+            return note.removeprefix(ADVICE)
     package = _raised_in(error)
     if package == "trunkline" and isinstance(error, ValueError | OSError | FloatingPointError):
         return str(error)  # raised on purpose, it says all there is to say

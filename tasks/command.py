@@ -26,6 +26,7 @@ from ..data.detection import CocoDetection  # noqa: F401
 from ..data.multitask import CocoDetectionAndMasks  # noqa: F401
 from ..data.scans.module import ScanSegmentation  # noqa: F401
 from ..data.segmentation import ImageSegmentation  # noqa: F401
+from ..data.shared.loader_errors import raise_descriptor_limit
 from ..data.shared.trusted import imports_as_before
 from ..heads import (  # noqa: F401
     FCN,
@@ -61,7 +62,7 @@ from .settings.nulls import check_nulls
 from .settings.num_classes import fill_in
 from .settings.parser import CommandParser, keep_whole_numbers, placed
 from .settings.precision import warn_of_precision
-from .settings.run_folder import SaveRunConfig, check_counts, new_run_folder
+from .settings.run_folder import SaveRunConfig, check_counts, claim_folders, new_run_folder
 from .settings.sources import SettingError, read_sources, with_names_as_text
 from .settings.trust import OPTION, trust
 from .volumes import VolumeSegmentation  # noqa: F401
@@ -99,6 +100,7 @@ class TrunklineCLI(LightningCLI):
 
     def __init__(self, **kwargs: Any) -> None:
         logging.getLogger("trunkline").setLevel(logging.INFO)
+        raise_descriptor_limit()
         if not logging.getLogger().handlers:
             logging.basicConfig(format="%(message)s")
         # Lightning 2.6 on torch 2.15: nothing a user could act on.
@@ -251,6 +253,7 @@ class TrunklineCLI(LightningCLI):
         )
         if checkpoint and Path(checkpoint).is_file():
             refuse_before_start(self.model, self.datamodule, self.model.run_settings, str(checkpoint))
+        claim_folders(self.trainer, self.model)
 
     def before_predict(self) -> None:
         if self.model.predicts_on_copy:

@@ -275,10 +275,11 @@ class Task(Network):
 
         All ranks ask for it together.
         """
-        folder = self.trainer.log_dir if self.trainer.loggers else self.run_folder
-        if folder is None or self.trainer.fast_dev_run:
+        trainer = self.trainer
+        folder = trainer.log_dir if trainer.loggers else trainer.strategy.broadcast(self.run_folder)
+        if folder is None or trainer.fast_dev_run:
             return None
-        return Path(folder) / ("test" if self.trainer.testing else "val") / branch.name
+        return Path(folder) / ("test" if trainer.testing else "val") / branch.name
 
     def _report(self) -> None:
         """Print the last metrics, and write them next to the logger's files if there is a logger."""

@@ -28,6 +28,7 @@ from ...evaluation.pictures.attempts import Attempts
 from .output import (
     Existing,
     Failures,
+    OutputLock,
     UnreadImages,
     earlier_results,
     move_earlier_results,
@@ -102,6 +103,7 @@ class PredictionWriter(BasePredictionWriter):
         self._paths: dict[int, Location] = {}
         self._failures = Failures(self.folder)
         self._attempts = Attempts()
+        self._lock = OutputLock(self.folder)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out before the work whether its result can be written.
@@ -110,14 +112,28 @@ class PredictionWriter(BasePredictionWriter):
             OSError: if the folder, or one above it, is a file or may not be written to, or it holds results.
         """
         require_writable(self.folder)
+        if trainer.is_global_zero:
+            self._lock.acquire()
         names = earlier_results(self.folder, self.branches)
-        if self.existing == "error":
-            refuse_earlier_results(self.folder, names)
+        try:
+            if self.existing == "error":
+                refuse_earlier_results(self.folder, names)
+        except OSError:
+            self._lock.release()
+            raise
         trainer.strategy.barrier("earlier results")  # until all processes have looked
         if names and trainer.is_global_zero:
             moved = move_earlier_results(self.folder, names)
             logger.info("moved earlier results to %s", shown(moved.resolve()))
         trainer.strategy.barrier("moved results")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let others have the folder."""
+        self._lock.release()
+
+    def on_exception(self, *_: Any) -> None:
+        """As at the end."""
+        self._lock.release()
 
     def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
         data = trainer.datamodule
