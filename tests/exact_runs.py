@@ -184,13 +184,12 @@ class KillSaving(Callback):
 
 
 def callbacks(case, folder):
-    """Two that follow a metric, one that follows steps, and an average of the weights."""
+    """Two that follow a metric, one that counts, and an average of the weights; each process has a folder."""
     metric = "val/loss" if case.task != "scans" else "val/mean_Dice"
+    runs = folder / f"version_{len(list(folder.glob('version_*')))}"
     found = [
-        ModelCheckpoint(
-            folder / "checkpoints", "best", monitor=metric, mode="min", enable_version_counter=False
-        ),
-        ModelCheckpoint(folder / "checkpoints", "top-{step}", monitor=metric, mode="max", save_top_k=2),
+        ModelCheckpoint(runs, "best", monitor=metric, mode="min"),
+        ModelCheckpoint(runs, "top-{step}", monitor=metric, mode="max", save_top_k=2),
         EarlyStopping(metric, patience=50, strict=False),
     ]
     found += [WeightEMA(0.9, update_starting_at_epoch=1)] if case.ema else []
@@ -269,8 +268,9 @@ def last_state(folder):
 def differences(one, other, place=""):
     """Where two contents of checkpoints differ; paths count by their names."""
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = [*one, *(key for key in other if key not in one)]
-        for key in keys:
+        for key in dict.fromkeys([*one, *other]):
+            if key == "dirpath":
+                continue  # each process of a run has a folder
             name = Path(key).name if isinstance(key, str) and key.startswith("/") else key
             yield from differences(_at(one, name), _at(other, name), f"{place}.{name}")
     elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
@@ -296,10 +296,11 @@ def _named(value):
 
 def assert_same_end(quiet, stopped):
     """The runs in two folders ended alike: state, curves and best checkpoints."""
-    assert not list(differences(last_state(quiet), last_state(stopped)))
+    found = list(differences(last_state(quiet), last_state(stopped)))
+    assert not found, found[:8]
     assert curves(quiet) == curves(stopped)
-    for path in sorted((quiet / "checkpoints").glob("*.ckpt")):
-        one, other = (
-            torch.load(each, weights_only=True) for each in (path, stopped / "checkpoints" / path.name)
-        )
-        assert not list(differences(one["state_dict"], other["state_dict"], path.name))
+    ends = [last_state(folder)["callbacks"] for folder in (quiet, stopped)]
+    for key in (key for key in ends[0] if key.startswith("ModelCheckpoint")):
+        one, other = (torch.load(end[key]["best_model_path"], weights_only=True) for end in ends)
+        found = list(differences(one["state_dict"], other["state_dict"], key))
+        assert not found, found

@@ -50,7 +50,8 @@ class LastCheckpoint(Checkpoint):
         self._folder: str | None = None
         self._saved_step = -1
         self._newest = 0  # when the newest checkpoint of the run was written, in ns
-        self._due = False
+        self._due = False  # whether to save after this step
+        self._stopping = 0  # the signal by which all processes stop after this step
         self._between = False
         self._followed: list[ModelCheckpoint] = []
         self._not_numbers: set[str | None] = set()
@@ -72,8 +73,8 @@ class LastCheckpoint(Checkpoint):
         if stage != "fit":
             return
         loops = use_exact_loops(trainer)
-        loops.between = lambda: self._save(trainer)
-        loops.epoch_loop.between = lambda ends: self._save(trainer) if self._due or ends else None
+        loops.between = lambda: self._after_epoch(trainer)
+        loops.epoch_loop.between = lambda ends: self._after_step(trainer, ends)
         others = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
         if trainer.fast_dev_run or not others or others[0].dirpath is None:
             if self._command.save_every is not None and not trainer.fast_dev_run:
@@ -86,7 +87,7 @@ class LastCheckpoint(Checkpoint):
                 self._followed.append(each)
                 each.save_last = None
         self._folder = str(others[0].dirpath)
-        self._saved_step, self._due = -1, False
+        self._saved_step, self._due, self._stopping = -1, False, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the name of the file: now it is known which checkpoint the run goes on from."""
@@ -140,10 +141,20 @@ class LastCheckpoint(Checkpoint):
         if trainer.fit_loop._should_accumulate():
             return
         due = self.path is not None and self._every.due(trainer.global_step)
-        self._signals.asked, due = agreed(trainer, self._signals.asked, due)
+        self._stopping, due = agreed(trainer, self._signals.asked, due)
         self._due |= due
-        if self._signals.asked:
-            trainer._signal_connector.received_sigterm = True  # Lightning stops at the end of the step
+
+    def _after_step(self, trainer: Any, ends: bool) -> None:
+        """Save or stop within an epoch, if the last step is one to do it after."""
+        if self._due or ends or self._stopping:
+            self._save(trainer)
+        if self._stopping and not ends:
+            raise SIGTERMException()
+
+    def _after_epoch(self, trainer: Any) -> None:
+        self._save(trainer)
+        if self._stopping and not trainer.fit_loop.done:
+            raise SIGTERMException()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._state.end_epoch()
@@ -159,13 +170,10 @@ class LastCheckpoint(Checkpoint):
                 )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how to go on. Where the process is asked to stop (Lightning: between two steps) save before."""
-        if isinstance(exception, SIGTERMException):
-            number = self._signals.asked
-            exception.code = 128 + number
-            if self._saved_step != trainer.global_step:
-                self._save(trainer)
-            if number == requeue_signal(trainer):
+        """Say how to go on; where the process was asked to stop, with which status it ends."""
+        if isinstance(exception, SIGTERMException) and self._stopping:
+            exception.code = 128 + self._stopping
+            if self._stopping == requeue_signal(trainer):
                 requeue(trainer, self._command.automatic)
         if self.path is not None and trainer.is_global_zero and self._saved_step >= 0:
             words = self._command.going_on or ("fit", "--ckpt_path", self.path)

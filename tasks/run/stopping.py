@@ -14,8 +14,6 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 
 logger = logging.getLogger("trunkline")
 
-STOPPED = 128 + signal.SIGTERM  # exit status of a process that was asked to stop
-
 
 class StopSignals:
     """Takes SIGTERM, and the signal that SLURM sends before a time limit (SIGUSR1), while a run trains.

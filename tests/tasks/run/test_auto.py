@@ -22,7 +22,8 @@ def command(monkeypatch, root, folder, *words):
         "fit", "--config", "classification/resnet50_imagenet", f"--data.root={root}",
         "--data.workers=0", "--data.batch_size=2", "--data.size=32", "--model.backbone.depth=18",
         "--model.backbone.weights=null", "--model.backbone.width=4", "--model.optimizer.lr=0.01",
-        "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.max_epochs=2", "--trainer.num_sanity_val_steps=0",
+        "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.max_epochs=2",
+        "--trainer.num_sanity_val_steps=0",
         "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
         f"--trainer.default_root_dir={folder}", "--trainer.callbacks=null", *words,
     ]))  # fmt: skip
