@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from .data.shared.terminal import guard_log, harmless, show_error
+
 CONFIGS = Path(__file__).parent / "configs"
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 FOLDER_ERRORS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -53,12 +55,19 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _main(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
+    except SystemExit as stop:
+        if isinstance(stop.code, str):  # a message, which may quote names from files
+            stop.code = harmless(stop.code)
+        raise
     except BrokenPipeError:  # the reader, such as head, has enough; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
         print("\ntrunkline: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        sys.excepthook = show_error
+        raise
 
 
 def _main(words: list[str]) -> None:
@@ -209,6 +218,9 @@ def _plan_parser() -> argparse.ArgumentParser:
     finding.add_argument("--fold", type=int, help="that validates")
     finding.add_argument("--folds", type=int, help="how many to make")
     finding.add_argument("--patients", help="a CSV with the columns case and patient")
+    finding.add_argument(
+        "--allow_outside_root", action="store_true", default=None, help="lists may name files outside DATASET"
+    )
     return parser
 
 
@@ -221,11 +233,13 @@ def _plan(words: list[str]) -> None:
     logging.getLogger("trunkline").setLevel(logging.INFO)
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(message)s")
+    guard_log()
     from .evaluation.files import write_atomically
     from .planning import config, table
     from .planning import plan as planning
 
     names = ("images", "labels", "table", "ignore_id", "splits", "fold", "folds", "patients")
+    names += ("allow_outside_root",)
     try:
         given = {name: getattr(options, name) for name in names} | {
             "classes": _named_classes(options.classes)
@@ -239,7 +253,7 @@ def _plan(words: list[str]) -> None:
             spacing=options.spacing,
             workers=options.workers,
         )
-        print(table.table(plan))
+        print(harmless(table.table(plan)))
         write_atomically(options.output, config.config(plan, str(options.output)))
     except (ValueError, OSError) as error:
         sys.exit(f"trunkline plan: {error}")

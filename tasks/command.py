@@ -27,6 +27,7 @@ from ..data.multitask import CocoDetectionAndMasks  # noqa: F401
 from ..data.scans.module import ScanSegmentation  # noqa: F401
 from ..data.segmentation import ImageSegmentation  # noqa: F401
 from ..data.shared.loader_errors import raise_descriptor_limit
+from ..data.shared.terminal import guard_log
 from ..data.shared.trusted import imports_as_before
 from ..heads import (  # noqa: F401
     FCN,
@@ -100,6 +101,7 @@ class TrunklineCLI(LightningCLI):
 
     def __init__(self, **kwargs: Any) -> None:
         logging.getLogger("trunkline").setLevel(logging.INFO)
+        guard_log()
         raise_descriptor_limit()
         if not logging.getLogger().handlers:
             logging.basicConfig(format="%(message)s")

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .terminal import one_line
+
 _CHECKING_THREADS = 8
 _SHOW_PROGRESS_FROM = 500  # files
 _CHUNK = 64
@@ -123,7 +125,7 @@ def without_paths(value: Any) -> Any:
 def listing(problems: Sequence[str], total: int | None = None) -> str:
     """Format up to 20 problems, one a line, and say how many more there are."""
     total = len(problems) if total is None else total
-    lines = [f"  {problem}" for problem in problems[:LISTED]]
+    lines = [f"  {one_line(problem)}" for problem in problems[:LISTED]]
     if total > len(lines):
         lines.append(f"  ... and {total - len(lines)} more")
     return "\n".join(lines)

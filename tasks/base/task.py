@@ -19,6 +19,7 @@ from ... import __version__
 from ...compat import upgrade_checkpoint
 from ...data.shared.module import DataContractError, TrunklineData
 from ...data.shared.summary import require_learnable, summary_table
+from ...data.shared.terminal import harmless
 from ...evaluation.base import Prediction
 from ...evaluation.pictures import contact_sheet
 from ..run.averaging import warn_of_slow_average
@@ -288,7 +289,7 @@ class Task(Network):
             if not self.trainer.is_global_zero or not branch.results:
                 continue
             # Not self.print(): that goes through the progress bar, and says nothing once the bar is gone.
-            print(f"\n{name}:\n{branch.report()}" if name else f"\n{branch.report()}")
+            print(harmless(f"\n{name}:\n{branch.report()}" if name else f"\n{branch.report()}"))
             if folder is not None:
                 written = branch.write_report(folder)
                 print("".join(f"\n{what}: {path.resolve()}" for what, path in written.items()))

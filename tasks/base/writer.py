@@ -20,6 +20,7 @@ from ...data.shared.failed import FailedImage
 from ...data.shared.io import read_image
 from ...data.shared.module import DataContractError
 from ...data.shared.storage import Location, located
+from ...data.shared.terminal import harmless
 from ...evaluation.base import Prediction
 from ...evaluation.files import shown, write_json
 from ...evaluation.names import safe_name
@@ -216,7 +217,7 @@ class PredictionWriter(BasePredictionWriter):
                 "another --output.folder"
             ) from error
         if first:
-            print("\n".join(shown(text) for text in texts if text))
+            print(harmless("\n".join(shown(text) for text in texts if text)))
             if self.pictures and (self.folder / "pictures").is_dir():
                 print(f"pictures: {shown((self.folder / 'pictures').resolve())}")
         self._attempts.finish()
