@@ -25,6 +25,7 @@ from .inside import files_of
 from .loading import PlainErrorLoader, batch_loader, global_seed, ranks_of
 from .locate import DataNotFoundError
 from .resumed import EpochProgress
+from .sharing import shared_on_machine
 from .trusted import checked_settings
 
 logger = logging.getLogger("trunkline")
@@ -72,6 +73,7 @@ class SplitData(TrunklineData, Generic[Index]):
         self.on_changed_data, self.allow_outside_root = on_changed_data, allow_outside_root
         self.skipped = SkippedImages(max_bad_images)
         self.progress = EpochProgress()
+        self._shared: set[str] = set()
         self.splits: dict[str, Index] = {}
         self.unreadable: list[FailedImage] = []  # of the images to predict on, found by read_prediction
 
@@ -216,7 +218,7 @@ class SplitData(TrunklineData, Generic[Index]):
         return batch.rendered() if isinstance(batch, Batch) else batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: the skipped images, which count for the whole run, and the epoch."""
+        """Return what a checkpoint keeps: the skipped images of the whole run, and its epoch."""
         state: dict[str, Any] = {"skipped": skipped} if (skipped := self.skipped.state()) else {}
         if self.trainer is not None and self.batch_size:
             state["progress"] = self.progress.state(self.trainer, self.batch_size)
@@ -278,4 +280,8 @@ class SplitData(TrunklineData, Generic[Index]):
         return self.skipped if self.on_bad_image == "skip" else None
 
     def _loader(self, split: str) -> DataLoader:
-        return self.make_loader(split, self.index_of(split))
+        index = self.index_of(split)
+        if split not in self._shared:  # all processes make their loaders in the same order
+            self._shared.add(split)
+            self.splits[split] = index = shared_on_machine(index, self.trainer)
+        return self.make_loader(split, index)
