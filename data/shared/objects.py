@@ -17,6 +17,8 @@ ATTEMPTS = 4
 PAUSES = (0.5, 2.0, 6.0)  # seconds between them; the packages of fsspec also retry on their own
 LARGEST = 1 << 30  # bytes of one image or annotation file that are taken into memory
 
+WEB = ("http", "https")
+
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _PACKAGES = {
     "s3": "'trunkline[s3]'", "s3a": "'trunkline[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp",
@@ -70,8 +72,15 @@ def info_of(address: str) -> Info | None:
     Raises:
         StorageError: if it cannot be found out.
     """
+
+    def known(filesystem: Any, path: str) -> Info:
+        found = _info(filesystem.info(path))
+        # To a web server a folder is a page; one that lists its files is known by its links.
+        page = scheme_of(address) in WEB and "." not in path.rpartition("/")[2]
+        return found._replace(folder=True) if page and filesystem.isdir(path) else found
+
     try:
-        return _info(ask(address, lambda filesystem, path: filesystem.info(path)))
+        return ask(address, known)
     except FileNotFoundError:
         return None
 
@@ -119,7 +128,7 @@ def files_below(address: str, inside: bool = True) -> list[str]:
         names = ask(address, listed)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ObjectError(f"{address}: no such folder; check the address") from error
-    if scheme_of(address) in ("http", "https"):
+    if scheme_of(address) in WEB:
         names = [unquote(name) for name in names]
     return [name for name in names if name and not name.endswith("/")]  # such objects stand for folders
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .home import expanded
-from .objects import Info, ObjectError, files_below, info_of, read_object, scheme_of
+from .objects import WEB, Info, ObjectError, files_below, info_of, read_object, scheme_of
 from .ranged import RangedFile
 from .shards import list_of, open_member, place_in_shards, read_member, shards_exist
 
@@ -244,7 +244,7 @@ def stored(path: Location) -> Address | None:
 
 def unlisted(path: Location) -> bool:
     """Whether a folder cannot be asked for: web servers may have files without showing their folders."""
-    return scheme_of(str(path)) in ("http", "https")
+    return scheme_of(str(path)) in WEB
 
 
 def size_of(path: Location) -> int:

@@ -1,9 +1,12 @@
 """Data at addresses and in tar shards give the batches of the same files on a disk."""
 
+import http.server
 import multiprocessing
 import shutil
 import subprocess
 import tarfile
+import threading
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -18,6 +21,7 @@ from trunkline.data.multitask.module import CocoDetectionAndMasks
 from trunkline.data.segmentation.module import ImageSegmentation
 from trunkline.data.shared.fingerprint import fingerprint_of
 from trunkline.data.shared.objects import ObjectError
+from trunkline.data.shared.storage import located
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +212,25 @@ def test_prediction_goes_on_without_a_missing_file(shapes, memory):
     data.setup("predict")
     (failed,) = data.prediction_failures()
     assert failed.file_name == f"{address}/000_bad.jpg" and failed.file_name in failed.error
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Lists folders, and sends whole files whatever part is asked for."""
+
+    def log_message(self, *words):
+        pass
+
+
+def test_a_web_server_that_lists_its_folders(shapes):
+    handler = partial(Quiet, directory=str(shapes))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert same(
+            batches_of(CocoDetection(str(shapes), **BOXES)), batches_of(CocoDetection(address, **BOXES))
+        )
+        assert located(f"{address}/images/val").files() == located(f"file://{shapes}/images/val").files()
+        server.shutdown()
 
 
 @pytest.mark.parametrize("name", ["scans", "zip"])
