@@ -47,6 +47,10 @@ def _checkpoints() -> list[bytes]:
     return [saved(run), saved({**run, "callbacks": {}})]
 
 
+def _older(folder: Path) -> None:
+    (folder / "best.ckpt").write_bytes(_checkpoints()[1])
+
+
 TARGETS = [
     Target(
         "config",
@@ -65,5 +69,14 @@ TARGETS = [
         mutate_text,
     ),
     Target("checkpoint", "last.ckpt", _read_run, (CheckpointError,), _checkpoints, MUTATE_TORCH),
-    Target("checkpoint_best", "last.ckpt", _read_newest, (CheckpointError,), _checkpoints, MUTATE_TORCH),
+    Target(
+        "checkpoint_best",
+        "last.ckpt",
+        _read_newest,
+        (CheckpointError,),
+        _checkpoints,
+        MUTATE_TORCH,
+        prepare=_older,
+        folder=True,
+    ),
 ]

@@ -148,7 +148,12 @@ def _dicoms() -> list[bytes]:
     plain = pydicom.dcmread(io.BytesIO(_slice(1)))
     plain.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
     plain.save_as(implicit, implicit_vr=True, little_endian=True)
-    return [_slice(1), buffer.getvalue(), implicit.getvalue(), _slice(1, BitsStored=12, HighBit=11)]
+    return [
+        _slice(1, SliceThickness="3"),
+        buffer.getvalue(),
+        implicit.getvalue(),
+        _slice(1, BitsStored=12, HighBit=11, SliceThickness="3"),
+    ]
 
 
 def _mutate_elements(data: bytes, rng: random.Random) -> bytes:

@@ -67,8 +67,8 @@ class Target:
             folder: where the file is written; ``prepare`` has been there.
 
         Raises:
-            Finding: if something else than the documented errors comes out, a message does not name the file
-                or cannot be printed, or memory was lacking.
+            Finding: if something else than the documented errors comes out, a message does not name the file,
+                or memory was lacking.
         """
         path = folder / self.file
         path.write_bytes(data)
@@ -84,7 +84,6 @@ class Target:
 
     def _judge(self, error: Exception, path: Path) -> None:
         text = str(error)
-        _require_printable(text)
         if path.name not in text and not (self.folder and str(path.parent) in text):
             raise Finding(f"unnamed {_kind(error)}", f"the message does not name the file: {text[:500]}")
         cause: BaseException | None = error
@@ -115,20 +114,13 @@ def _kind(error: BaseException) -> str:
     return " ".join([type(error).__name__, *dict.fromkeys(names)])
 
 
-def _require_printable(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise Finding("unprintable message", f"the message cannot be printed: {text!r:.500}") from error
-
-
 @contextmanager
 def _heard() -> Iterator[None]:
-    """Let warnings of the package be formatted and checked, and be printed nowhere."""
+    """Let warnings of the package be formatted, and be printed nowhere."""
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            _require_printable(record.getMessage())
+            record.getMessage()
 
     logger, listener = logging.getLogger("trunkline"), Listener(logging.WARNING)
     handlers, logger.handlers, propagate, logger.propagate = (
