@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import stat
 import zlib
 from collections.abc import Sequence
@@ -126,6 +127,28 @@ def check_deflated(path: PathLike, files: Sequence[Path], start: int, least: int
             f"{path}: the header tells of {least} bytes of voxels, but the compressed data hold {found}; "
             "copy or export it again"
         )
+
+
+def check_words(path: PathLike, file: Path, start: int, most: int) -> None:
+    """Raise ``ScanError`` if voxels that are written as text have a number of more characters than ``most``.
+
+    ITK copies each into room of a fixed size.
+
+    Args:
+        path: the file of the header, for the error.
+        file: the file with the voxels.
+        start: where they begin in it.
+        most: characters.
+    """
+    end = b""
+    with open(file, "rb") as opened:
+        opened.seek(start)
+        while block := opened.read(_BLOCK):
+            if re.search(rb"\S{%d}" % (most + 1), end + block):
+                raise ScanError(
+                    f"{path}: the voxels are text, and one has more than {most} characters; export it again"
+                )
+            end = block[-most:]
 
 
 def memory_size() -> int | None:

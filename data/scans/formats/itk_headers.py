@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .checks import DEFLATE, check_claim, check_deflated
+from .checks import DEFLATE, check_claim, check_deflated, check_words
 from .scan import PathLike, ScanError
 
 T = TypeVar("T")
@@ -240,6 +240,8 @@ def _data_files(path: Path, named: str | None, lines: list[str]) -> list[Path] |
     if "%" in named:
         _check_pattern(path, words)
     if words and words[0].upper() == "LIST":
+        if not re.fullmatch(r"LIST( \d{1,2}D?)?", " ".join(words), re.IGNORECASE):
+            raise _wrong(path, "file of the voxels", named)
         at = next(at for at, line in enumerate(lines) if "LIST" in line)
         names = [line.strip() for line in lines[at + 1 :] if line.strip()]
     elif len(words) in (4, 5) and "%" in words[0] and all(w.isdigit() for w in words[1:]):
@@ -272,6 +274,8 @@ def _data(
     held -= start if files is None else 0
     if ratio is None:  # text: a digit and a space for each number, but for the last
         check_claim(path, sizes, 2, max(held, 0) + 1)
+        for file in [path] if files is None else files:
+            check_words(path, file, start if files is None else 0, _WORD)
     else:
         check_claim(path, sizes, size, max(held, 0), ratio)
     found = (path,) if files is None else tuple(files)
