@@ -11,6 +11,7 @@
 #   make bench   measure speed and memory beside the peers, and rewrite docs/performance.md; half an hour on two cores
 #   make gpu     test and measure on a GPU, in nine minutes; needs no network (PYTHON=... names its Python)
 #   make gpu-bundle   fetch what `make gpu` needs on a bare machine into benchmarks/gpu/bundle, 60 MiB at most
+#   make fuzz    give odd files to every reader, for ten minutes; SECONDS=60 TARGET='zip nifti' says otherwise
 #   make lint    check the style and the format
 #   make hooks   run pre-commit before every commit
 
@@ -22,7 +23,7 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo $(BIN)/uv)
 # Threads that wait sleep rather than spin: a tenth slower on a quiet machine, many times faster on a shared one.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow coverage types lint hooks bench gpu gpu-bundle
+.PHONY: setup demo test test-slow coverage types lint hooks bench gpu gpu-bundle fuzz
 
 setup: $(BIN)/.ready
 
@@ -72,6 +73,11 @@ bench: setup
 	@for script in $(BENCHMARKS); do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/report.py
+
+# Fails with the path of an input that lets a reader raise what it must not, hang, or take too much memory.
+SECONDS := 600
+fuzz: setup
+	$(BIN)/python tests/fuzz/campaign.py --seconds $(SECONDS) $(if $(TARGET),--target $(TARGET)) $(ARGS)
 
 # Neither needs the environment of `make setup`.
 gpu:
