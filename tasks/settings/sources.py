@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from ...data.shared.limits import MOST_NODES
 from .class_paths import options_of, options_of_words
 
 SECTIONS = ("model", "data", "trainer", "output")  # that cannot be empty
@@ -181,6 +182,9 @@ def _node(text: str, name: str, lenient: bool = False) -> yaml.Node | None:
         if lenient:  # the parser takes it for text
             return None
         raise SettingError(_syntax(error, name)) from error
+    except RecursionError as error:
+        raise SettingError(f"{name}: lists or mappings are nested too deep") from error
+    _require_bounded(root, name)
     for node in _checked(root, name, set()):
         if not node.tag.startswith(STANDARD) or "python/" in node.tag:
             tag = node.tag.removeprefix(STANDARD)
@@ -191,6 +195,30 @@ def _node(text: str, name: str, lenient: bool = False) -> yaml.Node | None:
                 "value itself, or give it as an option of the command"
             )
     return root
+
+
+def _require_bounded(root: yaml.Node | None, name: str) -> None:
+    """Refuse aliases that repeat so much that what is small in the file is huge when it is read."""
+    counts: dict[int, int] = {}  # by node, of all that it becomes; 0 while its parts are counted
+
+    def count(node: yaml.Node) -> int:
+        if id(node) not in counts:
+            counts[id(node)] = 0
+            parts = (
+                [each for pair in node.value for each in pair]
+                if isinstance(node, yaml.MappingNode)
+                else (node.value if isinstance(node, yaml.SequenceNode) else [])
+            )
+            counts[id(node)] = 1 + sum(map(count, parts))
+        elif not counts[id(node)]:
+            raise SettingError(f"{_place(name, node)}: an alias repeats what it stands in")
+        return counts[id(node)]
+
+    if root is not None and (found := count(root)) > MOST_NODES:
+        raise SettingError(
+            f"{name}: its aliases (*name) repeat parts until there are {found:,} values; more than "
+            f"{MOST_NODES:,} are not read"
+        )
 
 
 def _syntax(error: yaml.YAMLError, name: str) -> str:
