@@ -4,7 +4,7 @@ DDP and FSDP take the mean of the gradients of all processes. Where a loss is di
 on the data, such as that of the labelled pixels, the mean of the processes' losses is not the loss of all
 images together: each process would count alike, however few of its pixels have labels. So what a process
 divides by is the number of all processes, divided by how many they are, as in detectron2 (``reduce_mean``)
-and mmdetection (``avg_factor``). Nothing waits for the device.
+and mmdetection (``avg_factor``). The device is not synchronised.
 
 Outside of :func:`over_processes`, in evaluation and in a single process, nothing is exchanged.
 """

@@ -1,4 +1,4 @@
-"""Two processes train to the weights of one whose batches are twice as large, and evaluate to its figures.
+"""Two processes train to the weights of one whose batches are twice as large, and evaluate to its metrics.
 
 Weights differ by the rounding of float32 alone: sums of gradients are taken in another order. After the steps
 here that is some 1e-6 of a weight; a loss that is divided by the numbers of each process, another image or
@@ -124,10 +124,10 @@ def trained(rank, folder, data_folder, world=2):
         task, data = made(data_folder, 4 // world)
         run = trainer(folder, world, max_epochs=2, check_val_every_n_epoch=3)
         (losses,) = run.validate(task, data, verbose=False)
-        figures = [result.as_dict() for branch in task.branches.values() for result in branch.results]
+        metrics = [result.as_dict() for branch in task.branches.values() for result in branch.results]
         run.fit(task, data)
         weights = {key: value.detach().clone() for key, value in task.named_parameters()}
-        found[name] = {"weights": weights, "figures": figures, "losses": losses, "steps": run.global_step}
+        found[name] = {"weights": weights, "metrics": metrics, "losses": losses, "steps": run.global_step}
     return found
 
 
@@ -156,11 +156,11 @@ def test_two_processes_train_to_the_weights_of_one(found, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_evaluate_to_the_figures_of_one(found, name):
+def test_two_processes_evaluate_to_the_metrics_of_one(found, name):
     """Of 5, 3 and 1 images, which do not divide by two; all numbers are equal, not nearly."""
     one, two = found
     for other in two:
-        assert str(other[name]["figures"]) == str(one[name]["figures"])
+        assert str(other[name]["metrics"]) == str(one[name]["metrics"])
         assert other[name]["losses"].keys() == one[name]["losses"].keys()
         for key, value in one[name]["losses"].items():
             assert other[name]["losses"][key] == pytest.approx(value, rel=1e-6, nan_ok=True), key
