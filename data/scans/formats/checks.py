@@ -16,6 +16,7 @@ from .scan import PathLike, ScanError, failure
 
 DEFLATE = 1032  # bytes that one byte of gzip data can become, at most (zlib, "Technical Details")
 GZIP = b"\x1f\x8b"
+_BLOCK = 1 << 20  # bytes read at once
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 _GIB = 1 << 30
 _ZLIB_OR_GZIP = 32 + 15  # told from their first bytes
@@ -148,7 +149,7 @@ def check_words(path: PathLike, file: Path, start: int, most: int) -> None:
                 raise ScanError(
                     f"{path}: the voxels are text, and one has more than {most} characters; export it again"
                 )
-            end = block[-most:]
+            end = (end + block)[-most:]
 
 
 def memory_size() -> int | None:
