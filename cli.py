@@ -298,6 +298,8 @@ def _message(error: Exception) -> str | None:
     """Return what is said about an error in place of its traceback; None where that is needed."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+    from .tasks.settings.messages import remedy_of
+
     for note in vars(error).get("__notes__", ()):
         if note.startswith(ADVICE):  # a callback has said what to do
             return note.removeprefix(ADVICE)
@@ -306,20 +308,10 @@ def _message(error: Exception) -> str | None:
         return str(error)  # raised on purpose, it says all there is to say
     on_purpose = isinstance(error, ValueError | RuntimeError | ImportError)
     if isinstance(error, MisconfigurationException) or (package in LIGHTNING and on_purpose):
-        return f"the options of the trainer do not fit this run: {error}{_remedy(str(error))}"
+        return f"the options of the trainer do not fit this run: {error}{remedy_of(str(error))}"
     if isinstance(error, FOLDER_ERRORS) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         return f"{error.filename or 'a file'}: {error.strerror}; choose another folder, or make room for it"
     return None
-
-
-def _remedy(said: str) -> str:
-    """Return what to do about an error of Lightning that does not say so."""
-    if "has no logger" in said:
-        return (
-            " Leave trainer.logger out, or take these callbacks out of the config; "
-            "--trainer.callbacks null takes out all"
-        )
-    return ""
 
 
 def with_null_overrides(words: list[str]) -> list[str]:

@@ -200,3 +200,13 @@ def _or(words: list[str]) -> str:
 def _close(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def remedy_of(said: str) -> str:
+    """Return what to do about an error of Lightning that does not say so."""
+    if "has no logger" in said:
+        return (
+            " Leave trainer.logger out, or take these callbacks out of the config; "
+            "--trainer.callbacks null takes out all"
+        )
+    return ""
