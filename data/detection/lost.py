@@ -18,6 +18,7 @@ class LostBoxes:
         self.epoch = 0
         self.given = 0
         self.lost = 0
+        self.processes = 1  # of which this is the first
 
     def add(self, batch: DetectionBatch, epoch: int) -> None:
         """Count a batch; the first one of another epoch logs the one before."""
@@ -34,7 +35,8 @@ class LostBoxes:
             logger.log(
                 logging.WARNING if share > _MANY else logging.INFO,
                 "epoch %d: augmentation removed %d of %d boxes (%.1f %%): outside a crop, below "
-                "min_visibility, or below 1 pixel",
+                "min_visibility, or below 1 pixel%s",
                 self.epoch, self.lost, self.given, 100 * share,
+                f" (counted on one of {self.processes} processes)" if self.processes > 1 else "",
             )  # fmt: skip
         self.given = self.lost = 0

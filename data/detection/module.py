@@ -217,6 +217,7 @@ class CocoDetection(SplitData[CocoIndex]):
     def on_before_batch_transfer(self, batch: DetectionBatch, dataloader_idx: int) -> DetectionBatch:
         """Count the boxes that augmentation removed: plain numbers, for which nothing waits."""
         if self.trainer is not None and self.trainer.training and self.trainer.is_global_zero:
+            self._lost.processes = self.trainer.world_size
             self._lost.add(batch, self.trainer.current_epoch)
         return batch
 
