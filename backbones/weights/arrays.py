@@ -37,7 +37,12 @@ class Dtype:
 
         if not isinstance(self.code, str) or not _NUMBERS.fullmatch(self.code) or self.code == "f1":
             return None
-        return numpy.dtype(self.code).newbyteorder("=" if self.order == "|" else self.order)
+        real = numpy.dtype(self.code)
+        return (
+            real.newbyteorder(">")
+            if self.order == ">"
+            else real.newbyteorder("<" if self.order == "<" else "=")
+        )
 
 
 class Array:
@@ -141,7 +146,7 @@ def require_whole(content: bytes, old_torch: bool = False) -> None:
     for _ in range(pickles):
         count = 0
         for opcode, argument, place in pickletools.genops(stream):
-            if "PUT" in opcode.name and argument > (place or 0):
+            if "PUT" in opcode.name and int(argument or 0) > (place or 0):
                 raise pickle.UnpicklingError(f"it remembers a value at place {argument:,}")
             if type(argument) is int and "PUT" not in opcode.name and "GET" not in opcode.name:
                 count = argument

@@ -18,7 +18,7 @@ class BoundedFile(io.BufferedReader):
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        super().__init__(io.FileIO(path))  # type: ignore[arg-type]
+        super().__init__(io.FileIO(path))
         self._length = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1, /) -> bytes:
