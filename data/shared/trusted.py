@@ -7,6 +7,7 @@ own, and trusted as a program is; a checkpoint may come from anywhere.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -210,7 +211,8 @@ def names_of(path: str) -> set[str]:
         path: as the user wrote it; its module is looked up and not imported.
     """
     module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    defined = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
-    paths = {path, ".".join(defined)} if all(isinstance(part, str) for part in defined) else {path}
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    paths = {path}
+    if inspect.isclass(found) or inspect.isroutine(found):
+        paths.add(f"{found.__module__}.{found.__qualname__}")
     return paths | ({each.partition(".")[0] for each in paths} - LIBRARIES)

@@ -52,9 +52,8 @@ def find_dataset(
     - ``images/{train,val,test}`` and ``labels/...`` (or ``masks``), with or without these folders inside. A
       label has the name of its case: a scan, a DICOM folder, a folder of channels, or ``CASE_0000`` ...
 
-    Cases that nothing splits are split into folds by patient, and the folds written to ``splits``. Folders or
-    columns that tell train from val are taken as they are, unless ``fold`` or ``splits`` is given: then both
-    are pooled. Cases of ``test`` stay where they are.
+    Cases that nothing splits are split into folds by patient, written to ``splits``. Folders or columns that
+    tell train from val stay, unless ``fold`` or ``splits`` is given: then both are pooled, ``test`` is not.
 
     Args:
         root: folder that other paths are relative to.
@@ -71,8 +70,7 @@ def find_dataset(
         missing: ``error`` if a case of train or val has no labels; ``skip`` leaves it out, with a warning.
         allow_outside_root: whether lists may name files outside; None leaves that to ``files_of``.
 
-    Returns:
-        The dataset; splits without cases are absent.
+    Returns the dataset; splits without cases are absent.
 
     Raises:
         DataNotFoundError: if ``root`` or a named file is missing, or there are no scans.
@@ -89,8 +87,8 @@ def find_dataset(
     regions, written = labels_of_regions(layout, known)
     chosen = _split(layout, base, splits, fold, folds, seed).items()
     cases = {split: tuple(each) for split, each in chosen if each}
-    channels = layout.declared.channels or _channel_names(cases)
     stated = (ignore_id, layout.declared.ignore_id) != (None, None)
+    channels = layout.declared.channels or _channel_names(cases)
     return ScanDataset(cases, known, channels, regions, ignored, written, stated)
 
 
