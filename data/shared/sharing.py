@@ -133,7 +133,7 @@ def _written(tensors: Sequence[Tensor]) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().flatten().view(torch.uint8).numpy())
+    return memoryview(cast(Any, tensor.detach().flatten().view(torch.uint8).numpy()))
 
 
 def _mapped(path: str, tensors: Sequence[Tensor]) -> list[Tensor]:
