@@ -45,7 +45,7 @@ def find_dataset(
     missing: Unlabelled = "error",
     allow_outside_root: bool | None = None,
 ) -> ScanDataset:
-    """Find cases, classes and splits of a dataset, in the first of these layouts that is there.
+    """Return the cases, classes and splits of a dataset, of the first of these layouts that is there.
 
     - a CSV, if ``table`` names one: see ``read_case_table``
     - ``dataset.json`` of the Medical Segmentation Decathlon, or of nnU-Net next to imagesTr and labelsTr
@@ -70,8 +70,6 @@ def find_dataset(
         missing: ``error`` if a case of train or val has no labels; ``skip`` leaves it out, with a warning.
         allow_outside_root: whether lists may name files outside; None leaves that to ``files_of``.
 
-    Returns the dataset; splits without cases are absent.
-
     Raises:
         DataNotFoundError: if ``root`` or a named file is missing, or there are no scans.
         CasesError: if files, classes, folds or patients do not fit together.
@@ -87,8 +85,8 @@ def find_dataset(
     regions, written = labels_of_regions(layout, known)
     chosen = _split(layout, base, splits, fold, folds, seed).items()
     cases = {split: tuple(each) for split, each in chosen if each}
-    stated = (ignore_id, layout.declared.ignore_id) != (None, None)
     channels = layout.declared.channels or _channel_names(cases)
+    stated = (ignore_id, layout.declared.ignore_id) != (None, None)
     return ScanDataset(cases, known, channels, regions, ignored, written, stated)
 
 
