@@ -238,8 +238,17 @@ def _plan(words: list[str]) -> None:
     from .planning import config, table
     from .planning import plan as planning
 
-    names = ("images", "labels", "table", "ignore_id", "splits", "fold", "folds", "patients")
-    names += ("allow_outside_root",)
+    names = (
+        "images",
+        "labels",
+        "table",
+        "ignore_id",
+        "splits",
+        "fold",
+        "folds",
+        "patients",
+        "allow_outside_root",
+    )
     try:
         given = {name: getattr(options, name) for name in names} | {
             "classes": _named_classes(options.classes)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from .coco.fields import AnnotationError, shown
-from .common import LISTED, listing
+from .common import LISTED, PackedNames, listing
 from .storage import Location
 
 REMEDY = (
@@ -81,12 +81,12 @@ def _normal(path: str) -> str:
 
 
 def require_inside(
-    names: Sequence[str],
+    names: Sequence[str] | PackedNames,
     folder: str | os.PathLike[str] | Location,
     source: str | os.PathLike[str] | Location,
     record: Callable[[int], str] = "image number {}".format,
-) -> Sequence[str]:
-    """Return the names that a file gives, unless one leads out of the folder.
+) -> None:
+    """Refuse the names that a file gives if one leads out of the folder.
 
     Args:
         names: as written.
@@ -104,4 +104,3 @@ def require_inside(
             f"{source}: names of files that lead elsewhere ({len(problems)} in all)\n"
             f"{listing(problems[:LISTED], len(problems))}\n{REMEDY}"
         )
-    return names
