@@ -37,17 +37,17 @@ FAILED_TO_START = 70
 PLACES = {
     "in training_step": ("trunkline.tasks.base.task:Task.training_step", False),
     "after training_step": ("trunkline.tasks.base.task:Task.training_step", True),
-    "after backward": ("pytorch_lightning.core.module:LightningModule.on_after_backward", False),
-    "before the optimiser's step": ("pytorch_lightning.core.module:LightningModule.optimizer_step", False),
-    "after the optimiser's step": ("pytorch_lightning.core.module:LightningModule.optimizer_step", True),
+    "after backward": ("trunkline.tasks.base.task:Task.on_after_backward", False),
+    "before the optimiser's step": ("trunkline.tasks.base.task:Task.optimizer_step", False),
+    "after the optimiser's step": ("trunkline.tasks.base.task:Task.optimizer_step", True),
     "after the callbacks of a step": (
-        "pytorch_lightning.core.module:LightningModule.on_train_batch_end", False,
+        "trunkline.tasks.base.task:Task.on_train_batch_end", False,
     ),
     "before the log is written": ("pytorch_lightning.loggers.csv_logs:CSVLogger.save", False),
     "in validation": ("trunkline.tasks.base.task:Task.validation_step", False),
     "at the end of validation": ("trunkline.tasks.base.task:Task.on_validation_epoch_end", True),
     "after the callbacks of an epoch": (
-        "pytorch_lightning.core.module:LightningModule.on_train_epoch_end", False,
+        "trunkline.tasks.base.task:Task.on_train_epoch_end", False,
     ),
     "before a checkpoint": ("trunkline.tasks.run.checkpoints:AtomicCheckpointIO.save_checkpoint", False),
     "after a checkpoint": ("trunkline.tasks.run.checkpoints:AtomicCheckpointIO.save_checkpoint", True),

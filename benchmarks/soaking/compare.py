@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What names the folder of a run: differs, and means nothing.
+# Where a run is, and how many processes read for it: differs, and means nothing.
 PLACES = ("dirpath", "best_model_path", "last_model_path", "kth_best_model_path", "best_k_models")
-PLACES += ("default_root_dir", "save_dir", "ckpt_path", "cache_folder")
+PLACES += ("default_root_dir", "save_dir", "ckpt_path", "cache_folder", "workers")
 
 
 def last_checkpoint(folder: Path) -> dict[str, Any] | None:
