@@ -26,6 +26,7 @@ from .loading import PlainErrorLoader, batch_loader, global_seed, ranks_of
 from .locate import DataNotFoundError
 from .resumed import EpochProgress
 from .sharing import shared_on_machine
+from .terminal import guard_log
 from .trusted import checked_settings
 
 logger = logging.getLogger("trunkline")
@@ -67,6 +68,7 @@ class SplitData(TrunklineData, Generic[Index]):
         allow_outside_root: bool = False,
     ) -> None:
         super().__init__()
+        guard_log()
         if max_bad_images < 0:
             raise ValueError(f"data.max_bad_images is {max_bad_images}; it must be at least 0")
         self.on_bad_image, self.max_bad_images = on_bad_image, max_bad_images
