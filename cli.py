@@ -239,16 +239,8 @@ def _plan(words: list[str]) -> None:
     from .planning import plan as planning
 
     names = (
-        "images",
-        "labels",
-        "table",
-        "ignore_id",
-        "splits",
-        "fold",
-        "folds",
-        "patients",
-        "allow_outside_root",
-    )
+        "images", "labels", "table", "ignore_id", "splits", "fold", "folds", "patients", "allow_outside_root",
+    )  # fmt: skip
     try:
         given = {name: getattr(options, name) for name in names} | {
             "classes": _named_classes(options.classes)
