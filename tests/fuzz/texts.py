@@ -21,6 +21,7 @@ from trunkline.data.segmentation.pairs import pair_list
 from trunkline.data.shared.coco.fields import AnnotationError
 from trunkline.data.shared.labels.lists import read_class_rows
 from trunkline.data.shared.labels.table import ClassTable, MaskError
+from trunkline.data.shared.locate import DataNotFoundError
 
 from .mutate import mutate_json, mutate_text
 from .target import Target
@@ -188,7 +189,7 @@ TARGETS = [
         "coco_masks",
         "coco.json",
         _read_masks,
-        (AnnotationError, MaskError),
+        (AnnotationError, MaskError, DataNotFoundError),
         lambda: _encoded(coco(), panoptic()),
         mutate_json,
         prepare=_panoptic_png,

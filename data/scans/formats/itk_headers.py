@@ -113,6 +113,8 @@ def _check_nrrd(path: Path) -> ItkHeader:
             continue
         if not colon:  # ITK writes such a line into its message, whose room is fixed
             raise _wrong(path, "line", line)
+        if name.strip().lower() in fields:  # of two, ITK may take either
+            raise _wrong(path, f"second {name.strip()}", value.strip())
         fields[name.strip().lower()] = value.strip()
         if name.strip().lower() in _LISTED and value.upper().split()[:1] == ["LIST"]:
             break  # names of files follow
@@ -139,6 +141,8 @@ def _check_meta(path: Path) -> ItkHeader:
     fields = {}
     for line in lines:
         if pair := re.match(r"\s*(\w+)\s*[=:](.*)", line):
+            if pair[1] in fields and pair[1] in _META_NUMBERS:  # of two, ITK may take either
+                raise _wrong(path, f"second {pair[1]}", pair[2].strip())
             fields[pair[1]] = pair[2].strip()
     for name in _META_NUMBERS & set(fields):
         value = fields[name]
