@@ -163,8 +163,7 @@ class TrunklineCLI(LightningCLI):
         SaveEvery.parse(config.save_every)
         self._experiment = self._as_plain(SECTIONS)
         self._given, resume = given, config.resume
-        if rank_zero_only.rank == 0:
-            remove_leftovers(roots)
+        rank_zero_only(remove_leftovers)(roots)
         if resume is None:
             return
         if config.ckpt_path is not None:

@@ -216,7 +216,7 @@ def test_it_runs_as_a_module():
         ),
         (["--trainer.logger=WandbLogger"], "needs a package more: Requirement 'wandb"),
         (["--seed_everything=-1"], "-1 is not in bounds"),
-        (["--trainer.default_root_dir={file}"], "Not a directory; choose another folder"),
+        (["--trainer.default_root_dir={file}"], "(Not a directory), so nothing o"),
     ],
 )
 def test_errors_of_the_trainers_options_are_messages(run, shapes, tmp_path, words, said):
