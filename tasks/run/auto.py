@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from .state import KEY as BETWEEN
 logger = logging.getLogger("trunkline")
 
 AUTO = "auto"
+
+Found = tuple[Path, dict[str, Any]]
 
 
 def resumed_from(resume: str, roots: Iterable[Path], settings: Mapping[str, Any]) -> Path | None:
@@ -70,10 +73,19 @@ class _Search:
         self._settings = settings
         self._told: set[Path] = set()
 
-    def newest(self, roots: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
+    def newest(self, roots: Iterable[Path]) -> Found | None:
         files = {file.resolve() for root in roots for file in root.rglob("*.ckpt") if file.is_file()}
-        within: tuple[Path, dict[str, Any]] | None = None
-        for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True):
+        ordered = sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+        now = time.time_ns()
+        ahead = [file for file in ordered if file.stat().st_mtime_ns > now]
+        # Where the clock was set back, times do not say what is newer; steps do.
+        groups = [[file] for file in ahead] + [ordered[len(ahead) :]]
+        found = [each for each in map(self._newest_of, groups) if each is not None]
+        return max(found, key=lambda each: (BETWEEN in each[1], steps_of(each[1])), default=None)
+
+    def _newest_of(self, files: Iterable[Path]) -> Found | None:
+        within: Found | None = None
+        for file in files:
             checkpoint = self._of_this_experiment(file)
             if checkpoint is None:
                 continue

@@ -83,6 +83,20 @@ def test_another_experiment_is_named_and_left_alone(monkeypatch, class_folders, 
     assert f"no checkpoint of this experiment in {runs}: a new run begins" in told.text
 
 
+def test_times_in_the_future_do_not_hide_what_was_written_since(monkeypatch, class_folders, runs, told):
+    """The clock was set back: the older checkpoint has the later time."""
+    early = last_of(runs).with_name("early.ckpt")
+    content = torch.load(last_of(runs), weights_only=True)
+    torch.save(content | {"global_step": 3}, early)
+    os.utime(early, (4_000_000_000,) * 2)
+    command(monkeypatch, class_folders, runs, "--resume=auto", "--trainer.max_epochs=3")
+    assert f"--resume auto: {last_of(runs)} (step 6)" in told.text
+    os.utime(last_of(runs), (4_000_000_000,) * 2)
+    with pytest.raises(SystemExit):
+        command(monkeypatch, class_folders, runs, "--resume=auto", "--trainer.max_epochs=3")
+    assert "finished: 3 epochs of 3 are done" in told.text
+
+
 def test_truncated_and_damaged_files_are_named_and_skipped(monkeypatch, class_folders, runs, told):
     cut, damaged = (last_of(runs).with_name(f"{name}.ckpt") for name in ("cut", "damaged"))
     content = last_of(runs).read_bytes()
