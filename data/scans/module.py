@@ -40,7 +40,7 @@ from .summary import summary, trained_spacing, warn_of_far_spacings
 logger = logging.getLogger("trunkline")
 
 _FOUND_BY = ("images", "labels", "table", "classes", "ignore_id", "splits", "fold", "folds", "patients",
-             "missing", "allow_outside_root")  # fmt: skip
+             "missing")  # fmt: skip
 
 
 class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
@@ -341,7 +341,10 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
             if given.root is None:
                 raise CasesError("data.root is not set; give the folder that holds scans and their labels")
             options = {name: given[name] for name in _FOUND_BY}
-            self._known = find_dataset(given.root, seed=given.seed or 0, **options)
+            outside = self.allow_outside_root
+            self._known = find_dataset(
+                given.root, seed=given.seed or 0, allow_outside_root=outside, **options
+            )
         return self._known
 
     def _channels(self) -> int | None:

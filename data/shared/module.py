@@ -96,12 +96,7 @@ class SplitData(TrunklineData, Generic[Index]):
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def keep_arguments(self) -> None:
-        """Turn paths in ``self.hparams`` into text: checkpoints that open with weights_only hold no Path.
-
-        The options of this class are added.
-        """
-        for name in ("on_bad_image", "max_bad_images", "on_changed_data", "allow_outside_root"):
-            self.hparams[name] = vars(self)[name]
+        """Turn paths in ``self.hparams`` into text: checkpoints that open with weights_only hold no Path."""
         for name, value in self.hparams.items():
             self.hparams[name] = without_paths(value)
 
