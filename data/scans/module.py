@@ -337,14 +337,11 @@ class ScanSegmentation(SplitData[PreparedCases | CasesToPredict]):
 
     def _dataset(self) -> ScanDataset:
         if self._known is None:
-            given = self.hparams
+            given, outside = self.hparams, self.allow_outside_root
             if given.root is None:
                 raise CasesError("data.root is not set; give the folder that holds scans and their labels")
-            options = {name: given[name] for name in _FOUND_BY}
-            outside = self.allow_outside_root
-            self._known = find_dataset(
-                given.root, seed=given.seed or 0, allow_outside_root=outside, **options
-            )
+            found = {name: given[name] for name in _FOUND_BY}
+            self._known = find_dataset(given.root, seed=given.seed or 0, allow_outside_root=outside, **found)
         return self._known
 
     def _channels(self) -> int | None:
