@@ -18,7 +18,7 @@ logger = logging.getLogger("trunkline")
 
 AUTO = "auto"
 
-Found = tuple[Path, dict[str, Any]]
+Candidate = tuple[Path, dict[str, Any]]
 
 
 def resumed_from(resume: str, roots: Iterable[Path], settings: Mapping[str, Any]) -> Path | None:
@@ -73,7 +73,7 @@ class _Search:
         self._settings = settings
         self._told: set[Path] = set()
 
-    def newest(self, roots: Iterable[Path]) -> Found | None:
+    def newest(self, roots: Iterable[Path]) -> Candidate | None:
         files = {file.resolve() for root in roots for file in root.rglob("*.ckpt") if file.is_file()}
         ordered = sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
         now = time.time_ns()
@@ -83,8 +83,8 @@ class _Search:
         found = [each for each in map(self._newest_of, groups) if each is not None]
         return max(found, key=lambda each: (BETWEEN in each[1], steps_of(each[1])), default=None)
 
-    def _newest_of(self, files: Iterable[Path]) -> Found | None:
-        within: Found | None = None
+    def _newest_of(self, files: Iterable[Path]) -> Candidate | None:
+        within: Candidate | None = None
         for file in files:
             checkpoint = self._of_this_experiment(file)
             if checkpoint is None:
