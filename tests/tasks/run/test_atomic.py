@@ -121,5 +121,5 @@ def test_fit_on_a_full_disk_keeps_the_checkpoint_of_the_last_epoch(tmp_path, cla
     assert "Traceback" not in done.stderr
     (last,) = (tmp_path / "kept").rglob("last.ckpt")
     content = torch.load(last, weights_only=True)
-    assert content["epoch"] == 0 and content["global_step"] == 3
+    assert content["global_step"] == 3 and content["between_steps"]["position"] == "epoch"
     assert not [path for path in (tmp_path / "kept").rglob("*") if path.suffix == ".part"]
