@@ -185,7 +185,9 @@ def require_stored(path: str | os.PathLike[str]) -> None:
 
 def _open_torch(path: Path) -> object:
     require_stored(path)
-    if not zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # as torch tells its formats apart
+    if not zipped:
         require_whole(path.read_bytes(), old_torch=True)
     # Checkpoints often hold their options (a Namespace) and metrics (numpy scalars) next to the tensors.
     allowed: list[Any] = [argparse.Namespace, Array, Dtype]
