@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, get_args
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -69,6 +69,13 @@ class SplitData(TrunklineData, Generic[Index]):
     ) -> None:
         super().__init__()
         guard_log()
+        given = {
+            "on_bad_image": (on_bad_image, OnBadImage),
+            "on_changed_data": (on_changed_data, OnChangedData),
+        }
+        for name, (value, kind) in given.items():
+            if value not in get_args(kind):
+                raise ValueError(f"data.{name} is {value!r}; it must be {' or '.join(get_args(kind))}")
         if max_bad_images < 0:
             raise ValueError(f"data.max_bad_images is {max_bad_images}; it must be at least 0")
         self.on_bad_image, self.max_bad_images = on_bad_image, max_bad_images

@@ -90,3 +90,17 @@ def test_training_goes_without_validation_and_says_so(caplog):
 def test_a_loader_before_setup_is_an_error():
     with pytest.raises(RuntimeError, match="the train data have not been read: call setup"):
         Own().train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"on_bad_image": "Skip"}, "data.on_bad_image is 'Skip'; it must be error or skip"),
+        ({"on_bad_image": None}, "data.on_bad_image is None; it must be error or skip"),
+        ({"on_changed_data": "yes"}, "data.on_changed_data is 'yes'; it must be error or accept"),
+        ({"max_bad_images": -1}, "data.max_bad_images is -1; it must be at least 0"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_in_python_too(given, message):
+    with pytest.raises(ValueError, match=message):
+        SplitData(**given)
