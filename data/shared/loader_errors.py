@@ -45,6 +45,15 @@ def loader_problem(
         processes: the loader processes, if they are at hand: of one that is killed, torch may say no more
             than that a connection was reset.
     """
+    for _ in processes:
+        try:
+            return _problem(error, workers, processes)
+        except RuntimeError as ending:  # torch's handler of the signal that a process has gone, at any moment
+            error = ending
+    return _problem(error, workers, processes)
+
+
+def _problem(error: BaseException, workers: int | None, processes: Sequence[BaseProcess]) -> str | None:
     text, now = str(error), "" if workers is None else f" (now {workers})"
     fewer = _FEWER.format(now=now)
     told: BaseException | None = error
@@ -53,10 +62,11 @@ def loader_problem(
             return _descriptors(fewer)
         told = told.__cause__ or told.__context__
     if processes and isinstance(error, ConnectionError | EOFError):
-        try:  # a process that is killed is not gone at once
-            wait([each.sentinel for each in processes], timeout=_ENDING)
-        except RuntimeError as ending:  # torch's handler of the signal that it has gone
-            text = str(ending)
+        # A process that is killed is not gone at once, and its status comes after its pipes have closed.
+        gone = wait([each.sentinel for each in processes], timeout=_ENDING)
+        for each in processes:
+            if each.sentinel in gone:
+                each.join(_ENDING)
     codes = {each.exitcode for each in processes} | {int(code) for code in _EXIT_CODE.findall(text)}
     text += "".join(f" {words}" for code, words in _CAUSES.items() if code in codes)
     ended = {each.pid: code for each in processes if (code := each.exitcode) is not None and code < 0}

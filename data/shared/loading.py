@@ -229,7 +229,8 @@ class PlainErrorLoader(DataLoader):
         try:
             yield from batches
         except (ValueError, OSError, RuntimeError, EOFError) as error:
-            problem = loader_problem(error, self.num_workers, vars(batches).get("_workers", ()))
+            processes = vars(batches).get("_workers", ())
+            problem = loader_problem(error, self.num_workers, processes)
             if problem is not None:
                 raise LoaderProcessError(problem) from error
             if isinstance(error, RuntimeError | EOFError):

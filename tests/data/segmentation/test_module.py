@@ -229,7 +229,7 @@ def test_two_processes_share_the_pictures(folder):
     trained, validated = [], []
     for rank in range(2):
         made = fitted(folder, batch_size=2)
-        done = SimpleNamespace(current=SimpleNamespace(completed=0), is_last_batch=False)
+        done = SimpleNamespace(current=SimpleNamespace(processed=0), is_last_batch=False)
         made.trainer = SimpleNamespace(
             global_rank=rank, world_size=2, num_devices=2, overfit_batches=0,
             strategy=SimpleNamespace(root_device=torch.device("cpu")),

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +69,21 @@ def test_the_limit_of_open_files_is_said_with_the_remedy():
         LoaderProcessError, match="limit of open files .* is reached; raise it with `ulimit -n"
     ):
         list(loader(few))
+
+
+def test_the_signal_of_a_process_that_has_gone_may_come_at_any_moment(monkeypatch):
+    """torch raises its error wherever the main process is, also while the cause is looked for."""
+    gone = RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 86. Details are lost")
+    calls = []
+
+    def interrupted(sentinels, timeout):
+        calls.append(sentinels)
+        if len(calls) == 1:
+            raise gone
+
+    monkeypatch.setattr("trunkline.data.shared.loader_errors.wait", interrupted)
+    process = SimpleNamespace(sentinel=3, exitcode=86, pid=7)
+    assert "ulimit -n" in loader_problem(EOFError(), 1, [process]) and calls == [[3]]
 
 
 SAID = {
