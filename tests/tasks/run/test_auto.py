@@ -83,6 +83,13 @@ def test_another_experiment_is_named_and_left_alone(monkeypatch, class_folders, 
     assert f"no checkpoint of this experiment in {runs}: a new run begins" in told.text
 
 
+def test_what_a_message_advises_after_a_fault_goes_on(monkeypatch, class_folders, runs, told):
+    words = "--data.on_bad_image=skip", "--data.on_changed_data=accept", "--model.skip_nonfinite_steps=5"
+    cli = command(monkeypatch, class_folders, runs, "--resume=auto", "--trainer.max_epochs=3", *words)
+    assert cli.trainer.ckpt_path == str(last_of(runs)) and "another experiment" not in told.text
+    assert cli.datamodule.on_bad_image == "skip" and cli.model.skip_nonfinite_steps == 5
+
+
 def test_times_in_the_future_do_not_hide_what_was_written_since(monkeypatch, class_folders, runs, told):
     """The clock was set back: the older checkpoint has the later time."""
     early = last_of(runs).with_name("early.ckpt")
