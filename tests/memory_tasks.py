@@ -126,7 +126,7 @@ class Everything(TrunklineData):
         return self.paths
 
     def train_dataloader(self):
-        return DataLoader(self.batches, batch_size=None)
+        return DataLoader(self.batches, batch_size=None, generator=torch.Generator())
 
     val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 

@@ -94,6 +94,7 @@ def test_options_for_finding_cases_go_into_the_config(root, tmp_path):
             str(tmp_path),
             "--output",
             str(output),
+            "--allow_outside_root",
             *words,
             *CLASSES,
             "--modality",
