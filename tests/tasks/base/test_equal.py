@@ -33,6 +33,8 @@ from trunkline.tasks.segmentation import SemanticSegmentation
 from trunkline.tasks.volumes import VolumeSegmentation
 from trunkline.tasks.volumes.inference import VolumeInference
 
+pytestmark = pytest.mark.forks
+
 ALL = 10**6  # boxes to sample: none is left to chance
 FLIP = [{"HorizontalFlip": {"p": 0.5}}]
 

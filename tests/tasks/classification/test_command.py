@@ -200,7 +200,8 @@ def test_fit_validate_and_predict_belong_together(monkeypatch, tmp_path, folders
 def test_several_labels_from_a_table(monkeypatch, tmp_path, table, folders):
     cli = fit(
         monkeypatch, tmp_path, table, "--model.head.multi_label=true", "--model.head.num_classes=4",
-        "--data.allow_outside_root=true", "--trainer.callbacks=null", "--model.mixup=0.2", "--model.head.class_weights=[1, 2, 1, 0.5]",
+        "--data.allow_outside_root=true", "--trainer.callbacks=null",
+        "--model.mixup=0.2", "--model.head.class_weights=[1, 2, 1, 0.5]",
         "--model.head.pool=max", "--model.head.label_smoothing=0.1",
     )  # fmt: skip
     head = cli.model.head
@@ -213,7 +214,8 @@ def test_several_labels_from_a_table(monkeypatch, tmp_path, table, folders):
     out = tmp_path / "out"
     command(
         monkeypatch, "predict", f"--ckpt_path={saved}", *QUIET, f"--data.predict={folders / 'val' / 'red'}",
-        f"--output.folder={out}", "--data.allow_outside_root=true", "--output.min_score=0.3", "--output.pictures=false",
+        "--data.allow_outside_root=true", f"--output.folder={out}", "--output.min_score=0.3",
+        "--output.pictures=false",
         "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}",
     )  # fmt: skip
     assert sorted(path.name for path in out.iterdir()) == ["images.json", "predictions.csv"]

@@ -7,6 +7,8 @@ import pytest
 from exact_runs import Case, KillAt, KillSaving, assert_same_end, finish
 from pytorch_lightning.callbacks import Callback, GradientAccumulationScheduler
 
+pytestmark = pytest.mark.forks
+
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory):

@@ -23,7 +23,7 @@ WORDS = ["fit", "--config", experiments.CONFIG, "--resume", "auto", "--save_ever
 EACH_TASK = [
     Armed("after the optimiser's step", 5),
     Armed(HALF_WRITTEN, 2),
-    Armed("in validation", 4),
+    Armed("in validation", 1),
 ]
 OTHERS = [
     Armed("before a checkpoint", 1),  # no checkpoint is there: it begins anew
@@ -38,7 +38,7 @@ OTHERS = [
     Armed("at the end of validation", 1),
     Armed("before a checkpoint", 3),
     Armed("after the callbacks of an epoch", 1),
-    Armed("after a checkpoint", 2),
+    Armed("after a checkpoint", 1),
 ]
 
 

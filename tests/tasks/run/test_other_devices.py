@@ -11,6 +11,8 @@ from two_processes import ranks
 
 from trunkline.data.classification import ImageClassification
 
+pytestmark = pytest.mark.forks
+
 
 class Seen(Callback):
     """The images of each epoch, of one process."""

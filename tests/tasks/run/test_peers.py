@@ -19,6 +19,8 @@ from trunkline.data.shared.io import ImageError
 from trunkline.tasks.run import peers
 from trunkline.tasks.run.peers import Peers
 
+pytestmark = pytest.mark.forks
+
 
 class Fault(Callback):
     """Does something to one of the processes in its second step."""
