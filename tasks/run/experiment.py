@@ -14,8 +14,8 @@ SECTIONS = ("model", "data", "trainer", "seed_everything")
 # What does not change where a run ends, up to rounding, or is handled when it goes on (number of processes),
 # and what messages advise to go on with after a fault.
 _FREE = (
-    "data.allow_outside_root", "data.cache_folder", "data.max_bad_images", "data.on_bad_image",
-    "data.on_changed_data", "data.predict", "data.workers",
+    "data.allow_outside_root", "data.cache_folder", "data.check_images", "data.check_masks",
+    "data.max_bad_images", "data.on_bad_image", "data.on_changed_data", "data.predict", "data.workers",
     "model.picture_score", "model.pictures", "model.skip_nonfinite_steps",
     "trainer.accelerator", "trainer.barebones", "trainer.default_root_dir", "trainer.devices",
     "trainer.enable_checkpointing", "trainer.enable_model_summary", "trainer.enable_progress_bar",

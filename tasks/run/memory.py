@@ -23,7 +23,8 @@ _LOWER = {
 _OTHERS = (
     "--trainer.precision bf16-mixed needs about half of the memory on a GPU, "
     "--model.backbone.checkpointing true less for longer steps, and --trainer.accumulate_grad_batches keeps "
-    "the number of images of a step"
+    "the number of images of a step. With such changes the run goes on by --ckpt_path; --resume auto would "
+    "begin a new one"
 )
 
 
