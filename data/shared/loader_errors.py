@@ -72,7 +72,7 @@ def _problem(error: BaseException, workers: int | None, processes: Sequence[Base
     ended = {each.pid: code for each in processes if (code := each.exitcode) is not None and code < 0}
     for pid, code in ended.items():
         text = f"DataLoader worker (pid {pid}) is killed by signal: {signal.strsignal(-code)}. {text}"
-    if not ended and not isinstance(error, RuntimeError | OSError):
+    if not ended and codes.isdisjoint(_CAUSES) and not isinstance(error, RuntimeError | OSError):
         return None
     killed = _KILLED.search(text)
     if any(words in text for words in _DESCRIPTORS[:2]) or (

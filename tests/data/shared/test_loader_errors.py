@@ -60,10 +60,9 @@ def test_full_shared_memory_is_said_with_the_remedy():
 
 def test_the_limit_of_open_files_is_said_with_the_remedy():
     def few():
-        opened = len(os.listdir("/proc/self/fd"))
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (opened - 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        )
+        lowest = os.open(os.devnull, os.O_RDONLY)  # the limit is of numbers, of which lower ones may be free
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
     with pytest.raises(
         LoaderProcessError, match="limit of open files .* is reached; raise it with `ulimit -n"
@@ -82,8 +81,12 @@ def test_the_signal_of_a_process_that_has_gone_may_come_at_any_moment(monkeypatc
             raise gone
 
     monkeypatch.setattr("trunkline.data.shared.loader_errors.wait", interrupted)
-    process = SimpleNamespace(sentinel=3, exitcode=86, pid=7)
+    process = SimpleNamespace(sentinel=3, exitcode=86, pid=7, join=lambda _: None)
     assert "ulimit -n" in loader_problem(EOFError(), 1, [process]) and calls == [[3]]
+    monkeypatch.setattr("trunkline.data.shared.loader_errors.wait", lambda sentinels, timeout: sentinels)
+    assert "ulimit -n" in loader_problem(EOFError(), 1, [process]), "without that signal"
+    process.exitcode = 0
+    assert loader_problem(EOFError(), 1, [process]) is None
 
 
 SAID = {
