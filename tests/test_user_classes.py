@@ -57,6 +57,7 @@ def config(root, folder, head="FCN", evaluators=()):
     return path
 
 
+@pytest.mark.slow
 def test_the_installed_command_finds_classes_here_and_beside_the_config(masked_shapes, tmp_path):
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     here.mkdir()

@@ -104,6 +104,7 @@ def test_retinanet_starts_from_its_prior_and_its_class_loss_is_torchvisions(exam
     assert head.losses(raw, empty)["box"] == 0
 
 
+@pytest.mark.slow
 def test_retinanet_trains_and_predicts_in_another_process_what_was_evaluated(runs, shapes, learned, tmp_path):
     cli = runs.fit("retinanet", shapes, *SMALL, "--model.backbone.width=8", "--model.head.score_threshold=0")
     assert type(cli.model.head).__name__ == "RetinaNet" and learned(cli, cli.model.head)
